@@ -1,0 +1,44 @@
+//! `winnowd` selects pretraining data from a stream, continuously and exactly once.
+//!
+//! Documents come from Kafka, are scored, and the best of every window is published as Parquet shards. This page is the
+//! map; the modules stand in the order in which a document passes them, and each may use only those before it.
+//!
+//! The pure core: no I/O, no clock, no randomness of its own, no `async`. It compiles with `--no-default-features`.
+//!
+//! | module | takes → gives |
+//! | --- | --- |
+//! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason |
+//! | [`features`] | a text → tokens, hashed n-grams |
+//! | [`score`] | n-grams and a [`score::Model`] → log importance weight |
+//! | [`select`] | log weights and noise by position → the selection, with inclusion probabilities |
+//! | [`checkpoint`] | intervals of offsets → what a publication advances |
+//! | [`window`] | scored records of one partition → a decided [`window::ClosedWindow`] |
+//! | [`manifest`] | what a shard is, for the catalog and for trainers |
+//! | [`publish`] | observed facts → the next step of a publication |
+//!
+//! The edges, behind the default feature `daemon`:
+//!
+//! | module | is |
+//! | --- | --- |
+//! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
+//! | `telemetry` | metrics, health and status on one HTTP port |
+//! | `source` | Kafka; files of documents |
+//! | `sink` | Parquet shards on an object store |
+//! | `catalog` | the database that is the authority on offsets and shards |
+//! | `pipeline` | the wiring: worker, publisher, shutdown |
+//! | `cli` | arguments → one of the above → exit code |
+#![deny(unsafe_code)]
+
+pub mod record;
+pub mod features;
+pub mod score;
+pub mod select;
+pub mod checkpoint;
+pub mod window;
+pub mod manifest;
+pub mod publish;
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,108 @@
+//! What a shard is: the facts that the catalog keeps, the shard carries in its footer, and trainers read. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use crate::score::ModelId;
+use crate::select::SelectorSettings;
+use crate::window::{SelectedDocument, WindowSummary};
+
+/// Everything that is known of a published shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShardManifest {
+    pub shard: String,
+    pub pipeline: String,
+    /// Relative to the root of the sink; `None` when nothing was selected, so that only progress was published.
+    pub path: Option<String>,
+    pub rows: u64,
+    pub bytes: u64,
+    /// `sha256:` and hex, of the file's bytes.
+    pub digest: Option<String>,
+    pub model: ModelId,
+    pub selector: SelectorSettings,
+    /// Of the log importance weights of its rows.
+    pub log_importance_weights: Option<Quantiles>,
+    pub windows: Vec<WindowSummary>,
+    pub created_at_ms: i64,
+}
+
+/// One line of `manifest.jsonl`. Trainers read this file instead of listing objects: it names published shards only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ManifestEntry {
+    /// 1, 2, 3, … in order of publication within a pipeline.
+    pub sequence: i64,
+    pub shard: String,
+    pub pipeline: String,
+    pub path: String,
+    pub rows: u64,
+    pub bytes: u64,
+    pub digest: String,
+    pub model: ModelId,
+    /// Ids of the windows whose selections it holds, `topic/partition/from-to`.
+    pub windows: Vec<String>,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+}
+
+impl ShardManifest {
+    /// The line for trainers; `None` for progress without rows.
+    pub fn entry(&self, sequence: i64) -> Option<ManifestEntry> {
+        Some(ManifestEntry {
+            sequence,
+            shard: self.shard.clone(),
+            pipeline: self.pipeline.clone(),
+            path: self.path.clone()?,
+            rows: self.rows,
+            bytes: self.bytes,
+            digest: self.digest.clone()?,
+            model: self.model.clone(),
+            windows: self.windows.iter().filter(|w| w.n_selected > 0).map(WindowSummary::id).collect(),
+            created_at: rfc3339(self.created_at_ms),
+        })
+    }
+}
+
+/// Milliseconds since 1970 as RFC 3339 in UTC.
+pub fn rfc3339(ms: i64) -> String {
+    match chrono::DateTime::from_timestamp_millis(ms) {
+        Some(time) => time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+        None => format!("{ms} ms"),
+    }
+}
+
+/// Minimum, quartiles and maximum.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Quantiles {
+    pub min: f64,
+    pub q25: f64,
+    pub median: f64,
+    pub q75: f64,
+    pub max: f64,
+}
+
+impl Quantiles {
+    /// Nearest-rank quantiles; `None` of nothing.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_unstable_by(f64::total_cmp);
+        let last = values.len().checked_sub(1)?;
+        let at = |quarter: usize| values[(last * quarter + 2) / 4];
+        Some(Quantiles { min: at(0), q25: at(1), median: at(2), q75: at(3), max: at(4) })
+    }
+
+    pub fn of_weights<'a>(rows: impl Iterator<Item = &'a SelectedDocument>) -> Option<Self> {
+        Self::of(rows.map(|row| row.score.log_importance_weight).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_occur() {
+        let q = Quantiles::of(vec![5.0, 1.0, 4.0, 2.0, 3.0]).unwrap();
+        assert_eq!((q.min, q.q25, q.median, q.q75, q.max), (1.0, 2.0, 3.0, 4.0, 5.0));
+        let q = Quantiles::of(vec![7.0]).unwrap();
+        assert_eq!((q.min, q.median, q.max), (7.0, 7.0, 7.0));
+        assert_eq!(Quantiles::of(vec![]), None);
+    }
+}

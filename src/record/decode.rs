@@ -1,0 +1,349 @@
+//! JSON objects to documents, with configurable field names.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{Document, Reject, RejectReason, TopicPartition};
+
+/// Which field of the JSON object is what. `None`: the stream has no such field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldNames {
+    pub text: String,
+    pub id: Option<String>,
+    pub source: Option<String>,
+    pub timestamp: Option<String>,
+}
+
+/// Turns the payload of a record into a document.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    pub fields: FieldNames,
+    pub max_bytes: usize,
+}
+
+impl Decoder {
+    /// In: the payload of one record and where it stood. Out: the document, or why it is none. Never fails otherwise.
+    ///
+    /// `id` may be a string or an integer; `timestamp` an integer (milliseconds since 1970 UTC) or an RFC 3339 string.
+    /// Fields that are null count as absent. Without an id the position is the id; without a timestamp the record's
+    /// own, `record_timestamp_ms`, is taken. An empty text is a document without tokens.
+    pub fn decode(
+        &self,
+        payload: Option<&[u8]>,
+        at: &TopicPartition,
+        offset: i64,
+        record_timestamp_ms: Option<i64>,
+    ) -> Result<Document, Reject> {
+        let payload = payload.ok_or_else(|| Reject::new(RejectReason::NullPayload, "the record has no value"))?;
+        if payload.len() > self.max_bytes {
+            let detail = format!("{} bytes, allowed are {}", payload.len(), self.max_bytes);
+            return Err(Reject::new(RejectReason::TooLarge, detail));
+        }
+        let json = std::str::from_utf8(payload).map_err(|e| Reject::new(RejectReason::InvalidUtf8, e.to_string()))?;
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        let parsed =
+            ObjectSeed(&self.fields).deserialize(&mut deserializer).and_then(|p| deserializer.end().map(|()| p));
+        let parsed = parsed.map_err(|e| match e.classify() {
+            serde_json::error::Category::Data => Reject::new(RejectReason::NotAnObject, e.to_string()),
+            _ => Reject::new(RejectReason::MalformedJson, e.to_string()),
+        })?;
+        self.document(parsed?, at, offset, record_timestamp_ms)
+    }
+
+    fn document(
+        &self,
+        parsed: Parsed,
+        at: &TopicPartition,
+        offset: i64,
+        record_timestamp_ms: Option<i64>,
+    ) -> Result<Document, Reject> {
+        let names = &self.fields;
+        let string_or_integer = |value: Scalar, name: &Option<String>| match value {
+            Scalar::Null => Ok(None),
+            Scalar::String(s) => Ok(Some(s)),
+            Scalar::Integer(n) => Ok(Some(n.to_string())),
+            Scalar::Other(kind) => Err(wrong_type(name.as_deref().unwrap_or_default(), "a string or an integer", kind)),
+        };
+        let text = match parsed.text {
+            Scalar::String(text) => text,
+            Scalar::Null => return Err(Reject::new(RejectReason::MissingText, format!("no field `{}`", names.text))),
+            Scalar::Integer(_) => return Err(wrong_type(&names.text, "a string", "a number")),
+            Scalar::Other(kind) => return Err(wrong_type(&names.text, "a string", kind)),
+        };
+        let timestamp_ms = match parsed.timestamp {
+            Scalar::Null => record_timestamp_ms,
+            Scalar::Integer(ms) => match i64::try_from(ms) {
+                Ok(ms) => Some(ms),
+                Err(_) => return Err(bad_timestamp(names, &ms.to_string())),
+            },
+            Scalar::String(s) => match chrono::DateTime::parse_from_rfc3339(&s) {
+                Ok(time) => Some(time.timestamp_millis()),
+                Err(_) => return Err(bad_timestamp(names, &s)),
+            },
+            Scalar::Other(kind) => {
+                let name = names.timestamp.as_deref().unwrap_or_default();
+                return Err(wrong_type(name, "milliseconds or an RFC 3339 string", kind));
+            }
+        };
+        Ok(Document {
+            id: string_or_integer(parsed.id, &names.id)?.unwrap_or_else(|| at.position(offset)),
+            text,
+            source: string_or_integer(parsed.source, &names.source)?,
+            timestamp_ms,
+            metadata: parsed.metadata,
+        })
+    }
+}
+
+fn wrong_type(name: &str, wanted: &str, found: &str) -> Reject {
+    Reject::new(RejectReason::InvalidField, format!("field `{name}` is {found}, expected {wanted}"))
+}
+
+fn bad_timestamp(names: &FieldNames, value: &str) -> Reject {
+    let name = names.timestamp.as_deref().unwrap_or_default();
+    let shown: String = value.chars().take(40).collect();
+    Reject::new(
+        RejectReason::InvalidField,
+        format!("field `{name}` is `{shown}`, expected milliseconds or an RFC 3339 string"),
+    )
+}
+
+#[derive(Default)]
+struct Parsed {
+    text: Scalar,
+    id: Scalar,
+    source: Scalar,
+    timestamp: Scalar,
+    metadata: Option<String>,
+}
+
+/// A value of a named field. Wrong types are kept as such, so that they become a message and not a parse error.
+#[derive(Default)]
+enum Scalar {
+    #[default]
+    Null,
+    String(String),
+    Integer(i128),
+    Other(&'static str),
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ScalarVisitor;
+        impl<'de> Visitor<'de> for ScalarVisitor {
+            type Value = Scalar;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any JSON value")
+            }
+            fn visit_str<E>(self, v: &str) -> Result<Scalar, E> {
+                Ok(Scalar::String(v.to_owned()))
+            }
+            fn visit_string<E>(self, v: String) -> Result<Scalar, E> {
+                Ok(Scalar::String(v))
+            }
+            fn visit_i64<E>(self, v: i64) -> Result<Scalar, E> {
+                Ok(Scalar::Integer(v.into()))
+            }
+            fn visit_u64<E>(self, v: u64) -> Result<Scalar, E> {
+                Ok(Scalar::Integer(v.into()))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Scalar, E> {
+                Ok(Scalar::Other("a number that is no 64-bit integer"))
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Scalar, E> {
+                Ok(Scalar::Other("a boolean"))
+            }
+            fn visit_unit<E>(self) -> Result<Scalar, E> {
+                Ok(Scalar::Null)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Scalar::Other("an array"))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Scalar::Other("an object"))
+            }
+        }
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+struct ObjectSeed<'n>(&'n FieldNames);
+
+impl<'de> DeserializeSeed<'de> for ObjectSeed<'_> {
+    type Value = Result<Parsed, Reject>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ObjectSeed<'_> {
+    type Value = Result<Parsed, Reject>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let names = self.0;
+        let is = |name: &Option<String>, key: &str| name.as_deref() == Some(key);
+        let mut parsed = Parsed::default();
+        let mut seen = [false; 4];
+        let mut duplicate = None;
+        while let Some(Key(key)) = map.next_key()? {
+            let (place, slot) = match &*key {
+                k if k == names.text => (0, &mut parsed.text),
+                k if is(&names.id, k) => (1, &mut parsed.id),
+                k if is(&names.source, k) => (2, &mut parsed.source),
+                k if is(&names.timestamp, k) => (3, &mut parsed.timestamp),
+                other => {
+                    let value: &RawValue = map.next_value()?;
+                    append_member(&mut parsed.metadata, other, value.get());
+                    continue;
+                }
+            };
+            *slot = map.next_value()?;
+            if std::mem::replace(&mut seen[place], true) {
+                duplicate = Some(Reject::new(
+                    RejectReason::DuplicateField,
+                    format!("field `{key}` stands twice in the record"),
+                ));
+            }
+        }
+        if let Some(metadata) = &mut parsed.metadata {
+            metadata.push('}');
+        }
+        Ok(duplicate.map_or(Ok(parsed), Err))
+    }
+}
+
+/// Adds `"key":value` to an object that is still open. The value's bytes are kept: numbers keep their digits.
+fn append_member(object: &mut Option<String>, key: &str, raw_value: &str) {
+    let object = match object {
+        Some(object) => {
+            object.push(',');
+            object
+        }
+        None => object.insert(String::from("{")),
+    };
+    object.push_str(&serde_json::Value::from(key).to_string());
+    object.push(':');
+    object.push_str(raw_value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decoder() -> Decoder {
+        let name = |s: &str| Some(s.to_owned());
+        let fields =
+            FieldNames { text: "text".into(), id: name("id"), source: name("source"), timestamp: name("timestamp") };
+        Decoder { fields, max_bytes: 1000 }
+    }
+
+    fn decode(payload: &[u8]) -> Result<Document, Reject> {
+        decoder().decode(Some(payload), &TopicPartition::new("docs", 3), 17, Some(5))
+    }
+
+    #[test]
+    fn reads_fields_and_carries_the_others() {
+        let json = r#"{"a":1.50,"id":"x","text":"h\u00e9","n":{"k":[1, 2]},"source":"web","timestamp":"2024-01-02T03:04:05.5+01:00"}"#;
+        let document = decode(json.as_bytes()).unwrap();
+        assert_eq!(
+            document,
+            Document {
+                id: "x".into(),
+                text: "hé".into(),
+                source: Some("web".into()),
+                timestamp_ms: Some(1_704_161_045_500),
+                metadata: Some(r#"{"a":1.50,"n":{"k":[1, 2]}}"#.into()),
+            }
+        );
+    }
+
+    #[test]
+    fn absent_and_null_fields_have_stable_stand_ins() {
+        for json in [r#"{"text":""}"#, r#"{"text":"","id":null,"source":null,"timestamp":null}"#] {
+            let document = decode(json.as_bytes()).unwrap();
+            assert_eq!((document.id.as_str(), document.timestamp_ms, document.source), ("docs/3/17", Some(5), None));
+            assert_eq!(document.metadata, None);
+        }
+        assert_eq!(decode(br#"{"text":"t","id":18446744073709551615}"#).unwrap().id, "18446744073709551615");
+    }
+
+    #[test]
+    fn bad_records_say_why() {
+        use RejectReason::*;
+        let cases: &[(&[u8], RejectReason, &str)] = &[
+            (br#"{"text":"abc"#, MalformedJson, "EOF"),
+            (br#"{"text":"abc"} x"#, MalformedJson, "trailing"),
+            (b"", MalformedJson, "EOF"),
+            (br#"{"text":"\ud800"}"#, MalformedJson, "hex escape"),
+            (b"{\"text\":\"\xff\"}", InvalidUtf8, "invalid utf-8"),
+            (b"[1]", NotAnObject, "expected a JSON object"),
+            (b"\"text\"", NotAnObject, "expected a JSON object"),
+            (br#"{"id":"x"}"#, MissingText, "no field `text`"),
+            (br#"{"text":null}"#, MissingText, "no field `text`"),
+            (br#"{"text":1}"#, InvalidField, "field `text` is a number, expected a string"),
+            (br#"{"text":["a"]}"#, InvalidField, "field `text` is an array, expected a string"),
+            (br#"{"text":"a","id":1.5}"#, InvalidField, "field `id` is a number that is no 64-bit integer"),
+            (br#"{"text":"a","source":{"b":1}}"#, InvalidField, "field `source` is an object"),
+            (br#"{"text":"a","timestamp":true}"#, InvalidField, "field `timestamp` is a boolean"),
+            (
+                br#"{"text":"a","timestamp":"yesterday"}"#,
+                InvalidField,
+                "`yesterday`, expected milliseconds or an RFC 3339",
+            ),
+            (br#"{"text":"a","timestamp":18446744073709551615}"#, InvalidField, "18446744073709551615"),
+            (br#"{"text":"a","text":"b"}"#, DuplicateField, "field `text` stands twice"),
+        ];
+        for (payload, reason, detail) in cases {
+            let reject = decode(payload).unwrap_err();
+            assert_eq!(reject.reason, *reason, "{}", String::from_utf8_lossy(payload));
+            assert!(reject.detail.contains(detail), "`{}` does not mention `{detail}`", reject.detail);
+        }
+        assert_eq!(decode(&[b' '; 1001]).unwrap_err().detail, "1001 bytes, allowed are 1000");
+        let tombstone = decoder().decode(None, &TopicPartition::new("docs", 0), 0, None);
+        assert_eq!(tombstone.unwrap_err().reason, NullPayload);
+    }
+
+    #[test]
+    fn nesting_does_not_exhaust_the_stack() {
+        let mut decoder = decoder();
+        decoder.max_bytes = 10_000_000;
+        let deep = format!(r#"{{"text":"a","deep":{}1{}}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
+        let in_text = format!(r#"{{"text":{}1{}}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
+        for json in [deep, in_text] {
+            // Either decision is fine, a crash is not.
+            let _ = decoder.decode(Some(json.as_bytes()), &TopicPartition::new("docs", 0), 0, None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&payload);
+        }
+
+        #[test]
+        fn any_text_and_metadata_come_back(text: String, key in "[a-h]{1,5}", value: String) {
+            let json = serde_json::json!({ "text": text, key.clone(): value }).to_string();
+            let mut decoder = decoder();
+            decoder.max_bytes = 1 << 20;
+            let document = decoder.decode(Some(json.as_bytes()), &TopicPartition::new("docs", 0), 0, None).unwrap();
+            prop_assert_eq!(document.text, text);
+            let metadata: serde_json::Value = serde_json::from_str(&document.metadata.unwrap()).unwrap();
+            prop_assert_eq!(metadata, serde_json::json!({ key: value }));
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! From bytes to a document: where it stands, what it says, or why it cannot be read. Pure.
+
+mod decode;
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use decode::{Decoder, FieldNames};
+
+/// One partition of one topic; the scope of windows and checkpoints.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TopicPartition {
+    pub topic: Arc<str>,
+    pub partition: i32,
+}
+
+impl TopicPartition {
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
+        TopicPartition { topic: topic.into(), partition }
+    }
+
+    /// The position of an offset in this partition as text, `topic/partition/offset`: the id of a document without one.
+    pub fn position(&self, offset: i64) -> String {
+        format!("{self}/{offset}")
+    }
+}
+
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
+
+/// One training example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    pub id: String,
+    pub text: String,
+    pub source: Option<String>,
+    /// Milliseconds since 1970 UTC: the document's own, else the record's.
+    pub timestamp_ms: Option<i64>,
+    /// The record's other fields, as one JSON object with their bytes unchanged; `None` when there are none.
+    pub metadata: Option<String>,
+}
+
+impl Document {
+    /// Bytes that it holds on to.
+    pub fn size_bytes(&self) -> usize {
+        let optional = |s: &Option<String>| s.as_ref().map_or(0, String::len);
+        size_of::<Document>() + self.id.len() + self.text.len() + optional(&self.source) + optional(&self.metadata)
+    }
+}
+
+/// Why a record is not a document. A closed set: it labels metrics and dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RejectReason {
+    /// The record has no value (a tombstone).
+    NullPayload,
+    /// Larger than `documents.max_bytes`.
+    TooLarge,
+    InvalidUtf8,
+    MalformedJson,
+    /// JSON, but not an object.
+    NotAnObject,
+    MissingText,
+    /// A named field holds a value of the wrong type, or one that cannot be read.
+    InvalidField,
+    /// A named field stands in the record twice.
+    DuplicateField,
+}
+
+impl RejectReason {
+    pub const ALL: [RejectReason; 8] = [
+        RejectReason::NullPayload,
+        RejectReason::TooLarge,
+        RejectReason::InvalidUtf8,
+        RejectReason::MalformedJson,
+        RejectReason::NotAnObject,
+        RejectReason::MissingText,
+        RejectReason::InvalidField,
+        RejectReason::DuplicateField,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RejectReason::NullPayload => "null_payload",
+            RejectReason::TooLarge => "too_large",
+            RejectReason::InvalidUtf8 => "invalid_utf8",
+            RejectReason::MalformedJson => "malformed_json",
+            RejectReason::NotAnObject => "not_an_object",
+            RejectReason::MissingText => "missing_text",
+            RejectReason::InvalidField => "invalid_field",
+            RejectReason::DuplicateField => "duplicate_field",
+        }
+    }
+}
+
+/// A record that could not be read, with what a person needs to see why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reject {
+    pub reason: RejectReason,
+    pub detail: String,
+}
+
+impl Reject {
+    pub fn new(reason: RejectReason, detail: impl Into<String>) -> Self {
+        Reject { reason, detail: detail.into() }
+    }
+}

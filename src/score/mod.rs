@@ -1,0 +1,9 @@
+//! Numbers for a document: n-gram distributions, the model fitted from them, and the log importance weight (DSIR). Pure.
+
+mod distribution;
+mod importance;
+mod model;
+
+pub use distribution::{NgramCounts, kl_divergence};
+pub use importance::{ImportanceWeight, Score};
+pub use model::{Model, ModelError, ModelId, Provenance};

@@ -1,0 +1,74 @@
+//! Picks the documents of a window: Gumbel top-k on the log importance weight, or plain top-k. Pure.
+//!
+//! In: scored documents, one by one. Out: the chosen ones with their inclusion probabilities. The order of arrival and
+//! the way documents are batched never matter: the noise of a document is a function of the seed and its position.
+
+mod fraction;
+mod noise;
+mod reservoir;
+
+use serde::{Deserialize, Serialize};
+
+pub use fraction::Fraction;
+pub use noise::Noise;
+pub use reservoir::{Chosen, Reservoir, Selection};
+
+/// How keys are made from log importance weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SelectorKind {
+    /// Gumbel top-k: resampling without replacement in proportion to the importance weights
+    /// (Xie et al. 2023, section 3; Kool et al. 2019).
+    ImportanceResampling,
+    /// The highest weights, without noise.
+    TopK,
+}
+
+impl SelectorKind {
+    pub const NAMES: [&str; 2] = ["importance_resampling", "top_k"];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SelectorKind::ImportanceResampling => Self::NAMES[0],
+            SelectorKind::TopK => Self::NAMES[1],
+        }
+    }
+}
+
+/// What is selected of a window. Recorded with every shard, so that a selection can be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SelectorSettings {
+    pub kind: SelectorKind,
+    /// Share of a window's documents that is kept.
+    pub fraction: Fraction,
+    /// Log weights are divided by it: above 1 flattens them towards a uniform sample. Finite, above 0.
+    pub temperature: f64,
+    /// Documents with fewer tokens are never chosen.
+    pub min_tokens: u32,
+    pub seed: u64,
+}
+
+impl SelectorSettings {
+    /// The key by which documents are ranked, highest first.
+    pub fn key(&self, noise: &Noise, offset: i64, log_importance_weight: f64) -> f64 {
+        let scaled = log_importance_weight / self.temperature;
+        match self.kind {
+            SelectorKind::ImportanceResampling => scaled + noise.gumbel(offset),
+            SelectorKind::TopK => scaled,
+        }
+    }
+
+    /// Probability that a document is chosen, given the threshold (the highest key that was not chosen):
+    /// `1 - exp(-exp(w / T - threshold))`. It is 1 when everything was chosen, and for top-k.
+    pub fn inclusion_probability(&self, log_importance_weight: f64, threshold: Option<f64>) -> f64 {
+        match (self.kind, threshold) {
+            (SelectorKind::ImportanceResampling, Some(threshold)) => {
+                -(-(log_importance_weight / self.temperature - threshold).exp()).exp_m1()
+            }
+            _ => 1.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+//! Windows: contiguous offset intervals of one partition, from the first record to the selection. Pure.
+//!
+//! In: scored records in offset order. Out: a [`ClosedWindow`]: what was chosen and what became of all the others.
+//! A window closes by what its records say (number, bytes, age), so the same records always make the same windows;
+//! idleness and memory pressure also close one, and the recorded extent lets a replay repeat it.
+
+mod closed;
+
+use serde::{Deserialize, Serialize};
+
+pub use closed::{ClosedWindow, SelectedDocument, WindowSummary};
+
+use crate::checkpoint::Interval;
+use crate::record::{Document, Reject, TopicPartition};
+use crate::score::{NgramCounts, Score};
+use crate::select::{Noise, Reservoir, SelectorSettings};
+
+/// When a window closes by its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowPolicy {
+    /// Records, whatever became of them.
+    pub max_documents: u64,
+    /// Payload bytes.
+    pub max_bytes: u64,
+    /// Between the timestamps of the first record and of a later one, which then begins the next window.
+    pub max_age_ms: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloseReason {
+    Documents,
+    Bytes,
+    Age,
+    /// Nothing came for the configured time.
+    Idle,
+    /// The memory budget was reached.
+    Memory,
+}
+
+impl CloseReason {
+    pub const ALL: [CloseReason; 5] =
+        [CloseReason::Documents, CloseReason::Bytes, CloseReason::Age, CloseReason::Idle, CloseReason::Memory];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CloseReason::Documents => "documents",
+            CloseReason::Bytes => "bytes",
+            CloseReason::Age => "age",
+            CloseReason::Idle => "idle",
+            CloseReason::Memory => "memory",
+        }
+    }
+}
+
+/// One record after decoding and scoring.
+#[derive(Debug)]
+pub struct ScoredRecord {
+    pub offset: i64,
+    pub record_timestamp_ms: Option<i64>,
+    pub payload_bytes: u64,
+    pub outcome: Result<ScoredDocument, DeadLetter>,
+}
+
+#[derive(Debug)]
+pub struct ScoredDocument {
+    pub document: Document,
+    pub score: Score,
+    /// Buckets of its n-grams, for the counts of the window.
+    pub buckets: Vec<u32>,
+}
+
+/// A record that could not be read, as it is kept for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    pub offset: i64,
+    pub record_timestamp_ms: Option<i64>,
+    pub reject: Reject,
+    pub payload_bytes: u64,
+    /// The beginning of the payload.
+    pub payload_head: Vec<u8>,
+}
+
+impl DeadLetter {
+    fn size_bytes(&self) -> usize {
+        size_of::<DeadLetter>() + self.reject.detail.len() + self.payload_head.len()
+    }
+}
+
+/// A window that still takes records.
+#[derive(Debug)]
+pub struct OpenWindow {
+    at: TopicPartition,
+    from: i64,
+    next_offset: i64,
+    first_timestamp_ms: Option<i64>,
+    n_records: u64,
+    n_documents: u64,
+    n_too_short: u64,
+    payload_bytes: u64,
+    held_bytes: usize,
+    dead_letters: Vec<DeadLetter>,
+    candidates: Reservoir<Candidate>,
+    counts: NgramCounts,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    document: Document,
+    score: Score,
+}
+
+impl Candidate {
+    fn size_bytes(&self) -> usize {
+        size_of::<Candidate>() + self.document.size_bytes()
+    }
+}
+
+impl OpenWindow {
+    /// An empty window that begins at `from`.
+    pub fn new(
+        at: TopicPartition,
+        from: i64,
+        policy: &WindowPolicy,
+        selector: &SelectorSettings,
+        buckets: usize,
+    ) -> Self {
+        let capacity = selector.fraction.at_most(policy.max_documents) as usize;
+        OpenWindow {
+            at,
+            from,
+            next_offset: from,
+            first_timestamp_ms: None,
+            n_records: 0,
+            n_documents: 0,
+            n_too_short: 0,
+            payload_bytes: 0,
+            held_bytes: 0,
+            dead_letters: Vec::new(),
+            candidates: Reservoir::new(capacity),
+            counts: NgramCounts::zero(buckets),
+        }
+    }
+
+    pub fn next_offset(&self) -> i64 {
+        self.next_offset
+    }
+
+    /// Nothing to publish: not even progress.
+    pub fn is_empty(&self) -> bool {
+        self.next_offset == self.from
+    }
+
+    /// Bytes of the candidates and dead letters that it holds.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Whether a record with this timestamp is too late for this window, so that it must be closed first.
+    pub fn closes_before(&self, timestamp_ms: Option<i64>, policy: &WindowPolicy) -> bool {
+        match (self.first_timestamp_ms, timestamp_ms) {
+            (Some(first), Some(now)) => now.saturating_sub(first) > policy.max_age_ms,
+            _ => false,
+        }
+    }
+
+    /// Whether the window is full.
+    pub fn closes_now(&self, policy: &WindowPolicy) -> Option<CloseReason> {
+        if self.n_records >= policy.max_documents {
+            Some(CloseReason::Documents)
+        } else if self.payload_bytes >= policy.max_bytes {
+            Some(CloseReason::Bytes)
+        } else {
+            None
+        }
+    }
+
+    /// Takes the next record.
+    ///
+    /// # Panics
+    /// If its offset is below the window's next one: it would be decided twice.
+    pub fn push(&mut self, record: ScoredRecord, selector: &SelectorSettings, noise: &Noise) {
+        let ScoredRecord { offset, record_timestamp_ms, payload_bytes, outcome } = record;
+        self.advance_to(offset);
+        self.next_offset = offset + 1;
+        self.first_timestamp_ms = self.first_timestamp_ms.or(record_timestamp_ms);
+        self.n_records += 1;
+        self.payload_bytes += payload_bytes;
+        match outcome {
+            Err(dead_letter) => {
+                self.held_bytes += dead_letter.size_bytes();
+                self.dead_letters.push(dead_letter);
+            }
+            Ok(ScoredDocument { document, score, buckets }) => {
+                self.n_documents += 1;
+                for bucket in buckets {
+                    self.counts.add_bucket(bucket);
+                }
+                if score.n_tokens < selector.min_tokens {
+                    self.n_too_short += 1;
+                    return;
+                }
+                let key = selector.key(noise, offset, score.log_importance_weight);
+                let candidate = Candidate { document, score };
+                self.held_bytes += candidate.size_bytes();
+                if let Some(out) = self.candidates.offer(offset, key, candidate) {
+                    self.held_bytes -= out.size_bytes();
+                }
+            }
+        }
+    }
+
+    /// Covers offsets below `offset` that hold no record for us (control records, compacted ones).
+    ///
+    /// # Panics
+    /// If `offset` is below the window's next one.
+    pub fn advance_to(&mut self, offset: i64) {
+        assert!(offset >= self.next_offset, "{}: offset {offset} after {}", self.at, self.next_offset);
+        self.next_offset = offset;
+    }
+
+    fn interval(&self) -> Interval {
+        Interval { from: self.from, to: self.next_offset }
+    }
+}
+
+#[cfg(test)]
+mod tests;

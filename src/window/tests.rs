@@ -1,0 +1,153 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::features::{Featuriser, Scratch};
+use crate::record::RejectReason;
+use crate::score::{ImportanceWeight, Model, Provenance};
+use crate::select::SelectorKind;
+
+const BUCKETS: u32 = 64;
+
+fn model() -> Model {
+    let featuriser = Featuriser::Reference { max_n: 2, buckets: BUCKETS };
+    let count = |text: &str| {
+        let mut counts = NgramCounts::zero(BUCKETS as usize);
+        counts.add_text(text, &featuriser, &mut Scratch::default());
+        counts
+    };
+    Model::new(featuriser, count("good words only"), count("bad noise good words noise"), Provenance::default())
+        .unwrap()
+}
+
+fn selector(fraction: &str) -> SelectorSettings {
+    let kind = SelectorKind::ImportanceResampling;
+    SelectorSettings { kind, fraction: fraction.parse().unwrap(), temperature: 1.0, min_tokens: 2, seed: 11 }
+}
+
+fn policy() -> WindowPolicy {
+    WindowPolicy { max_documents: 20, max_bytes: 10_000, max_age_ms: 1_000 }
+}
+
+fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
+    let mut buckets = Vec::new();
+    model.featuriser.for_each_bucket(text, &mut Scratch::default(), |b| buckets.push(b));
+    let score = ImportanceWeight::new(model).score(text, &mut Scratch::default());
+    let document =
+        Document { id: offset.to_string(), text: text.into(), source: None, timestamp_ms: None, metadata: None };
+    let outcome = Ok(ScoredDocument { document, score, buckets });
+    ScoredRecord { offset, record_timestamp_ms: Some(offset * 10), payload_bytes: text.len() as u64, outcome }
+}
+
+fn dead(offset: i64) -> ScoredRecord {
+    let reject = Reject::new(RejectReason::MalformedJson, "EOF");
+    let dead_letter =
+        DeadLetter { offset, record_timestamp_ms: None, reject, payload_bytes: 3, payload_head: b"{\"a".into() };
+    ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 3, outcome: Err(dead_letter) }
+}
+
+fn open(selector: &SelectorSettings) -> (OpenWindow, Noise) {
+    let at = TopicPartition::new("docs", 1);
+    let noise = Noise::new(selector.seed, &at);
+    (OpenWindow::new(at, 100, &policy(), selector, BUCKETS as usize), noise)
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Text(String),
+    Dead,
+    Gap(u8),
+}
+
+fn kinds() -> impl Strategy<Value = Vec<Kind>> {
+    let kind = prop_oneof![
+        5 => "(good|bad|noise| ){1,12}".prop_map(Kind::Text),
+        1 => Just(Kind::Dead),
+        1 => (1u8..4).prop_map(Kind::Gap),
+    ];
+    proptest::collection::vec(kind, 0..20)
+}
+
+proptest! {
+    /// Every record is decided once, the interval covers all of it, and no more is held than can be chosen.
+    #[test]
+    fn every_record_is_decided_once(kinds in kinds(), tenths in 1u32..=10) {
+        let model = model();
+        let selector = selector(&format!("{}.{}", tenths / 10, tenths % 10));
+        let (mut window, noise) = open(&selector);
+        let mut offset = 100;
+        let (mut n_texts, mut n_dead) = (0, 0);
+        for kind in &kinds {
+            match kind {
+                Kind::Text(text) => { window.push(record(offset, text, &model), &selector, &noise); n_texts += 1; offset += 1 }
+                Kind::Dead => { window.push(dead(offset), &selector, &noise); n_dead += 1; offset += 1 }
+                Kind::Gap(n) => { offset += i64::from(*n); window.advance_to(offset) }
+            }
+        }
+        let closed = window.close(CloseReason::Idle, &selector, &noise, &model);
+        let s = &closed.summary;
+        prop_assert_eq!(s.interval, Interval { from: 100, to: offset });
+        prop_assert_eq!(s.n_records, n_texts + n_dead);
+        prop_assert_eq!(s.n_records, s.n_selected + s.n_rejected + s.n_dead_letters);
+        prop_assert_eq!(s.n_dead_letters, n_dead);
+        prop_assert_eq!(closed.selected.len() as u64, s.n_selected);
+        prop_assert!(s.n_selected <= selector.fraction.at_most(n_texts));
+        prop_assert!(closed.selected.windows(2).all(|w| w[0].offset < w[1].offset));
+        prop_assert!(closed.selected.iter().all(|d| d.score.n_tokens >= 2 && s.threshold.is_none_or(|t| d.selection_key >= t)));
+        prop_assert_eq!(closed.selected.is_empty(), s.kl_reduction.is_none());
+    }
+}
+
+#[test]
+fn held_bytes_fall_back_when_candidates_are_beaten() {
+    let model = model();
+    let selector = selector("0.1");
+    let (mut window, noise) = open(&selector);
+    let mut largest = 0;
+    for offset in 100..120 {
+        window.push(record(offset, "good noise words", &model), &selector, &noise);
+        largest = largest.max(window.held_bytes());
+    }
+    // Two can be chosen and one sets the threshold, whatever the number of documents.
+    let one = size_of::<super::Candidate>() + size_of::<Document>() + "100good noise words".len();
+    assert_eq!(largest, 3 * one);
+    assert_eq!(window.held_bytes(), 3 * one);
+    assert_eq!(window.closes_now(&policy()), Some(CloseReason::Documents));
+}
+
+#[test]
+fn closes_by_bytes_and_by_record_time() {
+    let model = model();
+    let selector = selector("0.5");
+    let (mut window, noise) = open(&selector);
+    assert!(!window.closes_before(Some(5_000_000), &policy()), "an empty window has no age");
+    window.push(record(100, "good words", &model), &selector, &noise);
+    assert!(!window.closes_before(Some(2_000), &policy()));
+    assert!(window.closes_before(Some(2_001), &policy()));
+    assert!(!window.closes_before(Some(-5), &policy()), "time that runs backwards does not close a window");
+    assert!(!window.closes_before(None, &policy()));
+    assert_eq!(window.closes_now(&policy()), None);
+    window.push(record(101, &"x ".repeat(5_000), &model), &selector, &noise);
+    assert_eq!(window.closes_now(&policy()), Some(CloseReason::Bytes));
+}
+
+#[test]
+#[should_panic(expected = "docs/1: offset 100 after 101")]
+fn an_offset_is_never_taken_twice() {
+    let (model, selector) = (model(), selector("0.5"));
+    let (mut window, noise) = open(&selector);
+    window.push(record(100, "good", &model), &selector, &noise);
+    window.push(record(100, "good", &model), &selector, &noise);
+}
+
+#[test]
+fn a_summary_reads_well_as_json() {
+    let (model, selector) = (model(), selector("1"));
+    let (mut window, noise) = open(&selector);
+    window.push(dead(100), &selector, &noise);
+    let closed = window.close(CloseReason::Idle, &selector, &noise, &model);
+    assert_eq!(closed.summary.id(), "docs/1/100-101");
+    let json = serde_json::to_value(&closed.summary).unwrap();
+    assert_eq!((&json["topic"], &json["partition"], &json["from_offset"]), (&"docs".into(), &1.into(), &100.into()));
+    let back: WindowSummary = serde_json::from_value(json).unwrap();
+    assert_eq!(back, closed.summary);
+}
