@@ -127,7 +127,7 @@ impl Model {
             return Err(ModelError::UnknownVersion(version));
         }
         let body = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or_else(|| damaged("it is too short"))?;
-        if Sha256::digest(&bytes[..body]).as_slice() != &bytes[body..] {
+        if Sha256::digest(&bytes[..body])[..] != bytes[body..] {
             return Err(ModelError::Checksum(bytes.len()));
         }
         let (header_len, rest) = split_u32(rest).ok_or_else(|| damaged("it ends within the header"))?;

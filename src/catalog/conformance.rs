@@ -1,0 +1,286 @@
+//! What every catalog must do. A new implementation is one more line in [`every_catalog`].
+
+use std::sync::Arc;
+
+use super::sqlite::Access;
+use super::*;
+use crate::record::{Reject, RejectReason};
+use crate::select::{SelectorKind, SelectorSettings};
+use crate::window::{CloseReason, WindowSummary};
+
+/// A catalog under test with whatever must live as long as it.
+struct Subject<C> {
+    catalog: Arc<C>,
+    _keep: tempfile::TempDir,
+}
+
+async fn sqlite() -> Subject<SqliteCatalog> {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = SqliteCatalog::open(&folder.path().join("catalog.db"), Access::Exclusive).await.unwrap();
+    assert_eq!(catalog.migrate().await.unwrap(), 1);
+    Subject { catalog: Arc::new(catalog), _keep: folder }
+}
+
+macro_rules! every_catalog {
+    ($($test:ident)*) => {
+        mod on_sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                let subject = super::sqlite().await;
+                super::$test(&*subject.catalog).await;
+            })*
+        }
+    };
+}
+
+every_catalog! {
+    claims_raise_the_epoch_and_keep_the_offset
+    start_is_stored_once_and_only_by_the_owner
+    publication_moves_everything_together
+    sequences_have_no_gaps_and_skip_empty_progress
+    a_zombie_changes_nothing
+    a_stale_interval_changes_nothing
+    a_shard_is_published_once_and_only_when_staged
+    one_fenced_partition_rolls_the_others_back
+    racing_publications_of_one_interval_have_one_winner
+    pipelines_do_not_touch_each_other
+}
+
+const PIPELINE: &str = "p";
+
+fn model_id() -> ModelId {
+    ModelId::of(b"model")
+}
+
+fn at(partition: i32) -> TopicPartition {
+    TopicPartition::new("docs", partition)
+}
+
+async fn owned<C: Catalog>(catalog: &C, partition: i32) -> i64 {
+    owned_by(catalog, PIPELINE, partition).await
+}
+
+async fn owned_by<C: Catalog>(catalog: &C, pipeline: &str, partition: i32) -> i64 {
+    catalog.register(pipeline, &model_id(), b"model").await.unwrap();
+    let claims = catalog.claim(pipeline, &[at(partition)], "me").await.unwrap();
+    catalog.start(pipeline, &at(partition), claims[0].owner_epoch, 100).await.unwrap();
+    claims[0].owner_epoch
+}
+
+fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary {
+    WindowSummary {
+        at: at(partition),
+        interval: Interval { from, to },
+        closed_by: CloseReason::Documents,
+        n_records: (to - from) as u64,
+        n_selected,
+        n_rejected: (to - from) as u64 - n_selected,
+        n_too_short: 0,
+        n_dead_letters: 0,
+        payload_bytes: 10,
+        threshold: Some(-1.5),
+        kl_reduction: None,
+    }
+}
+
+fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
+    let rows = windows.iter().map(|w| w.n_selected).sum();
+    let kind = SelectorKind::ImportanceResampling;
+    ShardManifest {
+        shard: shard.into(),
+        pipeline: PIPELINE.into(),
+        path: (rows > 0).then(|| format!("shards/{shard}.parquet")),
+        rows,
+        bytes: rows * 10,
+        digest: (rows > 0).then(|| "sha256:00".into()),
+        model: model_id(),
+        selector: SelectorSettings { kind, fraction: "0.1".parse().unwrap(), temperature: 1.0, min_tokens: 1, seed: 0 },
+        log_importance_weights: None,
+        windows,
+        created_at_ms: 0,
+    }
+}
+
+fn advance(partition: i32, from: i64, to: i64, owner_epoch: i64) -> Advance {
+    Advance { at: at(partition), interval: Interval { from, to }, owner_epoch }
+}
+
+async fn publish<C: Catalog>(
+    catalog: &C,
+    manifest: &ShardManifest,
+    advances: &[Advance],
+) -> Result<Option<i64>, CatalogError> {
+    catalog.stage(&manifest.pipeline, &manifest.shard, manifest.path.as_deref()).await.unwrap();
+    catalog.publish(&PublishRequest { manifest, advances, dead_letters: &[] }).await
+}
+
+async fn next_offset<C: CatalogReader>(catalog: &C, partition: i32) -> Option<i64> {
+    let checkpoints = catalog.checkpoints(PIPELINE).await.unwrap();
+    checkpoints.iter().find(|c| c.partition == partition).unwrap().next_offset
+}
+
+async fn claims_raise_the_epoch_and_keep_the_offset<C: Catalog + CatalogReader>(catalog: &C) {
+    catalog.register(PIPELINE, &model_id(), b"model").await.unwrap();
+    let first = catalog.claim(PIPELINE, &[at(0), at(1)], "a").await.unwrap();
+    assert_eq!(first[1], Claim { at: at(1), owner_epoch: 1, next_offset: None });
+    catalog.start(PIPELINE, &at(1), 1, 77).await.unwrap();
+    let second = catalog.claim(PIPELINE, &[at(1)], "b").await.unwrap();
+    assert_eq!(second, [Claim { at: at(1), owner_epoch: 2, next_offset: Some(77) }]);
+    let checkpoints = catalog.checkpoints(PIPELINE).await.unwrap();
+    assert_eq!(checkpoints.iter().map(|c| c.owner.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+}
+
+async fn start_is_stored_once_and_only_by_the_owner<C: Catalog>(catalog: &C) {
+    catalog.register(PIPELINE, &model_id(), b"model").await.unwrap();
+    catalog.claim(PIPELINE, &[at(0)], "a").await.unwrap();
+    assert_eq!(catalog.start(PIPELINE, &at(0), 1, 5).await.unwrap(), 5);
+    assert_eq!(catalog.start(PIPELINE, &at(0), 1, 9).await.unwrap(), 5);
+    catalog.claim(PIPELINE, &[at(0)], "b").await.unwrap();
+    assert!(matches!(catalog.start(PIPELINE, &at(0), 1, 9).await, Err(CatalogError::Fenced { .. })));
+}
+
+async fn publication_moves_everything_together<C: Catalog + CatalogReader>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    let mut w = window(0, 100, 110, 3);
+    (w.n_rejected, w.n_dead_letters) = (6, 1);
+    let manifest = manifest("s1", vec![w]);
+    let reject = Reject::new(RejectReason::MalformedJson, "EOF");
+    let letter = DeadLetter { offset: 104, record_timestamp_ms: None, reject, payload_bytes: 9, payload_head: vec![1] };
+    catalog.stage(PIPELINE, "s1", manifest.path.as_deref()).await.unwrap();
+    assert_eq!(catalog.shard_state("s1").await.unwrap(), Some(ShardState::Staged));
+    assert!(catalog.shards(PIPELINE).await.unwrap().is_empty());
+
+    let request = PublishRequest {
+        manifest: &manifest,
+        advances: &[advance(0, 100, 110, epoch)],
+        dead_letters: &[(at(0), letter)],
+    };
+    assert_eq!(catalog.publish(&request).await.unwrap(), Some(1));
+    assert_eq!(catalog.shard_state("s1").await.unwrap(), Some(ShardState::Published));
+    assert_eq!(catalog.shard_state("none").await.unwrap(), None);
+    assert_eq!(next_offset(catalog, 0).await, Some(110));
+    let totals = catalog.totals(PIPELINE).await.unwrap().unwrap();
+    let expected = Totals {
+        n_records: 10,
+        n_selected: 3,
+        n_rejected: 6,
+        n_dead_letters: 1,
+        n_windows: 1,
+        n_shards: 1,
+        shard_bytes: 30,
+    };
+    assert_eq!(totals, expected);
+    assert_eq!(catalog.shards(PIPELINE).await.unwrap(), [(1, manifest.clone())]);
+    let letters = catalog.dead_letters(PIPELINE, 10).await.unwrap();
+    assert_eq!((letters[0].offset, letters[0].reason.as_str()), (104, "malformed_json"));
+    let lines = catalog.manifest_lines(PIPELINE, 0).await.unwrap();
+    let entry: crate::manifest::ManifestEntry = serde_json::from_str(&lines[0]).unwrap();
+    assert_eq!(Some(entry), manifest.entry(1));
+}
+
+async fn sequences_have_no_gaps_and_skip_empty_progress<C: Catalog + CatalogReader>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    let mut sequences = Vec::new();
+    for (i, n_selected) in [2, 0, 1, 0, 3].into_iter().enumerate() {
+        let from = 100 + 10 * i as i64;
+        let manifest = manifest(&format!("s{i}"), vec![window(0, from, from + 10, n_selected)]);
+        sequences.push(publish(catalog, &manifest, &[advance(0, from, from + 10, epoch)]).await.unwrap());
+    }
+    assert_eq!(sequences, [Some(1), None, Some(2), None, Some(3)]);
+    assert_eq!(catalog.manifest_lines(PIPELINE, 1).await.unwrap().len(), 2);
+    assert_eq!(next_offset(catalog, 0).await, Some(150));
+}
+
+async fn a_zombie_changes_nothing<C: Catalog + CatalogReader>(catalog: &C) {
+    let zombie = owned(catalog, 0).await;
+    let owner = catalog.claim(PIPELINE, &[at(0)], "new").await.unwrap()[0].owner_epoch;
+    let refused = publish(catalog, &manifest("z", vec![window(0, 100, 110, 1)]), &[advance(0, 100, 110, zombie)]).await;
+    let message = refused.unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "partition docs/0: offsets 100..110 cannot be published at owner epoch 1: another owner took over"
+    );
+    assert_eq!(next_offset(catalog, 0).await, Some(100));
+    assert_eq!(catalog.totals(PIPELINE).await.unwrap().unwrap(), Totals::default());
+    publish(catalog, &manifest("n", vec![window(0, 100, 110, 1)]), &[advance(0, 100, 110, owner)]).await.unwrap();
+}
+
+async fn a_stale_interval_changes_nothing<C: Catalog + CatalogReader>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    for (from, to) in [(90, 110), (101, 110)] {
+        let refused =
+            publish(catalog, &manifest("x", vec![window(0, from, to, 1)]), &[advance(0, from, to, epoch)]).await;
+        assert!(matches!(refused, Err(CatalogError::Fenced { .. })), "{refused:?}");
+    }
+    assert_eq!(next_offset(catalog, 0).await, Some(100));
+}
+
+async fn a_shard_is_published_once_and_only_when_staged<C: Catalog + CatalogReader>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    let first = manifest("s", vec![window(0, 100, 110, 1)]);
+    let unstaged = catalog
+        .publish(&PublishRequest { manifest: &first, advances: &[advance(0, 100, 110, epoch)], dead_letters: &[] })
+        .await;
+    assert!(matches!(unstaged, Err(CatalogError::NotStaged(_))), "{unstaged:?}");
+    assert_eq!(next_offset(catalog, 0).await, Some(100));
+    publish(catalog, &first, &[advance(0, 100, 110, epoch)]).await.unwrap();
+    let again = publish(catalog, &manifest("s", vec![window(0, 110, 120, 1)]), &[advance(0, 110, 120, epoch)]).await;
+    assert!(matches!(again, Err(CatalogError::NotStaged(_))), "{again:?}");
+    assert_eq!(next_offset(catalog, 0).await, Some(110));
+}
+
+async fn one_fenced_partition_rolls_the_others_back<C: Catalog + CatalogReader>(catalog: &C) {
+    let (kept, lost) = (owned(catalog, 0).await, owned(catalog, 1).await);
+    catalog.claim(PIPELINE, &[at(1)], "other").await.unwrap();
+    let both = manifest("s", vec![window(0, 100, 110, 1), window(1, 100, 120, 1)]);
+    let refused = publish(catalog, &both, &[advance(0, 100, 110, kept), advance(1, 100, 120, lost)]).await;
+    assert!(matches!(refused, Err(CatalogError::Fenced { at, .. }) if at.partition == 1));
+    assert_eq!((next_offset(catalog, 0).await, next_offset(catalog, 1).await), (Some(100), Some(100)));
+    assert_eq!(catalog.shard_state("s").await.unwrap(), Some(ShardState::Staged));
+}
+
+async fn racing_publications_of_one_interval_have_one_winner<C: Catalog + CatalogReader>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    let manifests: Vec<_> = (0..8).map(|i| manifest(&format!("s{i}"), vec![window(0, 100, 110, 1)])).collect();
+    let advances = [advance(0, 100, 110, epoch)];
+    let results = futures::future::join_all(manifests.iter().map(|m| publish(catalog, m, &advances))).await;
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1, "{results:?}");
+    assert!(results.iter().all(|r| matches!(r, Ok(_) | Err(CatalogError::Fenced { .. }))), "{results:?}");
+    assert_eq!(catalog.totals(PIPELINE).await.unwrap().unwrap().n_shards, 1);
+}
+
+async fn pipelines_do_not_touch_each_other<C: Catalog + CatalogReader>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    owned_by(catalog, "other", 0).await;
+    publish(catalog, &manifest("s", vec![window(0, 100, 110, 1)]), &[advance(0, 100, 110, epoch)]).await.unwrap();
+    assert_eq!(catalog.totals("other").await.unwrap().unwrap(), Totals::default());
+    assert_eq!(catalog.checkpoints("other").await.unwrap()[0].next_offset, Some(100));
+    assert_eq!(catalog.totals("none").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn sqlite_refuses_a_second_process_but_lets_people_look() {
+    let subject = sqlite().await;
+    let file = subject._keep.path().join("catalog.db");
+    // A lock of another open file description acts like one of another process.
+    let second = SqliteCatalog::open(&file, Access::Exclusive).await;
+    assert!(matches!(second, Err(CatalogError::InUse(_))));
+    let reader = SqliteCatalog::open(&file, Access::Read).await.unwrap();
+    reader.check_schema().await.unwrap();
+    let missing = SqliteCatalog::open(&subject._keep.path().join("none.db"), Access::Read).await;
+    assert!(matches!(missing, Err(CatalogError::Unavailable { .. })));
+}
+
+#[tokio::test]
+async fn sqlite_names_a_newer_or_missing_schema() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("catalog.db");
+    let catalog = SqliteCatalog::open(&file, Access::Exclusive).await.unwrap();
+    let missing = catalog.check_schema().await.unwrap_err().to_string();
+    assert!(missing.contains("1 migrations are not applied: run `winnowd migrate`"), "{missing}");
+    catalog.migrate().await.unwrap();
+    catalog.pretend_newer_schema().await;
+    let newer = catalog.check_schema().await.unwrap_err().to_string();
+    assert!(newer.contains("its schema has version 99, this build knows versions up to 1"), "{newer}");
+    assert!(catalog.migrate().await.is_err());
+}

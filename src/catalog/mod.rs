@@ -1,0 +1,158 @@
+//! The database that is the authority on offsets, windows and shards.
+//!
+//! [`Catalog`] is what the daemon writes, [`CatalogReader`] what people and trainers ask. One suite of tests
+//! (`conformance`) says what every implementation must do.
+
+mod sqlite;
+
+#[cfg(test)]
+mod conformance;
+
+use async_trait::async_trait;
+use serde::Serialize;
+
+use crate::checkpoint::Interval;
+use crate::manifest::ShardManifest;
+use crate::record::TopicPartition;
+use crate::score::ModelId;
+use crate::window::DeadLetter;
+
+pub use sqlite::SqliteCatalog;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// The database could not be reached or did not carry out a statement; nothing was changed.
+    #[error("catalog `{catalog}`: {source}")]
+    Unavailable { catalog: String, source: sqlx::Error },
+    /// COMMIT was sent and no answer came: the transaction may have happened.
+    #[error("catalog `{catalog}`: outcome of COMMIT unknown: {source}")]
+    CommitUnknown { catalog: String, source: sqlx::Error },
+    #[error(
+        "partition {at}: offsets {interval} cannot be published at owner epoch {owner_epoch}: another owner took over"
+    )]
+    Fenced { at: TopicPartition, interval: Interval, owner_epoch: i64 },
+    #[error("shard `{0}` is not staged, so it cannot be published")]
+    NotStaged(String),
+    #[error("catalog `{catalog}`: {problem}")]
+    Schema { catalog: String, problem: String },
+    #[error("catalog `{0}` is in use by another process; SQLite serves one worker")]
+    InUse(String),
+    #[error("catalog `{catalog}` holds damaged data: {problem}")]
+    Damaged { catalog: String, problem: String },
+}
+
+/// A partition taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    pub at: TopicPartition,
+    pub owner_epoch: i64,
+    /// Where to go on; `None` until [`Catalog::start`] has stored the resolved start policy.
+    pub next_offset: Option<i64>,
+}
+
+/// One partition's part of a publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advance {
+    pub at: TopicPartition,
+    pub interval: Interval,
+    pub owner_epoch: i64,
+}
+
+/// Everything that becomes visible in one transaction.
+#[derive(Debug)]
+pub struct PublishRequest<'a> {
+    pub manifest: &'a ShardManifest,
+    pub advances: &'a [Advance],
+    pub dead_letters: &'a [(TopicPartition, DeadLetter)],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardState {
+    Staged,
+    Published,
+}
+
+/// What the daemon writes. Every call is atomic; calls may be repeated after [`CatalogError::Unavailable`].
+#[async_trait]
+pub trait Catalog: Send + Sync {
+    /// Makes the pipeline and the model known. Idempotent.
+    async fn register(&self, pipeline: &str, model: &ModelId, model_bytes: &[u8]) -> Result<(), CatalogError>;
+
+    /// Takes partitions over: raises their owner epochs, so that publications of earlier owners fail from now on.
+    async fn claim(
+        &self,
+        pipeline: &str,
+        partitions: &[TopicPartition],
+        owner: &str,
+    ) -> Result<Vec<Claim>, CatalogError>;
+
+    /// Stores where a partition begins, unless an offset is stored already, and gives the stored one. Fails with
+    /// [`CatalogError::Fenced`] if `owner_epoch` is not the partition's.
+    async fn start(
+        &self,
+        pipeline: &str,
+        at: &TopicPartition,
+        owner_epoch: i64,
+        offset: i64,
+    ) -> Result<i64, CatalogError>;
+
+    /// Notes that an object may come to stand at `path`. Idempotent.
+    async fn stage(&self, pipeline: &str, shard: &str, path: Option<&str>) -> Result<(), CatalogError>;
+
+    /// Publishes a staged shard: for every advance, the checkpoint must stand at `interval.from` with our epoch, else
+    /// nothing changes and the answer is [`CatalogError::Fenced`]. Gives the manifest's sequence number, if it has rows.
+    async fn publish(&self, request: &PublishRequest<'_>) -> Result<Option<i64>, CatalogError>;
+
+    /// How a shard stands; settles an unknown COMMIT.
+    async fn shard_state(&self, shard: &str) -> Result<Option<ShardState>, CatalogError>;
+}
+
+/// Running sums of a pipeline, over everything published.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    pub n_records: i64,
+    pub n_selected: i64,
+    pub n_rejected: i64,
+    pub n_dead_letters: i64,
+    pub n_windows: i64,
+    pub n_shards: i64,
+    pub shard_bytes: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Checkpoint {
+    pub topic: String,
+    pub partition: i32,
+    pub next_offset: Option<i64>,
+    pub owner_epoch: i64,
+    pub owner: String,
+}
+
+/// A dead letter as people look at it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoredDeadLetter {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    pub reason: String,
+    pub detail: String,
+    pub payload_bytes: i64,
+}
+
+/// What people and trainers ask.
+#[async_trait]
+pub trait CatalogReader: Send + Sync {
+    /// `None`: no such pipeline.
+    async fn totals(&self, pipeline: &str) -> Result<Option<Totals>, CatalogError>;
+
+    async fn checkpoints(&self, pipeline: &str) -> Result<Vec<Checkpoint>, CatalogError>;
+
+    /// Published shards with rows, in order of publication, with their sequence numbers.
+    async fn shards(&self, pipeline: &str) -> Result<Vec<(i64, ShardManifest)>, CatalogError>;
+
+    /// Lines of `manifest.jsonl` after `sequence`, in order, each without its line break.
+    async fn manifest_lines(&self, pipeline: &str, after_sequence: i64) -> Result<Vec<String>, CatalogError>;
+
+    /// The first `limit` dead letters by position.
+    async fn dead_letters(&self, pipeline: &str, limit: i64) -> Result<Vec<StoredDeadLetter>, CatalogError>;
+}

@@ -1,0 +1,481 @@
+//! The catalog in a SQLite file, for one worker: write-ahead log, every commit synced to disk.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use sqlx::migrate::{Migrate, Migration, MigrationType, Migrator};
+use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Row, SqlSafeStr, Sqlite, SqlitePool, Transaction};
+
+use super::*;
+
+/// Only ever added to: (version, description, SQL).
+const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "catalog", include_str!("../../migrations/sqlite/0001_catalog.sql"))];
+
+pub struct SqliteCatalog {
+    pool: SqlitePool,
+    name: String,
+    /// Held by the process that writes; the system frees it however the process ends.
+    _lock: Option<File>,
+}
+
+/// How a catalog file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The daemon: creates the file, keeps every other writer out.
+    Exclusive,
+    /// People: looks at an existing file while the daemon may be writing it.
+    Read,
+}
+
+impl SqliteCatalog {
+    pub async fn open(file: &Path, access: Access) -> Result<Self, CatalogError> {
+        let name = format!("sqlite://{}", file.display());
+        let io_error =
+            |source: std::io::Error| CatalogError::Unavailable { catalog: name.clone(), source: source.into() };
+        let lock = match access {
+            Access::Read => None,
+            Access::Exclusive => {
+                if let Some(folder) = file.parent() {
+                    std::fs::create_dir_all(folder).map_err(io_error)?;
+                }
+                let mut lock_file = file.as_os_str().to_owned();
+                lock_file.push(".lock");
+                let lock = File::options().create(true).append(true).open(lock_file).map_err(io_error)?;
+                match lock.try_lock() {
+                    Ok(()) => Some(lock),
+                    Err(std::fs::TryLockError::WouldBlock) => return Err(CatalogError::InUse(name)),
+                    Err(std::fs::TryLockError::Error(e)) => return Err(io_error(e)),
+                }
+            }
+        };
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(access == Access::Exclusive)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(10));
+        let connect = SqlitePoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(15));
+        let pool = connect.connect_with(options).await;
+        let pool = pool.map_err(|source| CatalogError::Unavailable { catalog: name.clone(), source })?;
+        Ok(SqliteCatalog { pool, name, _lock: lock })
+    }
+
+    /// Applies what is missing of the schema and gives the number of migrations applied.
+    pub async fn migrate(&self) -> Result<usize, CatalogError> {
+        let before = self.pending_migrations().await?;
+        migrator().run(&self.pool).await.map_err(|e| self.schema(e.to_string()))?;
+        Ok(before)
+    }
+
+    /// How many migrations have not been applied. A schema newer than this build is an error.
+    pub async fn pending_migrations(&self) -> Result<usize, CatalogError> {
+        let mut connection = self.pool.acquire().await.map_err(|e| self.unavailable(e))?;
+        let migrator = migrator();
+        let schema = |e: sqlx::migrate::MigrateError| self.schema(e.to_string());
+        connection.ensure_migrations_table(&migrator.table_name).await.map_err(schema)?;
+        let applied = connection.list_applied_migrations(&migrator.table_name).await.map_err(schema)?;
+        if let Some(unknown) = applied.iter().find(|a| !migrator.version_exists(a.version)) {
+            let newest = MIGRATIONS.last().map_or(0, |m| m.0);
+            return Err(self.schema(format!(
+                "its schema has version {}, this build knows versions up to {newest}: run the newer winnowd",
+                unknown.version
+            )));
+        }
+        Ok(MIGRATIONS.len().saturating_sub(applied.len()))
+    }
+
+    /// Refuses a schema that is not exactly this build's.
+    pub async fn check_schema(&self) -> Result<(), CatalogError> {
+        match self.pending_migrations().await? {
+            0 => Ok(()),
+            n => Err(self.schema(format!("{n} migrations are not applied: run `winnowd migrate`"))),
+        }
+    }
+
+    fn unavailable(&self, source: sqlx::Error) -> CatalogError {
+        CatalogError::Unavailable { catalog: self.name.clone(), source }
+    }
+
+    fn schema(&self, problem: String) -> CatalogError {
+        CatalogError::Schema { catalog: self.name.clone(), problem }
+    }
+
+    fn damaged(&self, problem: String) -> CatalogError {
+        CatalogError::Damaged { catalog: self.name.clone(), problem }
+    }
+
+    /// A transaction that holds the write lock from its beginning, so that it never fails half-way for another writer.
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, CatalogError> {
+        self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(|e| self.unavailable(e))
+    }
+
+    async fn commit(&self, transaction: Transaction<'static, Sqlite>) -> Result<(), CatalogError> {
+        let unknown = |source| CatalogError::CommitUnknown { catalog: self.name.clone(), source };
+        transaction.commit().await.map_err(unknown)
+    }
+
+    async fn try_publish(
+        &self,
+        request: &PublishRequest<'_>,
+    ) -> Result<Result<Option<i64>, CatalogError>, sqlx::Error> {
+        let manifest = request.manifest;
+        let pipeline = &manifest.pipeline;
+        let now = now_ms();
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for advance in request.advances {
+            let Advance { at, interval, owner_epoch } = advance;
+            let moved = sqlx::query(
+                r#"UPDATE checkpoints SET next_offset = ?, updated_at_ms = ?
+                   WHERE pipeline = ? AND topic = ? AND "partition" = ? AND next_offset = ? AND owner_epoch = ?"#,
+            )
+            .bind(interval.to)
+            .bind(now)
+            .bind(pipeline)
+            .bind(&*at.topic)
+            .bind(at.partition)
+            .bind(interval.from)
+            .bind(owner_epoch)
+            .execute(&mut *tx)
+            .await?;
+            if moved.rows_affected() != 1 {
+                tx.rollback().await?;
+                let (at, interval, owner_epoch) = (at.clone(), *interval, *owner_epoch);
+                return Ok(Err(CatalogError::Fenced { at, interval, owner_epoch }));
+            }
+        }
+        let sum =
+            |count: fn(&crate::window::WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>() as i64;
+        let has_rows = manifest.path.is_some();
+        let sequence: i64 = sqlx::query_scalar(
+            "UPDATE pipelines SET
+                 n_records = n_records + ?, n_selected = n_selected + ?, n_rejected = n_rejected + ?,
+                 n_dead_letters = n_dead_letters + ?, n_windows = n_windows + ?, n_shards = n_shards + ?,
+                 shard_bytes = shard_bytes + ?, manifest_sequence = manifest_sequence + ?
+             WHERE name = ? RETURNING manifest_sequence",
+        )
+        .bind(sum(|w| w.n_records))
+        .bind(sum(|w| w.n_selected))
+        .bind(sum(|w| w.n_rejected))
+        .bind(sum(|w| w.n_dead_letters))
+        .bind(manifest.windows.len() as i64)
+        .bind(i64::from(has_rows))
+        .bind(manifest.bytes as i64)
+        .bind(i64::from(has_rows))
+        .bind(pipeline)
+        .fetch_one(&mut *tx)
+        .await?;
+        let sequence = has_rows.then_some(sequence);
+        let published = sqlx::query(
+            "UPDATE shards SET state = 'published', n_rows = ?, bytes = ?, digest = ?, sequence = ?, manifest = ?,
+                 published_at_ms = ? WHERE id = ? AND state = 'staged'",
+        )
+        .bind(manifest.rows as i64)
+        .bind(manifest.bytes as i64)
+        .bind(&manifest.digest)
+        .bind(sequence)
+        .bind(to_json(manifest))
+        .bind(now)
+        .bind(&manifest.shard)
+        .execute(&mut *tx)
+        .await?;
+        if published.rows_affected() != 1 {
+            tx.rollback().await?;
+            return Ok(Err(CatalogError::NotStaged(manifest.shard.clone())));
+        }
+        insert_windows(&mut tx, manifest).await?;
+        insert_dead_letters(&mut tx, pipeline, request.dead_letters).await?;
+        if let Some(entry) = sequence.and_then(|sequence| manifest.entry(sequence)) {
+            sqlx::query("INSERT INTO manifest_entries (pipeline, sequence, entry) VALUES (?, ?, ?)")
+                .bind(pipeline)
+                .bind(sequence)
+                .bind(to_json(&entry))
+                .execute(&mut *tx)
+                .await?;
+        }
+        Ok(self.commit(tx).await.map(|()| sequence))
+    }
+}
+
+async fn insert_windows(tx: &mut Transaction<'static, Sqlite>, manifest: &ShardManifest) -> Result<(), sqlx::Error> {
+    for window in &manifest.windows {
+        sqlx::query(
+            r#"INSERT INTO windows (pipeline, topic, "partition", from_offset, to_offset, shard, model, closed_by,
+                   n_records, n_selected, n_rejected, n_too_short, n_dead_letters, payload_bytes, threshold, kl_reduction)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"#,
+        )
+        .bind(&manifest.pipeline)
+        .bind(&*window.at.topic)
+        .bind(window.at.partition)
+        .bind(window.interval.from)
+        .bind(window.interval.to)
+        .bind(&manifest.shard)
+        .bind(manifest.model.as_str())
+        .bind(window.closed_by.as_str())
+        .bind(window.n_records as i64)
+        .bind(window.n_selected as i64)
+        .bind(window.n_rejected as i64)
+        .bind(window.n_too_short as i64)
+        .bind(window.n_dead_letters as i64)
+        .bind(window.payload_bytes as i64)
+        .bind(window.threshold)
+        .bind(window.kl_reduction)
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn insert_dead_letters(
+    tx: &mut Transaction<'static, Sqlite>,
+    pipeline: &str,
+    dead_letters: &[(TopicPartition, DeadLetter)],
+) -> Result<(), sqlx::Error> {
+    for (at, letter) in dead_letters {
+        sqlx::query(
+            r#"INSERT INTO dead_letters (pipeline, topic, "partition", "offset", reason, detail, payload_bytes, payload_head,
+                   record_timestamp_ms)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"#,
+        )
+        .bind(pipeline)
+        .bind(&*at.topic)
+        .bind(at.partition)
+        .bind(letter.offset)
+        .bind(letter.reject.reason.as_str())
+        .bind(&letter.reject.detail)
+        .bind(letter.payload_bytes as i64)
+        .bind(&letter.payload_head)
+        .bind(letter.record_timestamp_ms)
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Catalog for SqliteCatalog {
+    async fn register(&self, pipeline: &str, model: &ModelId, model_bytes: &[u8]) -> Result<(), CatalogError> {
+        let mut tx = self.begin().await?;
+        let now = now_ms();
+        let statements = async {
+            sqlx::query("INSERT INTO pipelines (name, created_at_ms) VALUES (?, ?) ON CONFLICT DO NOTHING")
+                .bind(pipeline)
+                .bind(now)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query("INSERT INTO models (digest, bytes, created_at_ms) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+                .bind(model.as_str())
+                .bind(model_bytes)
+                .bind(now)
+                .execute(&mut *tx)
+                .await
+        };
+        statements.await.map_err(|e| self.unavailable(e))?;
+        self.commit(tx).await
+    }
+
+    async fn claim(
+        &self,
+        pipeline: &str,
+        partitions: &[TopicPartition],
+        owner: &str,
+    ) -> Result<Vec<Claim>, CatalogError> {
+        let mut tx = self.begin().await?;
+        let now = now_ms();
+        let mut claims = Vec::with_capacity(partitions.len());
+        for at in partitions {
+            let row = sqlx::query(
+                r#"INSERT INTO checkpoints (pipeline, topic, "partition", owner_epoch, owner, claimed_at_ms, updated_at_ms)
+                   VALUES (?, ?, ?, 1, ?, ?, ?)
+                   ON CONFLICT (pipeline, topic, "partition") DO UPDATE SET owner_epoch = owner_epoch + 1,
+                       owner = excluded.owner, claimed_at_ms = excluded.claimed_at_ms
+                   RETURNING owner_epoch, next_offset"#,
+            )
+            .bind(pipeline)
+            .bind(&*at.topic)
+            .bind(at.partition)
+            .bind(owner)
+            .bind(now)
+            .bind(now)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(|e| self.unavailable(e))?;
+            claims.push(Claim { at: at.clone(), owner_epoch: row.get(0), next_offset: row.get(1) });
+        }
+        self.commit(tx).await?;
+        Ok(claims)
+    }
+
+    async fn start(
+        &self,
+        pipeline: &str,
+        at: &TopicPartition,
+        owner_epoch: i64,
+        offset: i64,
+    ) -> Result<i64, CatalogError> {
+        let stored: Option<i64> = sqlx::query_scalar(
+            r#"UPDATE checkpoints SET next_offset = COALESCE(next_offset, ?), updated_at_ms = ?
+               WHERE pipeline = ? AND topic = ? AND "partition" = ? AND owner_epoch = ? RETURNING next_offset"#,
+        )
+        .bind(offset)
+        .bind(now_ms())
+        .bind(pipeline)
+        .bind(&*at.topic)
+        .bind(at.partition)
+        .bind(owner_epoch)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(|e| self.unavailable(e))?;
+        let interval = Interval { from: offset, to: offset };
+        stored.ok_or_else(|| CatalogError::Fenced { at: at.clone(), interval, owner_epoch })
+    }
+
+    async fn stage(&self, pipeline: &str, shard: &str, path: Option<&str>) -> Result<(), CatalogError> {
+        sqlx::query(
+            "INSERT INTO shards (id, pipeline, state, path, staged_at_ms) VALUES (?, ?, 'staged', ?, ?)
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(shard)
+        .bind(pipeline)
+        .bind(path)
+        .bind(now_ms())
+        .execute(&self.pool)
+        .await
+        .map_err(|e| self.unavailable(e))?;
+        Ok(())
+    }
+
+    async fn publish(&self, request: &PublishRequest<'_>) -> Result<Option<i64>, CatalogError> {
+        self.try_publish(request).await.map_err(|e| self.unavailable(e))?
+    }
+
+    async fn shard_state(&self, shard: &str) -> Result<Option<ShardState>, CatalogError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM shards WHERE id = ?")
+            .bind(shard)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|e| self.unavailable(e))?;
+        match state.as_deref() {
+            None => Ok(None),
+            Some("staged") => Ok(Some(ShardState::Staged)),
+            Some("published") => Ok(Some(ShardState::Published)),
+            Some(other) => Err(self.damaged(format!("shard `{shard}` is in state `{other}`"))),
+        }
+    }
+}
+
+#[async_trait]
+impl CatalogReader for SqliteCatalog {
+    async fn totals(&self, pipeline: &str) -> Result<Option<Totals>, CatalogError> {
+        sqlx::query(
+            "SELECT n_records, n_selected, n_rejected, n_dead_letters, n_windows, n_shards, shard_bytes
+             FROM pipelines WHERE name = ?",
+        )
+        .bind(pipeline)
+        .map(|row: SqliteRow| Totals {
+            n_records: row.get(0),
+            n_selected: row.get(1),
+            n_rejected: row.get(2),
+            n_dead_letters: row.get(3),
+            n_windows: row.get(4),
+            n_shards: row.get(5),
+            shard_bytes: row.get(6),
+        })
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(|e| self.unavailable(e))
+    }
+
+    async fn checkpoints(&self, pipeline: &str) -> Result<Vec<Checkpoint>, CatalogError> {
+        sqlx::query(
+            r#"SELECT topic, "partition", next_offset, owner_epoch, owner FROM checkpoints
+               WHERE pipeline = ? ORDER BY topic, "partition""#,
+        )
+        .bind(pipeline)
+        .map(|row: SqliteRow| Checkpoint {
+            topic: row.get(0),
+            partition: row.get(1),
+            next_offset: row.get(2),
+            owner_epoch: row.get(3),
+            owner: row.get(4),
+        })
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|e| self.unavailable(e))
+    }
+
+    async fn shards(&self, pipeline: &str) -> Result<Vec<(i64, ShardManifest)>, CatalogError> {
+        let rows: Vec<(i64, String)> = sqlx::query_as(
+            "SELECT sequence, manifest FROM shards
+             WHERE pipeline = ? AND state = 'published' AND sequence IS NOT NULL ORDER BY sequence",
+        )
+        .bind(pipeline)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|e| self.unavailable(e))?;
+        let parse = |(sequence, json): (i64, String)| match serde_json::from_str(&json) {
+            Ok(manifest) => Ok((sequence, manifest)),
+            Err(e) => Err(self.damaged(format!("manifest of shard {sequence}: {e}"))),
+        };
+        rows.into_iter().map(parse).collect()
+    }
+
+    async fn manifest_lines(&self, pipeline: &str, after_sequence: i64) -> Result<Vec<String>, CatalogError> {
+        sqlx::query_scalar("SELECT entry FROM manifest_entries WHERE pipeline = ? AND sequence > ? ORDER BY sequence")
+            .bind(pipeline)
+            .bind(after_sequence)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|e| self.unavailable(e))
+    }
+
+    async fn dead_letters(&self, pipeline: &str, limit: i64) -> Result<Vec<StoredDeadLetter>, CatalogError> {
+        sqlx::query(
+            r#"SELECT topic, "partition", "offset", reason, detail, payload_bytes FROM dead_letters
+               WHERE pipeline = ? ORDER BY topic, "partition", "offset" LIMIT ?"#,
+        )
+        .bind(pipeline)
+        .bind(limit)
+        .map(|row: SqliteRow| StoredDeadLetter {
+            topic: row.get(0),
+            partition: row.get(1),
+            offset: row.get(2),
+            reason: row.get(3),
+            detail: row.get(4),
+            payload_bytes: row.get(5),
+        })
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|e| self.unavailable(e))
+    }
+}
+
+fn migrator() -> Migrator {
+    let migration = |&(version, description, sql): &(i64, &'static str, &'static str)| {
+        let sql = sql.into_sql_str();
+        Migration::new(version, description.into(), MigrationType::Simple, sql, false)
+    };
+    Migrator::with_migrations(MIGRATIONS.iter().map(migration).collect())
+}
+
+fn to_json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("manifests have string keys and finite numbers")
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64)
+}
+
+#[cfg(test)]
+impl SqliteCatalog {
+    pub(super) async fn pretend_newer_schema(&self) {
+        sqlx::query("INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (99, 'x', 1, x'00', 0)")
+            .execute(&self.pool)
+            .await
+            .unwrap();
+    }
+}

@@ -1,0 +1,290 @@
+//! Each key's meaning: ranges, choices, and what contradicts what.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::reader::{Reader, is_secret};
+use super::*;
+use crate::record::FieldNames;
+use crate::select::SelectorKind;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// librdkafka settings that winnowd itself depends on, and the key to use instead.
+const RESERVED: &[(&str, &str)] = &[
+    ("bootstrap.servers", "use kafka.bootstrap"),
+    ("metadata.broker.list", "use kafka.bootstrap"),
+    ("group.id", "use kafka.group"),
+    ("group.instance.id", "use kafka.instance_id"),
+    ("group.protocol", "assignments are taken over with the classic protocol"),
+    ("auto.offset.reset", "use kafka.start; a lost offset is an error, never a silent jump"),
+    ("enable.auto.commit", "offsets are committed by the catalog"),
+    ("enable.auto.offset.store", "offsets are committed by the catalog"),
+    ("enable.partition.eof", "the end of a partition closes idle windows"),
+    ("partition.assignment.strategy", "cooperative-sticky is built in"),
+    ("session.timeout.ms", "use kafka.session_timeout"),
+    ("max.poll.interval.ms", "use kafka.max_poll_interval"),
+    ("security.protocol", "use kafka.security_protocol"),
+    ("sasl.mechanism", "use kafka.sasl_mechanism"),
+    ("sasl.mechanisms", "use kafka.sasl_mechanism"),
+    ("sasl.username", "use kafka.sasl_username"),
+    ("sasl.password", "use kafka.sasl_password"),
+    ("ssl.ca.location", "use kafka.ssl_ca_location"),
+    ("client.rack", "use kafka.client_rack"),
+    ("queued.max.messages.kbytes", "derived from memory.budget"),
+    ("isolation.level", "aborted transactions are never read"),
+];
+
+pub(super) fn check(r: &mut Reader) -> Config {
+    let pipeline = name(r, "pipeline.name");
+    let kafka = kafka(r, &pipeline);
+    let decoder = decoder(r);
+    let memory_budget_bytes = r.bytes("memory.budget", 64 * MIB..=1024 * GIB) as usize;
+    let payload_head_bytes = r.bytes("dead_letters.payload_head_bytes", 0..=MIB) as usize;
+    if decoder.max_bytes > memory_budget_bytes / 8 {
+        let (max, budget) = (decoder.max_bytes as u64, memory_budget_bytes as u64);
+        let shown = |n| bytesize::ByteSize(n).display().iec().to_string();
+        let problem = format!("must be at most an eighth of memory.budget ({})", shown(budget));
+        r.error("documents.max_bytes", &shown(max), problem);
+    }
+    let selector = SelectorSettings {
+        kind: match r.choice("selection.selector", &SelectorKind::NAMES).as_str() {
+            "top_k" => SelectorKind::TopK,
+            _ => SelectorKind::ImportanceResampling,
+        },
+        fraction: r.parse("selection.fraction", "1".parse().expect("1 is a fraction"), str::parse),
+        temperature: r.number_above_zero("selection.temperature"),
+        min_tokens: r.integer("selection.min_tokens", 0..=u64::from(u32::MAX)) as u32,
+        seed: r.integer("selection.seed", 0..=u64::MAX),
+    };
+    let window = WindowPolicy {
+        max_documents: r.integer("window.max_documents", 1..=100_000_000),
+        max_bytes: r.bytes("window.max_bytes", KIB..=1024 * GIB),
+        max_age_ms: r.duration("window.max_age", SECOND..=365 * DAY).as_millis() as i64,
+    };
+    let idle_timeout = r.duration("window.idle_timeout", Duration::from_millis(100)..=DAY);
+    let shard = ShardConfig {
+        target_bytes: r.bytes("shard.target_bytes", 64 * KIB..=16 * GIB),
+        max_rows: r.integer("shard.max_rows", 1..=100_000_000),
+        max_age: r.duration("shard.max_age", Duration::from_millis(100)..=DAY),
+        row_group_rows: r.integer("shard.row_group_rows", 1024..=8192) as usize,
+        row_group_bytes: r.bytes("shard.row_group_bytes", MIB..=64 * MIB) as usize,
+        zstd_level: r.integer("shard.zstd_level", 1..=22) as i32,
+    };
+    let sink = SinkConfig { url: sink_url(r), scratch_dir: r.optional("sink.scratch_dir").map(PathBuf::from) };
+    if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
+        r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
+    }
+    let catalog = CatalogConfig { sqlite_file: sqlite_file(r), migrate: r.boolean("catalog.migrate") };
+    let http_listen = r.parse("http.listen", SocketAddr::from(([127, 0, 0, 1], 0)), |value| {
+        value.parse().map_err(|_| "expected an address and port such as 0.0.0.0:9464".to_owned())
+    });
+    let level = r.parse("log.level", tracing::Level::INFO, |value| {
+        value.parse().map_err(|_| "expected one of: error, warn, info, debug, trace".to_owned())
+    });
+    Config {
+        pipeline,
+        kafka,
+        decoder,
+        payload_head_bytes,
+        model_path: r.optional("model.path").map(PathBuf::from),
+        selector,
+        window,
+        idle_timeout,
+        shard,
+        sink,
+        catalog,
+        memory_budget_bytes,
+        http_listen,
+        shutdown_grace: r.duration("shutdown.grace", Duration::ZERO..=HOUR),
+        log: LogConfig { level, json: r.choice("log.format", &["text", "json"]) == "json" },
+    }
+}
+
+/// A name that is safe in paths, SQL and labels.
+fn name(r: &mut Reader, key: &str) -> String {
+    r.parse(key, "default".to_owned(), |value| {
+        let fine = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if (1..=100).contains(&value.len()) && value.bytes().all(fine) && !value.starts_with('.') {
+            Ok(value.to_owned())
+        } else {
+            Err("expected 1 to 100 letters, digits, dots, dashes or underscores".to_owned())
+        }
+    })
+}
+
+fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
+    let partitions = r.integer("embedded.partitions", 1..=1000) as i32;
+    let bootstrap = r.string("kafka.bootstrap");
+    let bootstrap = match bootstrap.as_str() {
+        "embedded" => Bootstrap::Embedded { partitions },
+        servers => {
+            for server in servers.split(',').map(str::trim) {
+                let port =
+                    server.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+                if !matches!(port, Some(Ok(1..))) {
+                    r.error("kafka.bootstrap", servers, format!("`{server}` is no host:port"));
+                }
+            }
+            Bootstrap::Servers(bootstrap)
+        }
+    };
+    let topics = r.list("kafka.topics");
+    if topics.is_empty() {
+        r.error("kafka.topics", "[]", "name at least one topic");
+    }
+    for topic in &topics {
+        let fine = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if topic.is_empty() || topic.len() > 249 || !topic.bytes().all(fine) {
+            r.error("kafka.topics", topic, "no valid topic name; patterns are not supported");
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for topic in topics.iter().filter(|topic| !seen.insert(*topic)) {
+        r.error("kafka.topics", topic, "named twice");
+    }
+    let start = r.parse("kafka.start", StartPolicy::Earliest, |value| match value {
+        "earliest" => Ok(StartPolicy::Earliest),
+        "latest" => Ok(StartPolicy::Latest),
+        time => match chrono::DateTime::parse_from_rfc3339(time) {
+            Ok(time) => Ok(StartPolicy::Timestamp(time.timestamp_millis())),
+            Err(_) => Err("expected earliest, latest or a time such as 2026-01-31T00:00:00Z".to_owned()),
+        },
+    });
+    let security_protocol = r.choice("kafka.security_protocol", &["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"]);
+    let session_timeout = r.duration("kafka.session_timeout", SECOND..=HOUR);
+    let max_poll_interval = r.duration("kafka.max_poll_interval", SECOND..=DAY);
+    let drain_timeout = r.duration("kafka.drain_timeout", Duration::ZERO..=HOUR);
+    let shown = |d| humantime::format_duration(d).to_string();
+    if max_poll_interval < session_timeout {
+        let problem = format!("must be at least kafka.session_timeout ({})", shown(session_timeout));
+        r.error("kafka.max_poll_interval", &shown(max_poll_interval), problem);
+    }
+    if drain_timeout > max_poll_interval / 2 {
+        let problem = format!("must be at most half of kafka.max_poll_interval ({})", shown(max_poll_interval));
+        r.error("kafka.drain_timeout", &shown(drain_timeout), problem);
+    }
+    KafkaConfig {
+        bootstrap,
+        topics,
+        group: r.optional("kafka.group").unwrap_or_else(|| format!("winnowd-{pipeline}")),
+        instance_id: r.optional("kafka.instance_id"),
+        start,
+        sasl: sasl(r, &security_protocol),
+        security_protocol,
+        ssl_ca_location: existing_file(r, "kafka.ssl_ca_location"),
+        client_rack: r.optional("kafka.client_rack"),
+        session_timeout,
+        max_poll_interval,
+        drain_timeout,
+        properties: properties(r),
+    }
+}
+
+fn sasl(r: &mut Reader, security_protocol: &str) -> Option<Sasl> {
+    let wanted = security_protocol.starts_with("sasl_");
+    let mechanism = r.optional("kafka.sasl_mechanism");
+    let username = r.optional("kafka.sasl_username");
+    let password = r.optional("kafka.sasl_password");
+    if !wanted {
+        for (key, value) in [("kafka.sasl_mechanism", &mechanism), ("kafka.sasl_username", &username)] {
+            if let Some(value) = value {
+                r.error(key, value, format!("has no effect with kafka.security_protocol = {security_protocol}"));
+            }
+        }
+        if password.is_some() {
+            let problem = format!("has no effect with kafka.security_protocol = {security_protocol}");
+            r.error("kafka.sasl_password", "***", problem);
+        }
+        return None;
+    }
+    let mechanism = mechanism.unwrap_or_default();
+    if !["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"].contains(&mechanism.as_str()) {
+        r.error("kafka.sasl_mechanism", &mechanism, "expected one of: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512");
+    }
+    for (key, value) in [("kafka.sasl_username", &username), ("kafka.sasl_password", &password)] {
+        if value.is_none() {
+            r.error(key, "", format!("must be set with kafka.security_protocol = {security_protocol}"));
+        }
+    }
+    Some(Sasl {
+        mechanism,
+        username: username.unwrap_or_default(),
+        password: Secret::new(password.unwrap_or_default()),
+    })
+}
+
+fn properties(r: &mut Reader) -> BTreeMap<String, Secret> {
+    let properties = r.map("kafka.properties");
+    for (property, value) in &properties {
+        if let Some((_, instead)) = RESERVED.iter().find(|(reserved, _)| reserved == property) {
+            let shown = if is_secret(property) { "***" } else { value };
+            r.error(&format!("kafka.properties.{property}"), shown, format!("cannot be set: {instead}"));
+        }
+    }
+    properties.into_iter().map(|(property, value)| (property, Secret::new(value))).collect()
+}
+
+fn decoder(r: &mut Reader) -> Decoder {
+    let text = r.string("documents.text_field");
+    if text.is_empty() {
+        r.error("documents.text_field", "", "must be set");
+    }
+    let fields = FieldNames {
+        id: r.optional("documents.id_field"),
+        source: r.optional("documents.source_field"),
+        timestamp: r.optional("documents.timestamp_field"),
+        text,
+    };
+    let mut names = vec![("documents.text_field", fields.text.clone())];
+    for (key, name) in [
+        ("documents.id_field", &fields.id),
+        ("documents.source_field", &fields.source),
+        ("documents.timestamp_field", &fields.timestamp),
+    ] {
+        let Some(name) = name else { continue };
+        if let Some((other, _)) = names.iter().find(|(_, taken)| taken == name) {
+            r.error(key, name, format!("the same field as {other}"));
+        }
+        names.push((key, name.clone()));
+    }
+    Decoder { fields, max_bytes: r.bytes("documents.max_bytes", 1..=GIB) as usize }
+}
+
+fn sink_url(r: &mut Reader) -> url::Url {
+    let here = url::Url::parse("file:///").expect("a valid URL");
+    r.parse("sink.url", here, |value| match url::Url::parse(value) {
+        _ if value.is_empty() => Err("must be set".to_owned()),
+        Ok(url) if url.scheme() == "file" => Ok(url),
+        Ok(url) if value.contains("://") => {
+            Err(format!("scheme `{}` is not supported; expected a folder or a file:// URL", url.scheme()))
+        }
+        _ => std::path::absolute(value)
+            .ok()
+            .and_then(|path| url::Url::from_directory_path(path).ok())
+            .ok_or("is no path".to_owned()),
+    })
+}
+
+fn sqlite_file(r: &mut Reader) -> PathBuf {
+    r.parse("catalog.url", PathBuf::new(), |value| match value.split_once("://") {
+        Some(("sqlite", file)) if !file.is_empty() => Ok(PathBuf::from(file)),
+        Some((scheme, _)) if scheme != "sqlite" => {
+            Err(format!("scheme `{scheme}` is not supported; expected sqlite://FILE"))
+        }
+        _ => Err("expected sqlite://FILE".to_owned()),
+    })
+}
+
+fn existing_file(r: &mut Reader, key: &str) -> Option<PathBuf> {
+    let path = r.optional(key)?;
+    if !Path::new(&path).is_file() {
+        r.error(key, &path, "no such file");
+    }
+    Some(PathBuf::from(path))
+}

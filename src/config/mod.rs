@@ -1,0 +1,173 @@
+//! Configuration: the built-in `config/default.toml`, a file, and the environment become one checked [`Config`].
+//!
+//! Every mistake is reported at once, each with its key and value. What comes out is trusted everywhere else.
+
+mod checked;
+mod reader;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::record::Decoder;
+use crate::select::SelectorSettings;
+use crate::window::WindowPolicy;
+
+/// The defaults, and at the same time the list of all keys.
+pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
+
+/// The checked configuration of one daemon.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub pipeline: String,
+    pub kafka: KafkaConfig,
+    pub decoder: Decoder,
+    pub payload_head_bytes: usize,
+    /// `None` only while the caller makes the model itself (the demo).
+    pub model_path: Option<PathBuf>,
+    pub selector: SelectorSettings,
+    pub window: WindowPolicy,
+    pub idle_timeout: Duration,
+    pub shard: ShardConfig,
+    pub sink: SinkConfig,
+    pub catalog: CatalogConfig,
+    pub memory_budget_bytes: usize,
+    pub http_listen: SocketAddr,
+    pub shutdown_grace: Duration,
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone)]
+pub struct KafkaConfig {
+    pub bootstrap: Bootstrap,
+    pub topics: Vec<String>,
+    pub group: String,
+    pub instance_id: Option<String>,
+    pub start: StartPolicy,
+    pub security_protocol: String,
+    pub sasl: Option<Sasl>,
+    pub ssl_ca_location: Option<PathBuf>,
+    pub client_rack: Option<String>,
+    pub session_timeout: Duration,
+    pub max_poll_interval: Duration,
+    pub drain_timeout: Duration,
+    /// Passed on to librdkafka as they are.
+    pub properties: BTreeMap<String, Secret>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// The in-process cluster, with this many partitions a topic.
+    Embedded {
+        partitions: i32,
+    },
+    Servers(String),
+}
+
+/// Where a partition without a checkpoint begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartPolicy {
+    Earliest,
+    Latest,
+    /// The first record at or after this time, in milliseconds since 1970; the end if there is none.
+    Timestamp(i64),
+}
+
+#[derive(Debug, Clone)]
+pub struct Sasl {
+    pub mechanism: String,
+    pub username: String,
+    pub password: Secret,
+}
+
+#[derive(Debug, Clone)]
+pub struct ShardConfig {
+    pub target_bytes: u64,
+    pub max_rows: u64,
+    pub max_age: Duration,
+    pub row_group_rows: usize,
+    pub row_group_bytes: usize,
+    pub zstd_level: i32,
+}
+
+#[derive(Debug, Clone)]
+pub struct SinkConfig {
+    pub url: url::Url,
+    pub scratch_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+pub struct CatalogConfig {
+    pub sqlite_file: PathBuf,
+    pub migrate: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct LogConfig {
+    pub level: tracing::Level,
+    pub json: bool,
+}
+
+/// A value that never shows in logs, `/status` or messages.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: impl Into<String>) -> Self {
+        Secret(value.into())
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug)]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let n = self.0.len();
+        writeln!(f, "the configuration has {n} mistake{}:", if n == 1 { "" } else { "s" })?;
+        self.0.iter().try_for_each(|error| writeln!(f, "  - {error}"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Config {
+    /// Reads the defaults, then `file`, then the `WINNOWD_` variables among `environment`.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let text = match file {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|e| ConfigErrors(vec![format!("`{}` cannot be read: {e}", path.display())]))?,
+        };
+        Self::from_toml(&text, environment)
+    }
+
+    /// The same from the text of a file.
+    pub fn from_toml(
+        text: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let mut reader = reader::Reader::new(DEFAULT_TOML, text, environment)?;
+        let config = checked::check(&mut reader);
+        reader.finish(config)
+    }
+}
+
+#[cfg(test)]
+mod tests;

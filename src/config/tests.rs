@@ -1,0 +1,126 @@
+use super::*;
+
+fn load(toml: &str) -> Result<Config, ConfigErrors> {
+    Config::from_toml(toml, [])
+}
+
+fn mistakes(toml: &str) -> Vec<String> {
+    load(toml).err().map(|e| e.0).unwrap_or_default()
+}
+
+#[test]
+fn defaults_are_valid_and_say_what_the_docs_say() {
+    let config = load("").unwrap();
+    assert_eq!(config.kafka.bootstrap, Bootstrap::Servers("localhost:9092".into()));
+    assert_eq!(config.kafka.group, "winnowd-default");
+    assert_eq!(config.selector.min_tokens, 100);
+    assert_eq!(config.selector.fraction.of(1000, 0.5), 100);
+    assert_eq!(config.window.max_age_ms, 600_000);
+    assert!(config.sink.url.path().ends_with("/winnowd-data/"));
+}
+
+#[test]
+fn a_file_overrides_the_defaults_and_the_environment_the_file() {
+    let file = "[selection]\nfraction = 0.25\nseed = 7\n[kafka]\ntopics = [\"a\", \"b\"]\n[kafka.properties]\n\"fetch.wait.max.ms\" = 100";
+    let environment = [
+        ("WINNOWD_SELECTION__SEED", "8"),
+        ("WINNOWD_KAFKA__TOPICS", "x, y"),
+        ("WINNOWD_KAFKA__SESSION_TIMEOUT", "10s"),
+        ("OTHER__VARIABLE", "ignored"),
+        ("WINNOWD_SERVICE_HOST", "10.0.0.1"),
+        ("WINNOWD_PORT_9464_TCP_ADDR", "10.0.0.1"),
+    ];
+    let config = Config::from_toml(file, environment.map(|(k, v)| (k.to_owned(), v.to_owned()))).unwrap();
+    assert_eq!(config.selector.fraction.to_string(), "0.25");
+    assert_eq!(config.selector.seed, 8);
+    assert_eq!(config.kafka.topics, ["x", "y"]);
+    assert_eq!(config.kafka.session_timeout, Duration::from_secs(10));
+    assert_eq!(config.kafka.properties["fetch.wait.max.ms"].reveal(), "100");
+}
+
+/// (section and line, what the message must say)
+const MISTAKES: &[(&str, &str)] = &[
+    ("[kafka]\nbootstrap = \"broker\"", "`kafka.bootstrap` = `broker`: `broker` is no host:port"),
+    ("[kafka]\nbootstrap = \"a:9092,b:x\"", "`b:x` is no host:port"),
+    ("[kafka]\ntopics = []", "`kafka.topics` = `[]`: name at least one topic"),
+    ("[kafka]\ntopics = [\"a*\"]", "`kafka.topics` = `a*`: no valid topic name"),
+    ("[kafka]\ntopics = [\"a\", \"a\"]", "`kafka.topics` = `a`: named twice"),
+    ("[kafka]\nstart = \"begin\"", "`kafka.start` = `begin`: expected earliest, latest or a time"),
+    ("[kafka]\nsecurity_protocol = \"tls\"", "`kafka.security_protocol` = `tls`: expected one of: plaintext, ssl"),
+    ("[kafka]\nsecurity_protocol = \"sasl_ssl\"", "`kafka.sasl_password` = ``: must be set"),
+    (
+        "[kafka]\nsasl_username = \"me\"",
+        "`kafka.sasl_username` = `me`: has no effect with kafka.security_protocol = plaintext",
+    ),
+    ("[kafka]\nssl_ca_location = \"/no/such.pem\"", "`kafka.ssl_ca_location` = `/no/such.pem`: no such file"),
+    (
+        "[kafka]\nsession_timeout = \"1h\"",
+        "`kafka.max_poll_interval` = `5m`: must be at least kafka.session_timeout (1h)",
+    ),
+    ("[kafka]\ndrain_timeout = \"4m\"", "`kafka.drain_timeout` = `4m`: must be at most half"),
+    (
+        "[kafka.properties]\n\"auto.offset.reset\" = \"latest\"",
+        "`kafka.properties.auto.offset.reset` = `latest`: cannot be set",
+    ),
+    ("[kafka]\nbotstrap = \"a:1\"", "`kafka.botstrap` = `a:1`: unknown key, did you mean `kafka.bootstrap`?"),
+    ("[pipeline]\nname = \"../x\"", "`pipeline.name` = `../x`: expected 1 to 100 letters"),
+    ("[documents]\ntext_field = \"\"", "`documents.text_field` = ``: must be set"),
+    ("[documents]\nid_field = \"text\"", "`documents.id_field` = `text`: the same field as documents.text_field"),
+    (
+        "[documents]\nmax_bytes = \"1GiB\"",
+        "`documents.max_bytes` = `1.0 GiB`: must be at most an eighth of memory.budget",
+    ),
+    (
+        "[selection]\nselector = \"best\"",
+        "`selection.selector` = `best`: expected one of: importance_resampling, top_k",
+    ),
+    ("[selection]\nfraction = 1.5", "`selection.fraction` = `1.5`: expected a decimal above 0 and at most 1"),
+    ("[selection]\nfraction = 0", "`selection.fraction` = `0`: expected a decimal above 0"),
+    ("[selection]\ntemperature = 0.0", "`selection.temperature` = `0`: expected a number above 0"),
+    ("[selection]\ntemperature = nan", "`selection.temperature` = `NaN`: expected a number above 0"),
+    ("[selection]\nmin_tokens = -1", "`selection.min_tokens` = `-1`: expected an integer from 0"),
+    ("[window]\nmax_documents = 0", "`window.max_documents` = `0`: expected an integer from 1"),
+    ("[window]\nmax_age = \"soon\"", "`window.max_age` = `soon`: expected a duration such as 30s"),
+    ("[window]\nmax_bytes = \"big\"", "`window.max_bytes` = `big`: expected a size such as 64MiB"),
+    ("[shard]\nrow_group_rows = 100000", "`shard.row_group_rows` = `100000`: expected an integer from 1024 to 8192"),
+    ("[shard]\nrow_group_bytes = \"1GiB\"", "`shard.row_group_bytes` = `1GiB`: must be from 1.0 MiB to 64.0 MiB"),
+    ("[sink]\nurl = \"ftp://host/x\"", "`sink.url` = `ftp://host/x`: scheme `ftp` is not supported"),
+    ("[sink]\nscratch_dir = \"/no/such\"", "`sink.scratch_dir` = `/no/such`: is not a folder"),
+    ("[catalog]\nurl = \"mysql://x\"", "`catalog.url` = `mysql://x`: scheme `mysql` is not supported"),
+    ("[memory]\nbudget = \"1MiB\"", "`memory.budget` = `1MiB`: must be from 64.0 MiB"),
+    ("[http]\nlisten = \"9464\"", "`http.listen` = `9464`: expected an address and port"),
+    ("[log]\nlevel = \"loud\"", "`log.level` = `loud`: expected one of"),
+    ("[catalog]\nmigrate = \"perhaps\"", "`catalog.migrate` = `perhaps`: expected true or false"),
+    ("[nonsense]\nx = 1", "`nonsense.x` = `1`: unknown key"),
+    ("sasl_password = \"hunter2\"", "`sasl_password` = `***`: unknown key"),
+    ("[kafka", "the file is not valid TOML"),
+];
+
+#[test]
+fn every_mistake_names_key_and_value() {
+    for (toml, expected) in MISTAKES {
+        let found = mistakes(toml);
+        assert!(found.iter().any(|m| m.contains(expected)), "{toml:?} gives {found:#?}, expected `{expected}`");
+        assert!(found.iter().all(|m| !m.contains("hunter2")));
+    }
+}
+
+#[test]
+fn mistakes_are_reported_all_at_once() {
+    let toml = "[selection]\nfraction = 2\ntemperature = -1\n[http]\nlisten = \"x\"\n[oops]\na = 1";
+    assert_eq!(mistakes(toml).len(), 4, "{:#?}", mistakes(toml));
+}
+
+#[test]
+fn variables_without_a_section_are_mistakes() {
+    let error = Config::from_toml("", [("WINNOWD_KAFKA_BOOTSTRAP".to_owned(), "x:1".to_owned())]).unwrap_err();
+    assert!(error.to_string().contains("`WINNOWD_KAFKA_BOOTSTRAP` names no key"), "{error}");
+}
+
+#[test]
+fn secrets_do_not_show() {
+    let toml = "[kafka]\nsecurity_protocol = \"sasl_plaintext\"\nsasl_mechanism = \"PLAIN\"\nsasl_username = \"me\"\nsasl_password = \"hunter2\"\n[kafka.properties]\n\"ssl.key.password\" = \"hunter2\"";
+    let config = load(toml).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+    assert_eq!(config.kafka.sasl.unwrap().password.reveal(), "hunter2");
+}
