@@ -41,6 +41,8 @@ pub mod publish;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]
+pub mod sink;
+#[cfg(feature = "daemon")]
 pub mod catalog;
 
 /// Lower-case hexadecimal.

@@ -1,0 +1,31 @@
+//! Shards: selected documents become Parquet files, files become objects, objects become lines of `manifest.jsonl`.
+//!
+//! In: [`crate::window::SelectedDocument`]s. Out: complete, durable objects under keys that carry the shard's id.
+//! Nothing here decides whether a shard counts: that is the catalog's transaction.
+
+mod shard;
+mod store;
+
+use std::path::PathBuf;
+
+pub use shard::{COLUMNS, FinishedShard, ShardFile, ShardWriter, WriterSettings, schema};
+pub use store::ShardStore;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    #[error("scratch file in `{}`: {source}", folder.display())]
+    Scratch { folder: PathBuf, source: std::io::Error },
+    #[error("Parquet file of shard `{shard}`: {source}")]
+    Parquet { shard: String, source: parquet::errors::ParquetError },
+    #[error("store `{store}`: `{path}`: {source}")]
+    Store { store: String, path: String, source: object_store::Error },
+    #[error("store `{store}`: `{path}` cannot be made durable: {source}")]
+    Sync { store: String, path: String, source: std::io::Error },
+    #[error("store `{store}`: `{path}` has {found} bytes after the upload of {expected}")]
+    Torn { store: String, path: String, expected: u64, found: u64 },
+    #[error(
+        "store `{store}`: `{path}` lists shards that this catalog does not know: it belongs to another pipeline, or the \
+         catalog was replaced; use another sink.url, or move the file away"
+    )]
+    ForeignManifest { store: String, path: String },
+}

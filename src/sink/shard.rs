@@ -1,0 +1,294 @@
+//! One Parquet file under construction: constant schema, bounded row groups, a digest of its bytes as they are written.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{
+    Float64Builder, Int32Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder,
+};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use super::SinkError;
+use crate::score::ModelId;
+use crate::window::{ClosedWindow, SelectedDocument};
+
+/// Names, types and nullability of the columns, in order. Only ever added to, at the end.
+pub const COLUMNS: [(&str, DataType, bool); 15] = [
+    ("text", DataType::Utf8, false),
+    ("id", DataType::Utf8, false),
+    ("source", DataType::Utf8, true),
+    ("topic", DataType::Utf8, false),
+    ("partition", DataType::Int32, false),
+    ("offset", DataType::Int64, false),
+    ("timestamp", DataType::Timestamp(TimeUnit::Millisecond, None), true),
+    ("n_tokens", DataType::UInt32, false),
+    ("log_importance_weight", DataType::Float64, false),
+    ("selection_key", DataType::Float64, false),
+    ("inclusion_probability", DataType::Float64, false),
+    ("sample_weight", DataType::Float64, false),
+    ("window", DataType::Utf8, false),
+    ("model", DataType::Utf8, false),
+    ("metadata", DataType::Utf8, true),
+];
+
+/// The schema of every shard.
+pub fn schema() -> SchemaRef {
+    let field = |(name, data_type, nullable): (&str, DataType, bool)| match data_type {
+        DataType::Timestamp(unit, _) => Field::new(name, DataType::Timestamp(unit, Some("UTC".into())), nullable),
+        other => Field::new(name, other, nullable),
+    };
+    Arc::new(Schema::new(COLUMNS.map(field).to_vec()))
+}
+
+/// Limits of a file's parts.
+#[derive(Debug, Clone, Copy)]
+pub struct WriterSettings {
+    pub row_group_rows: usize,
+    /// Of the rows' uncompressed bytes.
+    pub row_group_bytes: usize,
+    pub zstd_level: i32,
+}
+
+/// Rows that are turned into Arrow arrays at a time, at most.
+const BATCH_ROWS: usize = 256;
+const BATCH_BYTES: usize = 4 << 20;
+
+/// Writes one shard into a scratch file. Dropping it removes the file.
+pub struct ShardWriter {
+    shard: String,
+    writer: ArrowWriter<HashingFile>,
+    scratch: NamedTempFile,
+    settings: WriterSettings,
+    batch: Batch,
+    rows: u64,
+    row_group_rows: usize,
+    row_group_bytes: usize,
+}
+
+/// A complete Parquet file in the scratch folder.
+pub struct FinishedShard {
+    pub file: ShardFile,
+    pub rows: u64,
+    pub bytes: u64,
+    /// `sha256:` and hex.
+    pub digest: String,
+}
+
+/// A scratch file; removed when dropped.
+pub struct ShardFile(NamedTempFile);
+
+impl ShardFile {
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl ShardWriter {
+    pub fn create(shard: &str, scratch_dir: Option<&Path>, settings: WriterSettings) -> Result<Self, SinkError> {
+        let folder = scratch_dir.map_or_else(std::env::temp_dir, PathBuf::from);
+        let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
+        let scratch =
+            tempfile::Builder::new().prefix("winnowd-").suffix(".parquet").tempfile_in(&folder).map_err(io_error)?;
+        let file = HashingFile {
+            file: BufWriter::with_capacity(256 << 10, scratch.reopen().map_err(io_error)?),
+            digest: Sha256::new(),
+        };
+        let writer = ArrowWriter::try_new(file, schema(), Some(properties(&settings)));
+        Ok(ShardWriter {
+            shard: shard.to_owned(),
+            writer: writer.map_err(|source| SinkError::Parquet { shard: shard.to_owned(), source })?,
+            scratch,
+            settings,
+            batch: Batch::default(),
+            rows: 0,
+            row_group_rows: 0,
+            row_group_bytes: 0,
+        })
+    }
+
+    /// Adds the selection of a window.
+    pub fn append(&mut self, window: &ClosedWindow, model: &ModelId) -> Result<(), SinkError> {
+        let id = window.summary.id();
+        for row in &window.selected {
+            let bytes = row.document.size_bytes();
+            let full = self.row_group_rows == self.settings.row_group_rows
+                || (self.row_group_rows > 0 && self.row_group_bytes + bytes > self.settings.row_group_bytes);
+            if full {
+                self.end_row_group()?;
+            }
+            if self.batch.rows == BATCH_ROWS || self.batch.bytes + bytes > BATCH_BYTES {
+                self.write_batch()?;
+            }
+            self.batch.push(row, window, &id, model);
+            self.row_group_rows += 1;
+            self.row_group_bytes += bytes;
+            self.rows += 1;
+        }
+        Ok(())
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Estimate of the file's size if it ended now.
+    pub fn bytes(&self) -> u64 {
+        (self.writer.bytes_written() + self.writer.in_progress_size() + self.batch.bytes) as u64
+    }
+
+    /// Bytes held in memory.
+    pub fn held_bytes(&self) -> usize {
+        self.writer.memory_size() + self.batch.bytes
+    }
+
+    /// Ends the file with `metadata` in its footer.
+    pub fn finish(mut self, metadata: Vec<(String, String)>) -> Result<FinishedShard, SinkError> {
+        self.end_row_group()?;
+        let ShardWriter { shard, mut writer, scratch, rows, .. } = self;
+        for (key, value) in metadata {
+            writer.append_key_value_metadata(KeyValue::new(key, value));
+        }
+        let parquet_error = |source| SinkError::Parquet { shard: shard.clone(), source };
+        let hashing = writer.into_inner().map_err(parquet_error)?;
+        let folder = scratch.path().parent().unwrap_or(Path::new("")).to_owned();
+        let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
+        let file = hashing.file.into_inner().map_err(|e| io_error(e.into_error()))?;
+        let bytes = file.metadata().map_err(io_error)?.len();
+        let digest = format!("sha256:{}", crate::hex(&hashing.digest.finalize()));
+        Ok(FinishedShard { file: ShardFile(scratch), rows, bytes, digest })
+    }
+
+    fn write_batch(&mut self) -> Result<(), SinkError> {
+        if self.batch.rows == 0 {
+            return Ok(());
+        }
+        let batch = self.batch.take();
+        self.writer.write(&batch).map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })
+    }
+
+    fn end_row_group(&mut self) -> Result<(), SinkError> {
+        self.write_batch()?;
+        self.row_group_rows = 0;
+        self.row_group_bytes = 0;
+        self.writer.flush().map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })
+    }
+}
+
+fn properties(settings: &WriterSettings) -> WriterProperties {
+    let level = ZstdLevel::try_new(settings.zstd_level).expect("the configuration allows levels 1 to 22 only");
+    let mut properties = WriterProperties::builder()
+        .set_created_by(concat!("winnowd ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::ZSTD(level))
+        // Row groups end where `append` says so.
+        .set_max_row_group_row_count(None)
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_data_page_size_limit(1 << 20)
+        .set_write_batch_size(BATCH_ROWS);
+    for repeated in ["source", "topic", "partition", "window", "model"] {
+        properties = properties.set_column_dictionary_enabled(ColumnPath::from(repeated), true);
+    }
+    for free_text in ["text", "metadata"] {
+        properties = properties.set_column_statistics_enabled(ColumnPath::from(free_text), EnabledStatistics::None);
+    }
+    properties.build()
+}
+
+/// Rows on their way into Arrow arrays, in the order of [`COLUMNS`].
+#[derive(Default)]
+struct Batch {
+    rows: usize,
+    bytes: usize,
+    text: StringBuilder,
+    id: StringBuilder,
+    source: StringBuilder,
+    topic: StringBuilder,
+    partition: Int32Builder,
+    offset: Int64Builder,
+    timestamp: TimestampMillisecondBuilder,
+    n_tokens: UInt32Builder,
+    log_importance_weight: Float64Builder,
+    selection_key: Float64Builder,
+    inclusion_probability: Float64Builder,
+    sample_weight: Float64Builder,
+    window: StringBuilder,
+    model: StringBuilder,
+    metadata: StringBuilder,
+}
+
+impl Batch {
+    fn push(&mut self, row: &SelectedDocument, window: &ClosedWindow, window_id: &str, model: &ModelId) {
+        self.rows += 1;
+        self.bytes += row.document.size_bytes();
+        self.text.append_value(&row.document.text);
+        self.id.append_value(&row.document.id);
+        self.source.append_option(row.document.source.as_deref());
+        self.topic.append_value(&*window.summary.at.topic);
+        self.partition.append_value(window.summary.at.partition);
+        self.offset.append_value(row.offset);
+        self.timestamp.append_option(row.document.timestamp_ms);
+        self.n_tokens.append_value(row.score.n_tokens);
+        self.log_importance_weight.append_value(row.score.log_importance_weight);
+        self.selection_key.append_value(row.selection_key);
+        self.inclusion_probability.append_value(row.inclusion_probability);
+        self.sample_weight.append_value(row.inclusion_probability.recip());
+        self.window.append_value(window_id);
+        self.model.append_value(model.as_str());
+        self.metadata.append_option(row.document.metadata.as_deref());
+    }
+
+    fn take(&mut self) -> RecordBatch {
+        self.rows = 0;
+        self.bytes = 0;
+        let timestamp = self.timestamp.finish().with_timezone("UTC");
+        let columns: Vec<arrow::array::ArrayRef> = vec![
+            Arc::new(self.text.finish()),
+            Arc::new(self.id.finish()),
+            Arc::new(self.source.finish()),
+            Arc::new(self.topic.finish()),
+            Arc::new(self.partition.finish()),
+            Arc::new(self.offset.finish()),
+            Arc::new(timestamp),
+            Arc::new(self.n_tokens.finish()),
+            Arc::new(self.log_importance_weight.finish()),
+            Arc::new(self.selection_key.finish()),
+            Arc::new(self.inclusion_probability.finish()),
+            Arc::new(self.sample_weight.finish()),
+            Arc::new(self.window.finish()),
+            Arc::new(self.model.finish()),
+            Arc::new(self.metadata.finish()),
+        ];
+        RecordBatch::try_new(schema(), columns).expect("the builders follow the schema")
+    }
+}
+
+/// A file that digests what passes through.
+struct HashingFile {
+    file: BufWriter<File>,
+    digest: Sha256,
+}
+
+impl Write for HashingFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.digest.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests;

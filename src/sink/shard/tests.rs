@@ -1,0 +1,107 @@
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
+
+use super::*;
+use crate::checkpoint::Interval;
+use crate::record::{Document, TopicPartition};
+use crate::score::{NgramCounts, Score};
+use crate::window::{CloseReason, WindowSummary};
+
+fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
+    let selected: Vec<_> = texts
+        .into_iter()
+        .enumerate()
+        .map(|(i, text)| SelectedDocument {
+            offset: i as i64,
+            document: Document {
+                id: format!("d{i}"),
+                text,
+                source: (i % 2 == 0).then(|| "web".to_owned()),
+                timestamp_ms: Some(1_700_000_000_000 + i as i64),
+                metadata: None,
+            },
+            score: Score { n_tokens: 3, log_importance_weight: -0.5 },
+            selection_key: 1.25,
+            inclusion_probability: 0.25,
+        })
+        .collect();
+    let n = selected.len() as u64;
+    let summary = WindowSummary {
+        at: TopicPartition::new("docs", 2),
+        interval: Interval { from: 0, to: n as i64 },
+        closed_by: CloseReason::Documents,
+        n_records: n,
+        n_selected: n,
+        n_rejected: 0,
+        n_too_short: 0,
+        n_dead_letters: 0,
+        payload_bytes: 0,
+        threshold: None,
+        kl_reduction: None,
+    };
+    let counts = NgramCounts::zero(2);
+    ClosedWindow { summary, selected, dead_letters: vec![], raw_counts: counts.clone(), selected_counts: counts }
+}
+
+fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedShard {
+    let mut writer = ShardWriter::create("s", None, settings).unwrap();
+    writer.append(window, &ModelId::of(b"m")).unwrap();
+    assert!(writer.bytes() > 0 && writer.rows() == window.selected.len() as u64);
+    writer.finish(vec![("winnowd.pipeline".into(), "p".into())]).unwrap()
+}
+
+const SETTINGS: WriterSettings = WriterSettings { row_group_rows: 1024, row_group_bytes: 1 << 20, zstd_level: 1 };
+
+#[test]
+fn rows_come_back_with_the_documented_schema() {
+    let finished = write(&window((0..3000).map(|i| format!("text {i}"))), SETTINGS);
+    assert_eq!(finished.rows, 3000);
+    let bytes = std::fs::read(finished.file.path()).unwrap();
+    assert_eq!(bytes.len() as u64, finished.bytes);
+    assert_eq!(finished.digest, format!("sha256:{}", crate::hex(&Sha256::digest(&bytes))));
+
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(finished.file.path()).unwrap()).unwrap();
+    assert_eq!(reader.schema().fields(), schema().fields());
+    let footer = reader.metadata().file_metadata().key_value_metadata().unwrap();
+    assert!(footer.iter().any(|kv| kv.key == "winnowd.pipeline" && kv.value.as_deref() == Some("p")));
+    let batches: Vec<_> = reader.build().unwrap().map(Result::unwrap).collect();
+    assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 3000);
+    let first = batches[0].slice(0, 1);
+    let json = format!("{first:?}");
+    for expected in ["text 0", "d0", "web", "docs/2/0-3000", "sha256:"] {
+        assert!(json.contains(expected), "{json}");
+    }
+}
+
+#[test]
+fn row_groups_keep_both_limits_and_have_page_indexes() {
+    // Every third text is large, so that bytes end some groups and rows others.
+    let texts = (0..5000).map(|i| if i < 200 { "x".repeat(20_000) } else { format!("small {i}") });
+    let finished = write(&window(texts), SETTINGS);
+    let mut reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Required);
+    reader.try_parse(&File::open(finished.file.path()).unwrap()).unwrap();
+    let metadata = reader.finish().unwrap();
+    let groups: Vec<_> = metadata.row_groups().iter().map(|g| (g.num_rows(), g.total_byte_size())).collect();
+    assert!(groups.iter().all(|&(rows, bytes)| rows <= 1024 && bytes <= (1 << 20) + (64 << 10)), "{groups:?}");
+    assert!(groups.iter().any(|&(rows, _)| rows == 1024) && groups.iter().any(|&(rows, _)| rows < 60), "{groups:?}");
+    assert!(metadata.offset_index().is_some() && metadata.column_index().is_some());
+}
+
+#[test]
+fn a_document_larger_than_a_row_group_stands_alone() {
+    let finished = write(&window([String::from("a"), "y".repeat(3 << 20), String::from("b")]), SETTINGS);
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(finished.file.path()).unwrap()).unwrap();
+    let rows: Vec<_> = reader.metadata().row_groups().iter().map(|g| g.num_rows()).collect();
+    assert_eq!(rows, [1, 1, 1]);
+}
+
+#[test]
+fn the_scratch_file_goes_with_its_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = ShardWriter::create("s", Some(folder.path()), SETTINGS).unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    drop(writer);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let missing = ShardWriter::create("s", Some(&folder.path().join("none")), SETTINGS);
+    assert!(missing.err().unwrap().to_string().contains("scratch file in"));
+}

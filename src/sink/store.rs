@@ -1,0 +1,163 @@
+//! The object store: complete objects only, durable before anyone is told of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use tokio::io::AsyncReadExt;
+
+use super::SinkError;
+use crate::config::SinkConfig;
+
+const MANIFEST: &str = "manifest.jsonl";
+/// Part size of uploads; smaller files go in one request.
+const PART_BYTES: usize = 8 << 20;
+
+/// Where shards and their manifest go.
+#[derive(Clone)]
+pub struct ShardStore {
+    store: Arc<dyn ObjectStore>,
+    name: String,
+    /// The folder behind a local store. It does not sync what it writes, so this module does.
+    local_root: Option<PathBuf>,
+}
+
+impl ShardStore {
+    /// Opens the store of the configuration, creating a local folder where it is missing.
+    pub fn open(config: &SinkConfig) -> Result<Self, SinkError> {
+        let name = config.url.to_string();
+        let failed = |source| SinkError::Sync { store: name.clone(), path: String::new(), source };
+        let root = config.url.to_file_path().map_err(|()| failed(std::io::ErrorKind::InvalidInput.into()))?;
+        std::fs::create_dir_all(&root).map_err(failed)?;
+        let store = LocalFileSystem::new_with_prefix(&root);
+        let store = store.map_err(|source| SinkError::Store { store: name.clone(), path: String::new(), source })?;
+        Ok(ShardStore { store: Arc::new(store), name, local_root: Some(root) })
+    }
+
+    /// The key of a shard, relative to the root.
+    pub fn shard_path(shard: &str) -> String {
+        format!("shards/{shard}.parquet")
+    }
+
+    /// Puts a file at `path` and returns when it is complete and durable. May be repeated.
+    pub async fn upload(&self, file: &Path, bytes: u64, path: &str) -> Result<(), SinkError> {
+        let key = ObjectPath::from(path);
+        let store_error = |source| SinkError::Store { store: self.name.clone(), path: path.to_owned(), source };
+        let read_error = |source| SinkError::Scratch { folder: file.to_owned(), source };
+        let mut reader = tokio::fs::File::open(file).await.map_err(read_error)?;
+        if bytes <= PART_BYTES as u64 {
+            let mut content = Vec::with_capacity(bytes as usize);
+            reader.read_to_end(&mut content).await.map_err(read_error)?;
+            self.store.put(&key, content.into()).await.map_err(store_error)?;
+        } else {
+            let upload = self.store.put_multipart(&key).await.map_err(store_error)?;
+            let mut parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+            let mut buffer = vec![0; 1 << 20];
+            loop {
+                // One part in flight bounds the memory; the end of the loop waits for all of them.
+                parts.wait_for_capacity(1).await.map_err(store_error)?;
+                match reader.read(&mut buffer).await.map_err(read_error)? {
+                    0 => break,
+                    n => parts.write(&buffer[..n]),
+                }
+            }
+            parts.finish().await.map_err(store_error)?;
+        }
+        self.make_durable(path).await?;
+        let found = self.store.head(&key).await.map_err(store_error)?.size;
+        if found != bytes {
+            return Err(SinkError::Torn { store: self.name.clone(), path: path.to_owned(), expected: bytes, found });
+        }
+        Ok(())
+    }
+
+    /// Replaces the manifest by these lines. The catalog only ever adds lines, so a reader that remembers how far it
+    /// read goes on at that byte.
+    pub async fn write_manifest(&self, lines: &[String]) -> Result<(), SinkError> {
+        let store_error = |source| SinkError::Store { store: self.name.clone(), path: MANIFEST.to_owned(), source };
+        let payload = PutPayload::from(Bytes::from(joined(lines)));
+        self.store.put(&ObjectPath::from(MANIFEST), payload).await.map_err(store_error)?;
+        self.make_durable(MANIFEST).await
+    }
+
+    /// Refuses a store whose manifest is not the beginning of `lines`: it would be overwritten.
+    pub async fn check_manifest(&self, lines: &[String]) -> Result<(), SinkError> {
+        let store_error = |source| SinkError::Store { store: self.name.clone(), path: MANIFEST.to_owned(), source };
+        let present = match self.store.get(&ObjectPath::from(MANIFEST)).await {
+            Ok(object) => object.bytes().await.map_err(store_error)?,
+            Err(object_store::Error::NotFound { .. }) => return Ok(()),
+            Err(e) => return Err(store_error(e)),
+        };
+        if joined(lines).starts_with(&present) {
+            return Ok(());
+        }
+        Err(SinkError::ForeignManifest { store: self.name.clone(), path: MANIFEST.to_owned() })
+    }
+
+    /// Syncs a local file and every folder up to the root, since each may be new. Remote stores acknowledge durably.
+    async fn make_durable(&self, path: &str) -> Result<(), SinkError> {
+        let Some(root) = self.local_root.clone() else { return Ok(()) };
+        let file = root.join(path);
+        let sync = move || {
+            for part in file.ancestors() {
+                std::fs::File::open(part)?.sync_all()?;
+                if part == root {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let result = tokio::task::spawn_blocking(sync).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        result.map_err(|source| SinkError::Sync { store: self.name.clone(), path: path.to_owned(), source })
+    }
+}
+
+fn joined(lines: &[String]) -> Vec<u8> {
+    lines.iter().flat_map(|line| [line.as_bytes(), b"\n"]).collect::<Vec<_>>().concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(folder: &Path) -> ShardStore {
+        let url = url::Url::from_directory_path(folder).unwrap();
+        ShardStore::open(&SinkConfig { url, scratch_dir: None }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn uploads_small_and_multipart_files_whole_and_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder.path().join("new/root"));
+        let file = folder.path().join("file");
+        for bytes in [0, 1000, PART_BYTES, 3 * PART_BYTES + 17] {
+            let content: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
+            std::fs::write(&file, &content).unwrap();
+            for _ in 0..2 {
+                store.upload(&file, bytes as u64, "shards/x.parquet").await.unwrap();
+                assert!(std::fs::read(folder.path().join("new/root/shards/x.parquet")).unwrap() == content);
+            }
+        }
+        let torn = store.upload(&file, 5, "shards/x.parquet").await.unwrap_err();
+        assert!(torn.to_string().contains("bytes after the upload of 5"), "{torn}");
+    }
+
+    #[tokio::test]
+    async fn a_manifest_only_grows() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let lines = |n: usize| (0..n).map(|i| format!("{{\"sequence\":{i}}}")).collect::<Vec<_>>();
+        store.check_manifest(&lines(0)).await.unwrap();
+        store.write_manifest(&lines(2)).await.unwrap();
+        store.check_manifest(&lines(3)).await.unwrap();
+        store.write_manifest(&lines(3)).await.unwrap();
+        let text = std::fs::read_to_string(folder.path().join("manifest.jsonl")).unwrap();
+        assert_eq!(text, "{\"sequence\":0}\n{\"sequence\":1}\n{\"sequence\":2}\n");
+        let foreign = store.check_manifest(&["{\"sequence\":9}".to_owned()]).await.unwrap_err();
+        assert!(matches!(foreign, SinkError::ForeignManifest { .. }));
+        assert!(store.check_manifest(&lines(2)).await.is_err(), "lines would be lost");
+    }
+}
