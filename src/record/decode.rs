@@ -26,6 +26,14 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// The field names of the defaults, for files: `text`, `id`, `source`, `timestamp`.
+    pub fn for_files() -> Self {
+        let name = |s: &str| Some(s.to_owned());
+        let fields =
+            FieldNames { text: "text".into(), id: name("id"), source: name("source"), timestamp: name("timestamp") };
+        Decoder { fields, max_bytes: 1 << 30 }
+    }
+
     /// In: the payload of one record and where it stood. Out: the document, or why it is none. Never fails otherwise.
     ///
     /// `id` may be a string or an integer; `timestamp` an integer (milliseconds since 1970 UTC) or an RFC 3339 string.
@@ -245,10 +253,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn decoder() -> Decoder {
-        let name = |s: &str| Some(s.to_owned());
-        let fields =
-            FieldNames { text: "text".into(), id: name("id"), source: name("source"), timestamp: name("timestamp") };
-        Decoder { fields, max_bytes: 1000 }
+        Decoder { max_bytes: 1000, ..Decoder::for_files() }
     }
 
     fn decode(payload: &[u8]) -> Result<Document, Reject> {

@@ -1,0 +1,103 @@
+//! Records of several partitions in one allocation, as they leave the polling thread.
+
+use crate::record::TopicPartition;
+
+/// Payloads one behind the other, with an index.
+#[derive(Debug, Default)]
+pub struct Batch {
+    partitions: Vec<(TopicPartition, i64)>,
+    payloads: Vec<u8>,
+    index: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    partition: u32,
+    offset: i64,
+    timestamp_ms: Option<i64>,
+    start: usize,
+    /// `None`: the record has no value.
+    len: Option<usize>,
+}
+
+/// One record of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    pub at: &'a TopicPartition,
+    /// Under which its partition was consumed; a later assignment has another.
+    pub owner_epoch: i64,
+    pub offset: i64,
+    pub timestamp_ms: Option<i64>,
+    pub payload: Option<&'a [u8]>,
+}
+
+impl Batch {
+    pub fn push(&mut self, record: Record<'_>) {
+        let same = |(at, epoch): &(TopicPartition, i64)| at == record.at && *epoch == record.owner_epoch;
+        // Records come in runs of one partition.
+        let last = self.partitions.len().wrapping_sub(1);
+        let partition = match self.partitions.last() {
+            Some(p) if same(p) => last,
+            _ => self.partitions.iter().position(same).unwrap_or_else(|| {
+                self.partitions.push((record.at.clone(), record.owner_epoch));
+                self.partitions.len() - 1
+            }),
+        };
+        let start = self.payloads.len();
+        self.payloads.extend_from_slice(record.payload.unwrap_or_default());
+        self.index.push(Entry {
+            partition: partition as u32,
+            offset: record.offset,
+            timestamp_ms: record.timestamp_ms,
+            start,
+            len: record.payload.map(<[u8]>::len),
+        });
+    }
+
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// Bytes that it holds.
+    pub fn size_bytes(&self) -> usize {
+        self.payloads.len() + self.index.len() * size_of::<Entry>()
+    }
+
+    /// # Panics
+    /// If there is no such record.
+    pub fn get(&self, i: usize) -> Record<'_> {
+        let entry = &self.index[i];
+        let (at, owner_epoch) = &self.partitions[entry.partition as usize];
+        let payload = entry.len.map(|len| &self.payloads[entry.start..entry.start + len]);
+        Record { at, owner_epoch: *owner_epoch, offset: entry.offset, timestamp_ms: entry.timestamp_ms, payload }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back_as_they_were() {
+        let (a, b) = (TopicPartition::new("t", 0), TopicPartition::new("t", 1));
+        let records = [
+            Record { at: &a, owner_epoch: 1, offset: 5, timestamp_ms: Some(9), payload: Some(b"one") },
+            Record { at: &b, owner_epoch: 1, offset: 0, timestamp_ms: None, payload: None },
+            Record { at: &a, owner_epoch: 2, offset: 5, timestamp_ms: None, payload: Some(b"") },
+            Record { at: &a, owner_epoch: 1, offset: 6, timestamp_ms: None, payload: Some(b"two") },
+        ];
+        let mut batch = Batch::default();
+        records.iter().for_each(|r| batch.push(*r));
+        assert_eq!(batch.len(), 4);
+        for (i, r) in records.iter().enumerate() {
+            let back = batch.get(i);
+            assert_eq!((back.at, back.owner_epoch, back.offset), (r.at, r.owner_epoch, r.offset));
+            assert_eq!((back.timestamp_ms, back.payload), (r.timestamp_ms, r.payload));
+        }
+        assert_eq!(batch.partitions.len(), 3);
+    }
+}

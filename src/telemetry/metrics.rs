@@ -1,0 +1,237 @@
+//! Every metric with its name, help and labels, in one place. No label takes values from the data.
+
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::record::RejectReason;
+use crate::window::CloseReason;
+
+/// The steps of a publication that take time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Stage,
+    Upload,
+    Commit,
+}
+
+impl Step {
+    const ALL: [Step; 3] = [Step::Stage, Step::Upload, Step::Commit];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Step::Stage => "stage",
+            Step::Upload => "upload",
+            Step::Commit => "commit",
+        }
+    }
+}
+
+/// Counters count what this process did, so after a crash some records are counted again; `winnowd_catalog_*` are
+/// the catalog's own sums, exact across restarts.
+pub struct Metrics {
+    registry: Registry,
+    pub consumed_records: IntCounter,
+    pub consumed_bytes: IntCounter,
+    pub scored_tokens: IntCounter,
+    pub score_seconds: Histogram,
+    pub decided: IntCounterVec,
+    pub dead_letters: IntCounterVec,
+    pub windows_closed: IntCounterVec,
+    pub published_shards: IntCounter,
+    pub published_rows: IntCounter,
+    pub published_bytes: IntCounter,
+    pub publish_seconds: HistogramVec,
+    pub publish_failures: IntCounterVec,
+    pub fenced: IntCounter,
+    pub manifest_failures: IntCounter,
+    pub session_restarts: IntCounter,
+    pub rebalances: IntCounterVec,
+    pub assigned_partitions: IntGauge,
+    pub lag: IntGaugeVec,
+    pub held_bytes: IntGaugeVec,
+    pub memory_budget_bytes: IntGauge,
+    pub catalog_documents: IntGaugeVec,
+    pub catalog_shards: IntGauge,
+    pub window_kl_reduction: Gauge,
+    pub kl_reduction: Gauge,
+}
+
+pub const DECISIONS: [&str; 3] = ["selected", "rejected", "dead_letter"];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let r = Registry::new();
+        let seconds = |least: f64, n| prometheus::exponential_buckets(least, 4.0, n).expect("valid buckets");
+        let info = gauges(&r, "build_info", "Always 1; names the version.", &["version"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Metrics {
+            consumed_records: counter(&r, "consumed_records_total", "Records read from Kafka by this process."),
+            consumed_bytes: counter(&r, "consumed_bytes_total", "Payload bytes read from Kafka by this process."),
+            scored_tokens: counter(&r, "scored_tokens_total", "Tokens of all documents that were scored."),
+            score_seconds: register(
+                &r,
+                Histogram::with_opts(
+                    HistogramOpts::new("winnowd_score_seconds", "Time to decode and score one batch of records.")
+                        .buckets(seconds(0.000_25, 8)),
+                ),
+            ),
+            decided: counters(
+                &r,
+                "decided_documents_total",
+                "Documents decided and published by this process.",
+                "decision",
+                &DECISIONS,
+            ),
+            dead_letters: counters(
+                &r,
+                "dead_letters_total",
+                "Dead letters published by this process, by reason.",
+                "reason",
+                &RejectReason::ALL.map(RejectReason::as_str),
+            ),
+            windows_closed: counters(
+                &r,
+                "windows_closed_total",
+                "Windows closed, by what closed them.",
+                "reason",
+                &CloseReason::ALL.map(CloseReason::as_str),
+            ),
+            published_shards: counter(&r, "published_shards_total", "Shards published by this process."),
+            published_rows: counter(&r, "published_rows_total", "Rows of the shards published by this process."),
+            published_bytes: counter(&r, "published_bytes_total", "Bytes of the shards published by this process."),
+            publish_seconds: register(
+                &r,
+                HistogramVec::new(
+                    HistogramOpts::new("winnowd_publish_seconds", "Time of each step of a publication.")
+                        .buckets(seconds(0.001, 9)),
+                    &["step"],
+                ),
+            ),
+            publish_failures: counters(
+                &r,
+                "publish_failures_total",
+                "Failed tries of a publication's steps; they are tried again.",
+                "step",
+                &Step::ALL.map(Step::as_str),
+            ),
+            fenced: counter(
+                &r,
+                "fenced_publications_total",
+                "Publications given up because another worker had taken a partition over.",
+            ),
+            manifest_failures: counter(
+                &r,
+                "manifest_failures_total",
+                "Failed writes of manifest.jsonl; the next one catches up.",
+            ),
+            session_restarts: counter(
+                &r,
+                "session_restarts_total",
+                "Times this process dropped its open windows and began again at the checkpoints.",
+            ),
+            rebalances: counters(
+                &r,
+                "rebalances_total",
+                "Changes of this worker's partitions.",
+                "kind",
+                &["assigned", "revoked", "lost"],
+            ),
+            assigned_partitions: gauge(&r, "assigned_partitions", "Partitions that this worker owns."),
+            lag: gauges(
+                &r,
+                "lag_records",
+                "Offsets between the end of a partition and what this worker has consumed or published.",
+                &["topic", "partition", "until"],
+            ),
+            held_bytes: gauges(&r, "held_bytes", "Memory held, by the part that holds it.", &["part"]),
+            memory_budget_bytes: gauge(&r, "memory_budget_bytes", "Configured memory budget."),
+            catalog_documents: gauges(
+                &r,
+                "catalog_documents",
+                "Documents decided by this pipeline since it began, as the catalog has them.",
+                &["decision"],
+            ),
+            catalog_shards: gauge(
+                &r,
+                "catalog_shards",
+                "Shards published by this pipeline since it began, as the catalog has them.",
+            ),
+            window_kl_reduction: float_gauge(
+                &r,
+                "window_kl_reduction_nats",
+                "KL(target, all) - KL(target, selected) of the last window with a selection.",
+            ),
+            kl_reduction: float_gauge(&r, "kl_reduction_nats", "The same over all windows that this process closed."),
+            registry: r,
+        };
+        for part in ["queue", "windows", "shard"] {
+            metrics.held_bytes.with_label_values(&[part]);
+        }
+        for decision in DECISIONS {
+            metrics.catalog_documents.with_label_values(&[decision]);
+        }
+        for step in Step::ALL {
+            metrics.publish_seconds.with_label_values(&[step.as_str()]);
+        }
+        metrics
+    }
+}
+
+impl Metrics {
+    /// In the text format of Prometheus.
+    pub fn render(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).expect("registered metrics are consistent")
+    }
+}
+
+fn register<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+    let metric = metric.expect("names and labels are valid");
+    registry.register(Box::new(metric.clone())).expect("every metric has a name of its own");
+    metric
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(format!("winnowd_{name}"), help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, label: &str, values: &[&str]) -> IntCounterVec {
+    let counters = register(registry, IntCounterVec::new(Opts::new(format!("winnowd_{name}"), help), &[label]));
+    for value in values {
+        counters.with_label_values(&[value]);
+    }
+    counters
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(format!("winnowd_{name}"), help))
+}
+
+fn float_gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
+    register(registry, Gauge::new(format!("winnowd_{name}"), help))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(format!("winnowd_{name}"), help), labels))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_that_can_be_known_starts_at_zero() {
+        let text = Metrics::default().render();
+        for expected in [
+            "winnowd_decided_documents_total{decision=\"dead_letter\"} 0",
+            "winnowd_dead_letters_total{reason=\"null_payload\"} 0",
+            "winnowd_windows_closed_total{reason=\"idle\"} 0",
+            "winnowd_publish_seconds_count{step=\"commit\"} 0",
+            "winnowd_fenced_publications_total 0",
+            "winnowd_build_info{version=",
+        ] {
+            assert!(text.contains(expected), "`{expected}` is not in:\n{text}");
+        }
+    }
+}

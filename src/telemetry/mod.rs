@@ -1,0 +1,9 @@
+//! What the daemon shows of itself: metrics, health and status, on one HTTP port.
+
+mod metrics;
+mod server;
+mod status;
+
+pub use metrics::{Metrics, Step};
+pub use server::{HttpServer, TelemetryError};
+pub use status::{PartitionStatus, Readiness, Status, Telemetry};

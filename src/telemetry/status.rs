@@ -1,0 +1,133 @@
+//! The state that health and status pages show, filled by the pipeline.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::Metrics;
+use crate::catalog::Totals;
+use crate::record::TopicPartition;
+use crate::source::PollHeartbeat;
+
+/// Shared by the pipeline and the HTTP server.
+pub struct Telemetry {
+    pub metrics: Metrics,
+    pub heartbeat: PollHeartbeat,
+    status: Mutex<Status>,
+    started: Instant,
+    /// A poll loop silent for longer is dead.
+    max_poll_silence: Duration,
+}
+
+/// What `/status` answers.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Status {
+    pub pipeline: String,
+    pub model: String,
+    pub readiness: Readiness,
+    pub totals: Totals,
+    #[serde(serialize_with = "partitions_as_list")]
+    pub partitions: BTreeMap<TopicPartition, PartitionStatus>,
+    /// Path of the newest shard.
+    pub last_shard: Option<String>,
+    /// The last error that ended a session, until a publication succeeds.
+    pub last_error: Option<String>,
+}
+
+/// All must be true for `/readyz`.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Readiness {
+    pub migrated: bool,
+    pub catalog_reachable: bool,
+    pub joined_group: bool,
+}
+
+impl Readiness {
+    pub fn missing(&self) -> Vec<&'static str> {
+        let all = [
+            (self.migrated, "catalog schema is not up to date"),
+            (self.catalog_reachable, "catalog is not reachable"),
+            (self.joined_group, "no partitions assigned by the consumer group yet"),
+        ];
+        all.into_iter().filter(|(fine, _)| !fine).map(|(_, problem)| problem).collect()
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct PartitionStatus {
+    /// Next offset to be read into a window.
+    pub consumed: i64,
+    /// Next offset after everything published.
+    pub published: i64,
+    pub end_offset: Option<i64>,
+}
+
+fn partitions_as_list<S: serde::Serializer>(
+    partitions: &BTreeMap<TopicPartition, PartitionStatus>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        #[serde(flatten)]
+        at: &'a TopicPartition,
+        #[serde(flatten)]
+        status: &'a PartitionStatus,
+    }
+    serializer.collect_seq(partitions.iter().map(|(at, status)| Row { at, status }))
+}
+
+impl Telemetry {
+    pub fn new(pipeline: &str, max_poll_silence: Duration) -> Self {
+        let status = Status { pipeline: pipeline.to_owned(), ..Status::default() };
+        Telemetry {
+            metrics: Metrics::default(),
+            heartbeat: PollHeartbeat::default(),
+            status: Mutex::new(status),
+            started: Instant::now(),
+            max_poll_silence,
+        }
+    }
+
+    pub fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// What is wrong with the poll loop, if anything. Never depends on an outside system.
+    pub fn poll_problem(&self) -> Option<String> {
+        // Before its first round the process is starting up, which the startup probe bounds.
+        let age = self.heartbeat.age()?;
+        let limit = self.max_poll_silence;
+        (age > limit).then(|| {
+            format!("the poll loop has been silent for {} s, allowed are {} s", age.as_secs(), limit.as_secs())
+        })
+    }
+
+    /// Recomputes the lag of every partition from what is known of it.
+    pub fn update_lag(&self) {
+        let status = self.status();
+        self.metrics.lag.reset();
+        for (at, partition) in &status.partitions {
+            let Some(end) = partition.end_offset else { continue };
+            let number = at.partition.to_string();
+            for (until, offset) in [("consumed", partition.consumed), ("published", partition.published)] {
+                self.metrics.lag.with_label_values(&[&*at.topic, &number, until]).set((end - offset).max(0));
+            }
+        }
+    }
+
+    /// Shows the catalog's sums.
+    pub fn set_totals(&self, totals: Totals) {
+        self.status().totals = totals;
+        let documents = &self.metrics.catalog_documents;
+        documents.with_label_values(&["selected"]).set(totals.n_selected);
+        documents.with_label_values(&["rejected"]).set(totals.n_rejected);
+        documents.with_label_values(&["dead_letter"]).set(totals.n_dead_letters);
+        self.metrics.catalog_shards.set(totals.n_shards);
+    }
+}
