@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::sqlite::Access;
 use super::*;
 use crate::record::{Reject, RejectReason};
 use crate::select::{SelectorKind, SelectorSettings};

@@ -17,7 +17,7 @@ use crate::record::TopicPartition;
 use crate::score::ModelId;
 use crate::window::DeadLetter;
 
-pub use sqlite::SqliteCatalog;
+pub use sqlite::{Access, SqliteCatalog};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {

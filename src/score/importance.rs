@@ -2,7 +2,7 @@
 
 use crate::features::{Featuriser, Scratch};
 
-use super::{Model, NgramCounts, distribution::SMOOTHING};
+use super::{Model, distribution::SMOOTHING};
 
 /// What scoring says of one text.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -29,20 +29,16 @@ impl ImportanceWeight {
     }
 
     pub fn score(&self, text: &str, scratch: &mut Scratch) -> Score {
-        self.score_each(text, scratch, |_| ())
-    }
-
-    /// Scores a text and adds its n-grams to `counts`, in one pass.
-    pub fn score_and_count(&self, text: &str, scratch: &mut Scratch, counts: &mut NgramCounts) -> Score {
-        self.score_each(text, scratch, |bucket| counts.add_bucket(bucket))
-    }
-
-    fn score_each(&self, text: &str, scratch: &mut Scratch, mut also: impl FnMut(u32)) -> Score {
         let mut log_importance_weight = 0.0;
-        let n_tokens = self.featuriser.for_each_bucket(text, scratch, |bucket| {
-            log_importance_weight += self.log_ratio[bucket as usize];
-            also(bucket);
-        });
+        let n_tokens = self
+            .featuriser
+            .for_each_bucket(text, scratch, |bucket| log_importance_weight += self.log_ratio[bucket as usize]);
+        Score { n_tokens, log_importance_weight }
+    }
+
+    /// The same of a text whose buckets are known, in their order.
+    pub fn score_buckets(&self, n_tokens: u32, buckets: &[u32]) -> Score {
+        let log_importance_weight = buckets.iter().map(|&bucket| self.log_ratio[bucket as usize]).sum();
         Score { n_tokens, log_importance_weight }
     }
 }

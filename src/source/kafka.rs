@@ -51,6 +51,17 @@ impl PollHeartbeat {
     }
 }
 
+/// Commits offsets to the consumer group.
+#[derive(Clone)]
+pub struct OffsetMirror(mpsc::Sender<Vec<(TopicPartition, i64)>>);
+
+impl OffsetMirror {
+    pub fn commit(&self, offsets: Vec<(TopicPartition, i64)>) {
+        // An ended thread has nobody to mirror for.
+        let _ = self.0.send(offsets);
+    }
+}
+
 /// A running consumer.
 pub struct KafkaSource {
     stop: Arc<AtomicBool>,
@@ -100,10 +111,10 @@ impl KafkaSource {
         Ok(KafkaSource { stop, mirror, ended })
     }
 
-    /// Commits offsets to the group, for lag tools. Failures are logged and otherwise ignored: the catalog decides.
-    pub fn mirror(&self, offsets: Vec<(TopicPartition, i64)>) {
-        // An ended thread has nobody to mirror for.
-        let _ = self.mirror.send(offsets);
+    /// Takes offsets to be committed to the group, for lag tools. Failures are logged and otherwise ignored: the
+    /// catalog decides.
+    pub fn mirror(&self) -> OffsetMirror {
+        OffsetMirror(self.mirror.clone())
     }
 
     /// Ends polling and leaves the group; false if that took longer than `deadline`.
@@ -147,9 +158,7 @@ impl PollContext {
     fn take_over(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let partitions: Vec<_> =
             list.elements().iter().map(|e| TopicPartition::new(e.topic(), e.partition())).collect();
-        if partitions.is_empty() {
-            return;
-        }
+        // An empty assignment counts too: the group was joined, and there are more workers than partitions.
         let resolve = |at: &TopicPartition| resolve_start(consumer, self.start, at);
         match self.assignments.assigned(&partitions, &resolve) {
             Ok(assigned) => {

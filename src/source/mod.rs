@@ -13,8 +13,8 @@ mod settings;
 use crate::record::TopicPartition;
 
 pub use batch::{Batch, Record};
-pub use kafka::{KafkaSource, PollHeartbeat};
-pub use queue::{QueueReceiver, queue};
+pub use kafka::{KafkaSource, OffsetMirror, PollHeartbeat};
+pub use queue::{QueueReceiver, QueueSender, queue};
 pub use settings::{SourceLimits, client_config};
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -79,5 +79,3 @@ pub struct PartitionLag {
     /// First offset that cannot be read yet.
     pub end_offset: i64,
 }
-
-pub use queue::QueueSender;

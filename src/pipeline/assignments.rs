@@ -1,0 +1,94 @@
+//! Answers the consumer's rebalances: claims partitions in the catalog, and drains them before they go.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::Shared;
+use crate::catalog::{CatalogError, Claim};
+use crate::record::TopicPartition;
+use crate::source::{Assigned, Assignments, QueueSender, SourceError, SourceEvent};
+
+pub(super) struct CatalogAssignments {
+    pub shared: Arc<Shared>,
+    pub queue: QueueSender,
+    pub runtime: Handle,
+    pub shutdown: watch::Receiver<bool>,
+}
+
+impl CatalogAssignments {
+    /// Repeats a call until it succeeds, for as long as the group can wait for this worker's poll.
+    async fn until_reachable<T, F: Future<Output = Result<T, CatalogError>>>(
+        &self,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T, CatalogError> {
+        let deadline = Instant::now() + self.shared.config.kafka.max_poll_interval / 3;
+        loop {
+            match call().await {
+                Err(e @ (CatalogError::Unavailable { .. } | CatalogError::CommitUnknown { .. }))
+                    if Instant::now() < deadline && !*self.shutdown.borrow() =>
+                {
+                    tracing::warn!("{e}; partitions wait for it, trying again");
+                    self.shared.telemetry.status().readiness.catalog_reachable = false;
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Assignments for CatalogAssignments {
+    fn assigned(
+        &self,
+        partitions: &[TopicPartition],
+        resolve: &dyn Fn(&TopicPartition) -> Result<i64, SourceError>,
+    ) -> Result<Vec<Assigned>, SourceError> {
+        let Shared { config, catalog, telemetry, owner, .. } = &*self.shared;
+        let pipeline = &config.pipeline;
+        let failed =
+            |partitions: String| move |e: CatalogError| SourceError::Claim { partitions, problem: e.to_string() };
+        let names = || partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let claims = self.runtime.block_on(self.until_reachable(|| catalog.claim(pipeline, partitions, owner)));
+        let mut assigned = Vec::with_capacity(partitions.len());
+        for Claim { at, owner_epoch, next_offset } in claims.map_err(failed(names()))? {
+            let next_offset = match next_offset {
+                Some(offset) => offset,
+                None => {
+                    let offset = resolve(&at)?;
+                    let start = self.until_reachable(|| catalog.start(pipeline, &at, owner_epoch, offset));
+                    self.runtime.block_on(start).map_err(failed(at.to_string()))?
+                }
+            };
+            tracing::info!("partition {at}: taken over at offset {next_offset}, owner epoch {owner_epoch}");
+            assigned.push(Assigned { at, owner_epoch, next_offset });
+        }
+        telemetry.metrics.rebalances.with_label_values(&["assigned"]).inc();
+        telemetry.status().readiness.catalog_reachable = true;
+        telemetry.status().readiness.joined_group = true;
+        // A closed queue means that the session is ending; nothing is read then.
+        let _ = self.queue.control(SourceEvent::Assigned(assigned.clone()));
+        Ok(assigned)
+    }
+
+    fn revoked(&self, partitions: &[TopicPartition], lost: bool) {
+        let kind = if lost { "lost" } else { "revoked" };
+        self.shared.telemetry.metrics.rebalances.with_label_values(&[kind]).inc();
+        for at in partitions {
+            tracing::info!("partition {at}: {kind}");
+        }
+        let (done, drained) = mpsc::channel();
+        let event = SourceEvent::Revoked { partitions: partitions.to_vec(), lost, done };
+        let deadline = self.shared.config.kafka.drain_timeout;
+        let sent = self.queue.control(event);
+        if sent.is_ok() && !lost && drained.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                "revoked partitions were not drained within {} s; their next owner decides again",
+                deadline.as_secs()
+            );
+        }
+    }
+}

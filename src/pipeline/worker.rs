@@ -1,0 +1,280 @@
+//! Batches in, closed windows out: the thread that scores records and keeps the windows of every owned partition.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::memory::InFlight;
+use super::publisher::ToPublisher;
+use super::{Shared, score_batch};
+use crate::record::TopicPartition;
+use crate::score::{NgramCounts, kl_divergence};
+use crate::select::Noise;
+use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
+use crate::telemetry::PartitionStatus;
+use crate::window::{CloseReason, ClosedWindow, OpenWindow, ScoredRecord};
+
+/// How often idle windows are looked for.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Why the worker ended.
+#[derive(Debug)]
+pub(super) enum WorkerEnd {
+    /// The source or the publisher has gone; they know why.
+    Disconnected,
+    SourceFailed(SourceError),
+    /// Offsets came in an order that must not be.
+    OutOfOrder(String),
+}
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    queue: QueueReceiver,
+    publisher: mpsc::Sender<ToPublisher>,
+    in_flight: Arc<InFlight>,
+    partitions: BTreeMap<TopicPartition, Partition>,
+    quality: Quality,
+}
+
+struct Partition {
+    owner_epoch: i64,
+    noise: Noise,
+    window: OpenWindow,
+    /// Since when the end of the partition has been reached and nothing came.
+    idle_since: Option<Instant>,
+}
+
+/// N-grams of everything this process decided, for the running KL reduction.
+struct Quality {
+    raw: NgramCounts,
+    selected: NgramCounts,
+}
+
+impl Worker {
+    pub fn new(
+        shared: Arc<Shared>,
+        queue: QueueReceiver,
+        publisher: mpsc::Sender<ToPublisher>,
+        in_flight: Arc<InFlight>,
+    ) -> Self {
+        let zero = NgramCounts::zero(shared.model.model.featuriser.buckets());
+        let quality = Quality { raw: zero.clone(), selected: zero };
+        Worker { shared, queue, publisher, in_flight, partitions: BTreeMap::new(), quality }
+    }
+
+    /// Works until the source or the publisher ends.
+    pub fn run(mut self, runtime: &Handle) -> WorkerEnd {
+        loop {
+            let next = runtime.block_on(async { tokio::time::timeout(TICK, self.queue.next()).await });
+            let result = match next {
+                Err(_elapsed) => self.close_idle(),
+                Ok(None) => Err(WorkerEnd::Disconnected),
+                Ok(Some(event)) => self.on_event(event).and_then(|()| self.close_idle()),
+            };
+            if let Err(end) = result {
+                return end;
+            }
+            self.show_memory();
+        }
+    }
+
+    fn on_event(&mut self, event: SourceEvent) -> Result<(), WorkerEnd> {
+        match event {
+            SourceEvent::Batch(batch) => {
+                self.on_batch(&batch)?;
+                self.queue.release(batch.size_bytes());
+            }
+            SourceEvent::Assigned(assigned) => assigned.into_iter().for_each(|a| self.on_assigned(a)),
+            SourceEvent::Revoked { partitions, lost, done } => {
+                for at in &partitions {
+                    self.partitions.remove(at);
+                    self.shared.telemetry.status().partitions.remove(at);
+                }
+                self.show_partitions();
+                let message = if lost { ToPublisher::Lost(partitions) } else { ToPublisher::Flush(done) };
+                self.send(message)?;
+            }
+            SourceEvent::EndOfPartition(number) => {
+                let now = Instant::now();
+                for (_, partition) in self.partitions.iter_mut().filter(|(at, _)| at.partition == number) {
+                    partition.idle_since = Some(now);
+                }
+            }
+            SourceEvent::Lag(lags) => {
+                {
+                    let mut status = self.shared.telemetry.status();
+                    for lag in lags {
+                        if let Some(partition) = status.partitions.get_mut(&lag.at) {
+                            partition.end_offset = Some(lag.end_offset);
+                        }
+                    }
+                }
+                self.shared.telemetry.update_lag();
+            }
+            SourceEvent::Failed(error) => return Err(WorkerEnd::SourceFailed(error)),
+        }
+        Ok(())
+    }
+
+    fn on_assigned(&mut self, Assigned { at, owner_epoch, next_offset }: Assigned) {
+        let partition = Partition {
+            owner_epoch,
+            noise: Noise::new(self.shared.config.selector.seed, &at),
+            window: self.open_window(&at, next_offset),
+            idle_since: None,
+        };
+        let status = PartitionStatus { consumed: next_offset, published: next_offset, end_offset: None };
+        self.shared.telemetry.status().partitions.insert(at.clone(), status);
+        self.partitions.insert(at, partition);
+        self.show_partitions();
+    }
+
+    fn on_batch(&mut self, batch: &Batch) -> Result<(), WorkerEnd> {
+        let shared = self.shared.clone();
+        let timer = shared.telemetry.metrics.score_seconds.start_timer();
+        let model = &shared.model;
+        let head_bytes = shared.config.payload_head_bytes;
+        let scored = score_batch(batch, &shared.config.decoder, head_bytes, &model.model, &model.weight);
+        timer.observe_duration();
+        for (i, record) in scored.into_iter().enumerate() {
+            let seen = batch.get(i);
+            let owned = self.partitions.get(seen.at).is_some_and(|p| p.owner_epoch == seen.owner_epoch);
+            // Otherwise the partition was revoked after this record had been read: its next owner decides it.
+            if owned {
+                self.on_record(seen.at, record)?;
+            }
+        }
+        let mut status = self.shared.telemetry.status();
+        for (at, partition) in &self.partitions {
+            if let Some(shown) = status.partitions.get_mut(at) {
+                shown.consumed = partition.window.next_offset();
+            }
+        }
+        drop(status);
+        self.relieve_memory()
+    }
+
+    fn on_record(&mut self, at: &TopicPartition, record: ScoredRecord) -> Result<(), WorkerEnd> {
+        let metrics = &self.shared.telemetry.metrics;
+        metrics.consumed_records.inc();
+        metrics.consumed_bytes.inc_by(record.payload_bytes);
+        if let Ok(document) = &record.outcome {
+            metrics.scored_tokens.inc_by(document.score.n_tokens.into());
+        }
+        let policy = self.shared.config.window;
+        let selector = self.shared.config.selector;
+        let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
+        let expected = partition.window.next_offset();
+        if record.offset < expected {
+            return Err(WorkerEnd::OutOfOrder(format!(
+                "partition {at}: offset {} came after {expected}",
+                record.offset
+            )));
+        }
+        partition.idle_since = None;
+        if partition.window.closes_before(record.record_timestamp_ms, &policy) {
+            self.close(at, CloseReason::Age)?;
+        }
+        let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
+        partition.window.push(record, &selector, &partition.noise);
+        match partition.window.closes_now(&policy) {
+            Some(reason) => self.close(at, reason),
+            None => Ok(()),
+        }
+    }
+
+    fn close_idle(&mut self) -> Result<(), WorkerEnd> {
+        let timeout = self.shared.config.idle_timeout;
+        let is_idle = |p: &Partition| !p.window.is_empty() && p.idle_since.is_some_and(|t| t.elapsed() >= timeout);
+        let idle: Vec<_> = self.partitions.iter().filter(|(_, p)| is_idle(p)).map(|(at, _)| at.clone()).collect();
+        idle.iter().try_for_each(|at| self.close(at, CloseReason::Idle))
+    }
+
+    /// Keeps windows within their share of the memory: waits for the publisher, and if that does not help, closes the
+    /// largest window early. Its extent is recorded, so a replay repeats it.
+    fn relieve_memory(&mut self) -> Result<(), WorkerEnd> {
+        let limit = self.shared.limits.window_bytes;
+        loop {
+            let open = self.open_bytes();
+            if open + self.in_flight.bytes() <= limit {
+                return Ok(());
+            }
+            if self.publisher.is_closed() {
+                return Err(WorkerEnd::Disconnected);
+            }
+            if self.in_flight.bytes() > 0 {
+                self.in_flight.wait(TICK);
+                continue;
+            }
+            let largest = self.partitions.iter().filter(|(_, p)| !p.window.is_empty());
+            let Some(at) = largest.max_by_key(|(_, p)| p.window.held_bytes()).map(|(at, _)| at.clone()) else {
+                return Ok(());
+            };
+            tracing::warn!(
+                "open windows hold {} MB of {} MB: closing the one of partition {at} early; raise memory.budget or lower \
+                 window.max_documents",
+                open >> 20,
+                limit >> 20
+            );
+            self.close(&at, CloseReason::Memory)?;
+        }
+    }
+
+    fn close(&mut self, at: &TopicPartition, reason: CloseReason) -> Result<(), WorkerEnd> {
+        let Some(partition) = self.partitions.get(at) else { return Ok(()) };
+        let next = self.open_window(at, partition.window.next_offset());
+        let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
+        let (owner_epoch, noise) = (partition.owner_epoch, partition.noise.clone());
+        let window = std::mem::replace(&mut partition.window, next);
+        let held_bytes = window.held_bytes();
+        let closed = window.close(reason, &self.shared.config.selector, &noise, &self.shared.model.model);
+        self.observe(&closed);
+        self.in_flight.add(held_bytes);
+        self.send(ToPublisher::Window { window: Box::new(closed), owner_epoch, held_bytes })
+    }
+
+    fn open_window(&self, at: &TopicPartition, from: i64) -> OpenWindow {
+        let config = &self.shared.config;
+        OpenWindow::new(
+            at.clone(),
+            from,
+            &config.window,
+            &config.selector,
+            self.shared.model.model.featuriser.buckets(),
+        )
+    }
+
+    fn observe(&mut self, closed: &ClosedWindow) {
+        let metrics = &self.shared.telemetry.metrics;
+        metrics.windows_closed.with_label_values(&[closed.summary.closed_by.as_str()]).inc();
+        self.quality.raw.merge(&closed.raw_counts);
+        self.quality.selected.merge(&closed.selected_counts);
+        if let Some(kl_reduction) = closed.summary.kl_reduction {
+            metrics.window_kl_reduction.set(kl_reduction);
+            let target = &self.shared.model.model.target;
+            let Quality { raw, selected } = &self.quality;
+            metrics.kl_reduction.set(kl_divergence(target, raw) - kl_divergence(target, selected));
+        }
+    }
+
+    fn send(&self, message: ToPublisher) -> Result<(), WorkerEnd> {
+        self.publisher.blocking_send(message).map_err(|_| WorkerEnd::Disconnected)
+    }
+
+    fn open_bytes(&self) -> usize {
+        self.partitions.values().map(|p| p.window.held_bytes()).sum()
+    }
+
+    fn show_partitions(&self) {
+        self.shared.telemetry.metrics.assigned_partitions.set(self.partitions.len() as i64);
+    }
+
+    fn show_memory(&self) {
+        let held = &self.shared.telemetry.metrics.held_bytes;
+        held.with_label_values(&["queue"]).set(self.queue.queued_bytes() as i64);
+        held.with_label_values(&["windows"]).set((self.open_bytes() + self.in_flight.bytes()) as i64);
+    }
+}
