@@ -50,6 +50,8 @@ pub mod catalog;
 pub mod telemetry;
 #[cfg(feature = "daemon")]
 pub mod pipeline;
+#[cfg(feature = "daemon")]
+pub mod cli;
 
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `winnowd` program.
+
+fn main() -> std::process::ExitCode {
+    winnowd::cli::main()
+}

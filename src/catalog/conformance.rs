@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::record::{Reject, RejectReason};
 use crate::select::{SelectorKind, SelectorSettings};
-use crate::window::{CloseReason, WindowSummary};
+use crate::window::CloseReason;
 
 /// A catalog under test with whatever must live as long as it.
 struct Subject<C> {
@@ -170,6 +170,7 @@ async fn publication_moves_everything_together<C: Catalog + CatalogReader>(catal
     };
     assert_eq!(totals, expected);
     assert_eq!(catalog.shards(PIPELINE).await.unwrap(), [(1, manifest.clone())]);
+    assert_eq!(catalog.windows(PIPELINE).await.unwrap(), manifest.windows);
     let letters = catalog.dead_letters(PIPELINE, 10).await.unwrap();
     assert_eq!((letters[0].offset, letters[0].reason.as_str()), (104, "malformed_json"));
     let lines = catalog.manifest_lines(PIPELINE, 0).await.unwrap();

@@ -15,7 +15,7 @@ use crate::checkpoint::Interval;
 use crate::manifest::ShardManifest;
 use crate::record::TopicPartition;
 use crate::score::ModelId;
-use crate::window::DeadLetter;
+use crate::window::{DeadLetter, WindowSummary};
 
 pub use sqlite::{Access, SqliteCatalog};
 
@@ -149,6 +149,9 @@ pub trait CatalogReader: Send + Sync {
 
     /// Published shards with rows, in order of publication, with their sequence numbers.
     async fn shards(&self, pipeline: &str) -> Result<Vec<(i64, ShardManifest)>, CatalogError>;
+
+    /// Every published window, by partition and offset.
+    async fn windows(&self, pipeline: &str) -> Result<Vec<WindowSummary>, CatalogError>;
 
     /// Lines of `manifest.jsonl` after `sequence`, in order, each without its line break.
     async fn manifest_lines(&self, pipeline: &str, after_sequence: i64) -> Result<Vec<String>, CatalogError>;

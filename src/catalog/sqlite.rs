@@ -11,6 +11,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Row, SqlSafeStr, Sqlite, SqlitePool, Transaction};
 
 use super::*;
+use crate::window::CloseReason;
 
 /// Only ever added to: (version, description, SQL).
 const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "catalog", include_str!("../../migrations/sqlite/0001_catalog.sql"))];
@@ -422,6 +423,37 @@ impl CatalogReader for SqliteCatalog {
             Err(e) => Err(self.damaged(format!("manifest of shard {sequence}: {e}"))),
         };
         rows.into_iter().map(parse).collect()
+    }
+
+    async fn windows(&self, pipeline: &str) -> Result<Vec<WindowSummary>, CatalogError> {
+        let rows = sqlx::query(
+            r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
+                   n_dead_letters, payload_bytes, threshold, kl_reduction
+               FROM windows WHERE pipeline = ? ORDER BY topic, "partition", from_offset"#,
+        )
+        .bind(pipeline)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|e| self.unavailable(e))?;
+        let count = |row: &SqliteRow, column: usize| row.get::<i64, _>(column) as u64;
+        let window = |row: &SqliteRow| {
+            let closed_by: String = row.get(4);
+            let reason = CloseReason::ALL.into_iter().find(|reason| reason.as_str() == closed_by);
+            Ok(WindowSummary {
+                at: TopicPartition::new(row.get::<String, _>(0), row.get(1)),
+                interval: Interval { from: row.get(2), to: row.get(3) },
+                closed_by: reason.ok_or_else(|| self.damaged(format!("a window was closed by `{closed_by}`")))?,
+                n_records: count(row, 5),
+                n_selected: count(row, 6),
+                n_rejected: count(row, 7),
+                n_too_short: count(row, 8),
+                n_dead_letters: count(row, 9),
+                payload_bytes: count(row, 10),
+                threshold: row.get(11),
+                kl_reduction: row.get(12),
+            })
+        };
+        rows.iter().map(window).collect()
     }
 
     async fn manifest_lines(&self, pipeline: &str, after_sequence: i64) -> Result<Vec<String>, CatalogError> {

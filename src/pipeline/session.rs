@@ -102,12 +102,10 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
             Err(_) => tracing::warn!("the worker is still busy with a batch; its windows are dropped"),
         }
     }
-    let mut status = shared.telemetry.status();
-    status.readiness.joined_group = false;
-    status.partitions.clear();
-    drop(status);
+    shared.telemetry.status().readiness.joined_group = false;
+    let partitions: Vec<_> = shared.telemetry.status().partitions.keys().cloned().collect();
+    shared.telemetry.forget(&partitions);
     shared.telemetry.metrics.assigned_partitions.set(0);
-    shared.telemetry.update_lag();
     if *shutdown.borrow() {
         return match first {
             Some(fatal @ SessionEnd::Fatal(_)) => fatal,

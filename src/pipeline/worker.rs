@@ -91,8 +91,8 @@ impl Worker {
             SourceEvent::Revoked { partitions, lost, done } => {
                 for at in &partitions {
                     self.partitions.remove(at);
-                    self.shared.telemetry.status().partitions.remove(at);
                 }
+                self.shared.telemetry.forget(&partitions);
                 self.show_partitions();
                 let message = if lost { ToPublisher::Lost(partitions) } else { ToPublisher::Flush(done) };
                 self.send(message)?;

@@ -158,6 +158,10 @@ impl PollContext {
     fn take_over(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let partitions: Vec<_> =
             list.elements().iter().map(|e| TopicPartition::new(e.topic(), e.partition())).collect();
+        if self.stop.load(Ordering::Relaxed) {
+            // Leaving: a claim now would fence whoever comes next.
+            return;
+        }
         // An empty assignment counts too: the group was joined, and there are more workers than partitions.
         let resolve = |at: &TopicPartition| resolve_start(consumer, self.start, at);
         match self.assignments.assigned(&partitions, &resolve) {
@@ -233,6 +237,10 @@ impl ClientContext for PollContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        // Reaching the end of a partition is an event of the poll loop, not an error.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         self.log_error(format!("{error}: {reason}"));
     }
 }

@@ -111,12 +111,23 @@ impl Telemetry {
     /// Recomputes the lag of every partition from what is known of it.
     pub fn update_lag(&self) {
         let status = self.status();
-        self.metrics.lag.reset();
         for (at, partition) in &status.partitions {
             let Some(end) = partition.end_offset else { continue };
             let number = at.partition.to_string();
             for (until, offset) in [("consumed", partition.consumed), ("published", partition.published)] {
                 self.metrics.lag.with_label_values(&[&*at.topic, &number, until]).set((end - offset).max(0));
+            }
+        }
+    }
+
+    /// Stops showing partitions that this worker does not own any more.
+    pub fn forget(&self, partitions: &[TopicPartition]) {
+        let mut status = self.status();
+        for at in partitions {
+            status.partitions.remove(at);
+            for until in ["consumed", "published"] {
+                // Absent when the partition's end was never heard of.
+                let _ = self.metrics.lag.remove_label_values(&[&*at.topic, &at.partition.to_string(), until]);
             }
         }
     }

@@ -1,0 +1,60 @@
+//! `winnowd check` and `winnowd migrate`.
+
+use anyhow::Context;
+
+use super::{ConfigArguments, load_model, runtime};
+use crate::catalog::{Access, SqliteCatalog};
+use crate::config::{Bootstrap, DEFAULT_TOML};
+
+#[derive(clap::Args)]
+pub struct CheckArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// Print the built-in configuration, with comments, and do nothing else
+    #[arg(long)]
+    defaults: bool,
+}
+
+pub fn check(arguments: CheckArguments) -> anyhow::Result<()> {
+    if arguments.defaults {
+        print!("{DEFAULT_TOML}");
+        return Ok(());
+    }
+    let config = arguments.config.load()?;
+    let model = load_model(&config)?;
+    let bootstrap = match &config.kafka.bootstrap {
+        Bootstrap::Embedded { .. } => "the in-process cluster",
+        Bootstrap::Servers(servers) => servers,
+    };
+    let selector = &config.selector;
+    println!("The configuration is valid.");
+    println!("  pipeline   {} (group {})", config.pipeline, config.kafka.group);
+    println!("  from       {} on {bootstrap}", config.kafka.topics.join(", "));
+    println!(
+        "  selects    {} of every window by {}, temperature {}, seed {}",
+        selector.fraction,
+        selector.kind.as_str(),
+        selector.temperature,
+        selector.seed
+    );
+    println!("  model      {}", model.id);
+    let provenance = &model.model.provenance;
+    println!("             {} target and {} raw documents", provenance.target_documents, provenance.raw_documents);
+    println!("  to         {}", config.sink.url);
+    println!("  catalog    sqlite://{}", config.catalog.sqlite_file.display());
+    Ok(())
+}
+
+pub fn migrate(arguments: &ConfigArguments) -> anyhow::Result<()> {
+    let config = arguments.load()?;
+    let file = &config.catalog.sqlite_file;
+    let applied = runtime().context("cannot start threads")?.block_on(async {
+        let catalog = SqliteCatalog::open(file, Access::Exclusive).await?;
+        catalog.migrate().await
+    })?;
+    match applied {
+        0 => println!("sqlite://{} is up to date", file.display()),
+        n => println!("sqlite://{}: {n} migration{} applied", file.display(), if n == 1 { "" } else { "s" }),
+    }
+    Ok(())
+}

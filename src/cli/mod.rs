@@ -1,0 +1,152 @@
+//! The command line: arguments → configuration → work → exit code.
+//!
+//! Exit codes: 0 done, 64 bad usage or configuration, 69 an outside system is unavailable, 70 a fault of the program,
+//! 130 interrupted.
+
+mod check;
+mod demo;
+mod fit;
+mod progress;
+mod run;
+mod shards;
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::catalog::CatalogError;
+use crate::config::{Config, ConfigErrors, LogConfig};
+use crate::pipeline::{DaemonError, LoadedModel};
+
+const USAGE: u8 = 64;
+const UNAVAILABLE: u8 = 69;
+const INTERNAL: u8 = 70;
+const INTERRUPTED: u8 = 130;
+
+/// Selects pretraining data from a stream, continuously and exactly once.
+#[derive(Parser)]
+#[command(name = "winnowd", version, propagate_version = true, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the whole daemon at work: an in-process Kafka cluster, the bundled sample, a report
+    #[command(after_help = "Example:\n  winnowd demo --out /tmp/winnowd-demo")]
+    Demo(demo::DemoArguments),
+    /// Run the daemon until SIGTERM or Ctrl-C
+    #[command(after_help = "Example:\n  WINNOWD_KAFKA__BOOTSTRAP=broker:9092 winnowd run -c winnowd.toml")]
+    Run(ConfigArguments),
+    /// Validate a configuration and its model
+    #[command(after_help = "Example:\n  winnowd check -c winnowd.toml\n  winnowd check --defaults > winnowd.toml")]
+    Check(check::CheckArguments),
+    /// Bring the catalog's schema up to date
+    #[command(after_help = "Example:\n  winnowd migrate -c winnowd.toml")]
+    Migrate(ConfigArguments),
+    /// Fit a model: what is wanted (target) against what comes (raw)
+    #[command(
+        after_help = "Example:\n  winnowd fit --target wikipedia.jsonl.zst --raw crawl-*.jsonl --out model.wnw\n\n\
+                      Files are JSONL, plain or zstd-compressed (.zst), with a field `text`."
+    )]
+    Fit(fit::FitArguments),
+    /// List published shards
+    #[command(after_help = "Example:\n  winnowd shards -c winnowd.toml --json | jq -r .path")]
+    Shards(shards::ShardsArguments),
+}
+
+#[derive(clap::Args)]
+struct ConfigArguments {
+    /// Configuration file (TOML); what it does not name has its default
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArguments {
+    fn load(&self) -> Result<Config, ConfigErrors> {
+        Config::load(self.config.as_deref(), std::env::vars())
+    }
+}
+
+/// Runs the program on the process's arguments.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            // Printing help to a closed pipe is nobody's problem.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let result = match arguments.command {
+        Command::Demo(arguments) => demo::demo(arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Check(arguments) => check::check(arguments),
+        Command::Migrate(arguments) => check::migrate(&arguments),
+        Command::Fit(arguments) => fit::fit(&arguments),
+        Command::Shards(arguments) => shards::shards(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("winnowd: {}", format!("{error:#}").trim_end());
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// A mistake in how the program was called.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+/// The user did not want to wait for the end.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<ConfigErrors>() || error.is::<UsageError>() || error.is::<crate::source::files::FileError>() {
+        USAGE
+    } else if error.is::<Interrupted>() {
+        INTERRUPTED
+    } else if let Some(error) = error.downcast_ref::<DaemonError>() {
+        error.exit_code()
+    } else {
+        match error.downcast_ref::<CatalogError>() {
+            Some(CatalogError::Schema { .. } | CatalogError::InUse(_)) => USAGE,
+            Some(_) => UNAVAILABLE,
+            None => INTERNAL,
+        }
+    }
+}
+
+fn init_logging(log: LogConfig) {
+    let format = tracing_subscriber::fmt()
+        .with_max_level(log.level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    if log.json { format.json().init() } else { format.init() }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+/// The model that the configuration names.
+fn load_model(config: &Config) -> anyhow::Result<LoadedModel> {
+    let mistake = |problem: String| ConfigErrors(vec![problem]);
+    let Some(path) = &config.model_path else {
+        return Err(mistake("`model.path` = ``: must be set; make a model with `winnowd fit`".to_owned()).into());
+    };
+    let bytes = read_file(path).map_err(|e| mistake(format!("`model.path` = `{}`: {e}", path.display())))?;
+    Ok(LoadedModel::from_bytes(&path.to_string_lossy(), bytes)?)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|e| format!("cannot be read: {e}"))
+}

@@ -1,0 +1,277 @@
+//! The daemon as a process against a broker: `KAFKA_BOOTSTRAP`, or else the in-process cluster in a process of its own.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use support::*;
+
+/// Waits until the catalog has decided `n` records.
+fn wait_decided(deployment: &Deployment, n: u64) {
+    wait_for("all documents to be decided", || (deployment.totals().n_records as u64 >= n).then_some(()));
+}
+
+/// Sends `n` documents round-robin, counted from `first`, and gives the records of each partition.
+fn produce(broker: &Broker, first: u64, n: u64) -> BTreeMap<i32, i64> {
+    let producer = broker.producer();
+    let mut counts = BTreeMap::new();
+    for i in first..first + n {
+        let partition = (i % broker.partitions as u64) as i32;
+        producer.send(partition, Some(&document(i)));
+        *counts.entry(partition).or_default() += 1;
+    }
+    producer.flush();
+    counts
+}
+
+fn add(total: &mut BTreeMap<i32, i64>, more: BTreeMap<i32, i64>) {
+    more.into_iter().for_each(|(partition, n)| *total.entry(partition).or_default() += n);
+}
+
+#[test]
+fn every_position_is_decided_once_however_often_the_daemon_is_killed() {
+    let broker = Broker::with_topic("kills", 8);
+    // The in-process cluster takes seconds for every rejoin and keeps 5 MiB a partition.
+    let (kills, n_documents) = if broker.is_real() { (25, 200_000) } else { (4, 20_000) };
+    let deployment = Deployment::new(&broker, "window.max_documents = 500\nshard.max_rows = 2000");
+    let seed = random_seed();
+    println!("{kills} kills, WINNOWD_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let chunk = n_documents / (kills + 1);
+    let mut produced = BTreeMap::new();
+    for kill in 0..kills {
+        let daemon = deployment.start();
+        add(&mut produced, produce(&broker, kill * chunk, chunk));
+        // The moment of the fault is the input of this test, not a way to wait.
+        std::thread::sleep(Duration::from_millis(random.below(1500)));
+        daemon.kill_9();
+    }
+    add(&mut produced, produce(&broker, kills * chunk, n_documents - kills * chunk));
+    let daemon = deployment.start();
+    wait_decided(&deployment, n_documents);
+    let decisions = [("selected", 0), ("rejected", 1), ("dead_letter", 2)];
+    let totals = deployment.totals();
+    let expected = [totals.n_selected, totals.n_rejected, totals.n_dead_letters];
+    for (decision, i) in decisions {
+        let series = format!("winnowd_catalog_documents{{decision=\"{decision}\"}}");
+        wait_for(&series, || (daemon.metric(&series) as i64 == expected[i]).then_some(()));
+    }
+    assert_eq!(daemon.stop(), Some(0));
+    deployment.published().assert_exactly_once(&produced);
+}
+
+#[test]
+fn the_same_stream_gives_the_same_selection() {
+    let broker = Broker::with_topic("same", 4);
+    let n_documents = 12_000;
+    let produced = produce(&broker, 0, n_documents);
+    let policy = "window.max_documents = 400\nselection.fraction = 0.15";
+    let small = "\nkafka.properties.\"max.partition.fetch.bytes\" = 4000\nkafka.properties.\"queued.min.messages\" = 100\nshard.max_rows = 100";
+    let runs = [("", 0u64), (small, 3)].map(|(extra, kills)| {
+        let deployment = Deployment::new(&broker, &format!("{policy}{extra}"));
+        for kill in 1..=kills {
+            let daemon = deployment.start();
+            wait_decided(&deployment, kill * n_documents / (kills + 1));
+            daemon.kill_9();
+        }
+        let daemon = deployment.start();
+        wait_decided(&deployment, n_documents);
+        assert_eq!(daemon.stop(), Some(0));
+        let published = deployment.published();
+        published.assert_exactly_once(&produced);
+        let mut rows = published.rows;
+        rows.sort_by_key(|row| (row.partition, row.offset));
+        rows
+    });
+    assert_eq!(runs[0].len() as u64, n_documents * 15 / 100, "the fraction is exact for whole windows");
+    assert!(runs[0].iter().all(|r| r.sample_weight == 1.0 / r.inclusion_probability && r.inclusion_probability > 0.0));
+    assert_eq!(runs[0], runs[1]);
+}
+
+#[test]
+fn bad_records_become_dead_letters_and_the_stream_goes_on() {
+    let broker = Broker::with_topic("bad", 2);
+    let (limit, large) = if broker.is_real() { (16 << 20, 20 << 20) } else { (100 << 10, 200 << 10) };
+    let deployment = Deployment::new(&broker, &format!("documents.max_bytes = \"{limit}B\"\nselection.fraction = 1.0"));
+    let huge = serde_json::json!({ "id": "huge", "text": "x ".repeat(large / 2) }).to_string();
+    let bad: [(Option<&[u8]>, Option<&str>); 9] = [
+        (Some(br#"{"id":"a","text":"cut off"#), Some("malformed_json")),
+        (Some(br#"{"text":["not","a","string"]}"#), Some("invalid_field")),
+        (Some(br#"{"id":{"a":1},"text":"x"}"#), Some("invalid_field")),
+        (Some(b"{\"text\":\"\xc3\x28\"}"), Some("invalid_utf8")),
+        (Some(b"[1,2,3]"), Some("not_an_object")),
+        (Some(br#"{"id":"no text"}"#), Some("missing_text")),
+        (Some(huge.as_bytes()), Some("too_large")),
+        (None, Some("null_payload")),
+        // Not a dead letter: a document without tokens, rejected as too short.
+        (Some(br#"{"id":"empty","text":""}"#), None),
+    ];
+    let producer = broker.producer();
+    let mut expected = Vec::new();
+    for (i, (payload, reason)) in bad.iter().enumerate() {
+        producer.send(0, Some(&document(i as u64)));
+        producer.send(0, *payload);
+        expected.extend(reason.map(|reason| (2 * i as i64 + 1, reason.to_owned())));
+    }
+    producer.send(1, Some(&document(99)));
+    producer.flush();
+
+    let daemon = deployment.start();
+    wait_decided(&deployment, 2 * bad.len() as u64 + 1);
+    let metric = |reason: &str| daemon.metric(&format!("winnowd_dead_letters_total{{reason=\"{reason}\"}}"));
+    wait_for("the metric", || (metric("invalid_field") == 2.0 && metric("null_payload") == 1.0).then_some(()));
+    assert_eq!(daemon.stop(), Some(0));
+    let published = deployment.published();
+    published.assert_exactly_once(&BTreeMap::from([(0, 2 * bad.len() as i64), (1, 1)]));
+    let letters: Vec<_> = published.dead_letters.iter().map(|l| (l.offset, l.reason.clone())).collect();
+    assert_eq!(letters, expected);
+    assert_eq!(published.rows.len(), bad.len() + 1, "all good documents are selected, the empty one is not");
+    assert!(published.dead_letters.iter().all(|l| !l.detail.is_empty() && l.detail.len() < 300));
+}
+
+#[test]
+fn endpoints_tell_the_state_and_sigterm_is_polite() {
+    let broker = Broker::with_topic("http", 2);
+    let deployment = Deployment::new(&broker, "window.max_documents = 100");
+    let daemon = deployment.start();
+    assert_eq!(daemon.get("/healthz"), (200, "ok\n".to_owned()));
+    wait_for("readiness", || (daemon.get("/readyz").0 == 200).then_some(()));
+    produce(&broker, 0, 1000);
+    wait_decided(&deployment, 1000);
+    let (code, status) = daemon.get("/status");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((code, &status["pipeline"], &status["partitions"][1]["published"]), (200, &"test".into(), &500.into()));
+    assert_eq!(daemon.get("/nothing").0, 404);
+    let (_, metrics) = daemon.get("/metrics");
+    check_metrics(&metrics);
+
+    let second = deployment.try_start().err().expect("SQLite serves one process");
+    assert!(second.contains("is in use by another process"), "{second}");
+
+    let asked = Instant::now();
+    assert_eq!(daemon.stop(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+    let list = deployment.winnowd(&["shards", "--json"]);
+    let first: serde_json::Value = serde_json::from_slice(list.stdout.split(|&b| b == b'\n').next().unwrap()).unwrap();
+    assert_eq!((&first["sequence"], first["windows"][0]["n_records"].as_u64()), (&1.into(), Some(100)));
+}
+
+/// By promtool, where it is installed.
+fn check_metrics(metrics: &str) {
+    use std::io::Write;
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn();
+    match promtool {
+        Ok(mut child) => {
+            child.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+            let output = child.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert!(output.status.success() && said.trim().is_empty(), "promtool: {said}");
+        }
+        Err(e) => println!("promtool was not run: {e}"),
+    }
+}
+
+#[test]
+fn memory_stays_within_the_budget() {
+    let broker = Broker::with_topic("memory", 32);
+    // 4 kB each: 1 GB on a real broker, as much as the in-process cluster keeps otherwise.
+    let n_documents: u64 = if broker.is_real() { 256_000 } else { 32_000 };
+    let producer = broker.producer();
+    let filler = "thou query night table ".repeat(160);
+    for i in 0..n_documents {
+        let text = format!("{} {filler}", i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let payload = serde_json::json!({ "id": i, "text": text }).to_string();
+        producer.send((i % 32) as i32, Some(payload.as_bytes()));
+    }
+    producer.flush();
+    let deployment = Deployment::new(&broker, "memory.budget = \"256MiB\"\nshard.max_age = \"5s\"");
+    let daemon = deployment.start();
+    wait_decided(&deployment, n_documents);
+    let peak = daemon.peak_memory();
+    println!("peak resident size {} MiB", peak >> 20);
+    assert!(peak < (256 + 150) << 20, "{} MiB with a budget of 256 MiB", peak >> 20);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_bad_configuration_ends_with_64_and_every_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bad.toml");
+    std::fs::write(&file, "[selection]\nfraction = 2\n[kafka]\nbotstrap = \"x\"\n[http]\nlisten = \"nowhere\"\n")
+        .unwrap();
+    for command in ["run", "check", "migrate", "shards"] {
+        let output = winnowd(&[command, "-c", &file.to_string_lossy()]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{command}: {said}");
+        for expected in
+            ["3 mistakes", "`selection.fraction` = `2`", "`kafka.botstrap` = `x`", "`http.listen` = `nowhere`"]
+        {
+            assert!(said.contains(expected), "{command}: {said}");
+        }
+    }
+    let output = winnowd(&["run"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`model.path` = ``: must be set"));
+    assert_eq!(winnowd(&["run", "--no-such-option"]).status.code(), Some(64));
+    assert_eq!(winnowd(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn fit_check_and_migrate_work_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    std::fs::write(path("target.jsonl"), "{\"text\":\"select from table\"}\n").unwrap();
+    let raw = zstd::encode_all(&b"{\"text\":\"king of the night\"}\n{\"text\":\"query\"}\n"[..], 1).unwrap();
+    std::fs::write(path("raw.jsonl.zst"), raw).unwrap();
+    let fit =
+        winnowd(&["fit", "--target", &path("target.jsonl"), "--raw", &path("raw.jsonl.zst"), "--out", &path("m.wnw")]);
+    let said = String::from_utf8_lossy(&fit.stdout).into_owned();
+    assert!(fit.status.success() && said.contains("raw     2 documents, 8 n-grams"), "{said}");
+    std::fs::write(
+        path("c.toml"),
+        format!("model.path = \"{}\"\ncatalog.url = \"sqlite://{}\"", path("m.wnw"), path("c.db")),
+    )
+    .unwrap();
+    let check = winnowd(&["check", "-c", &path("c.toml")]);
+    assert!(String::from_utf8_lossy(&check.stdout).contains("1 target and 2 raw documents"), "{check:?}");
+    let migrate = || String::from_utf8_lossy(&winnowd(&["migrate", "-c", &path("c.toml")]).stdout).into_owned();
+    assert!(migrate().contains("1 migration applied"));
+    assert!(migrate().contains("is up to date"));
+
+    std::fs::write(path("m.wnw"), "not a model").unwrap();
+    let check = winnowd(&["check", "-c", &path("c.toml")]);
+    assert_eq!(check.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&check.stderr).contains("not a model"), "{check:?}");
+    let fit = winnowd(&["fit", "--target", &path("none.jsonl"), "--raw", &path("none.jsonl"), "--out", &path("m.wnw")]);
+    assert_eq!(fit.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&fit.stderr).contains("none.jsonl"), "{fit:?}");
+}
+
+#[test]
+fn the_demo_selects_what_was_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("demo").to_string_lossy().into_owned();
+    for _ in 0..2 {
+        let output = winnowd(&["demo", "--out", &out]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.contains("1905 records in") && said.contains("3 dead letters"), "{said}");
+        let nats = |line: &str| -> f64 {
+            let line = said.lines().find(|l| l.contains(line)).unwrap();
+            line.split_whitespace().rev().nth(1).unwrap().parse().unwrap()
+        };
+        assert!(nats("this selection") > nats("random, same size") + 0.1, "{said}");
+    }
+    let listed = winnowd(&["shards", "-c", &format!("{out}/winnowd.toml")]);
+    assert!(String::from_utf8_lossy(&listed.stdout).contains(".parquet"), "{listed:?}");
+    std::fs::write(format!("{out}/precious"), "").unwrap();
+    let refused = winnowd(&["demo", "--out", &out]);
+    assert_eq!(refused.status.code(), Some(64));
+}
