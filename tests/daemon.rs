@@ -8,6 +8,12 @@ use std::time::{Duration, Instant};
 
 use support::*;
 
+/// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
+#[test]
+fn embedded_broker_process() {
+    support::embedded_broker_process();
+}
+
 /// Waits until the catalog has decided `n` records.
 fn wait_decided(deployment: &Deployment, n: u64) {
     wait_for("all documents to be decided", || (deployment.totals().n_records as u64 >= n).then_some(()));

@@ -196,7 +196,7 @@ impl Publisher {
                 }
             }
         }
-        self.published(&manifest, &advances, began.elapsed()).await;
+        self.published(&request, began.elapsed()).await;
         Ok(manifest.path.is_some())
     }
 
@@ -289,7 +289,8 @@ impl Publisher {
     }
 
     /// After the transaction: show it, and tell the group. Nothing here can undo it.
-    async fn published(&self, manifest: &ShardManifest, advances: &[Advance], took: Duration) {
+    async fn published(&self, request: &PublishRequest<'_>, took: Duration) {
+        let PublishRequest { manifest, advances, dead_letters } = *request;
         let Shared { config, catalog, telemetry, .. } = &*self.shared;
         let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>();
         let (selected, rejected) = (sum(|w| w.n_selected), sum(|w| w.n_rejected));
@@ -297,6 +298,9 @@ impl Publisher {
         metrics.decided.with_label_values(&["selected"]).inc_by(selected);
         metrics.decided.with_label_values(&["rejected"]).inc_by(rejected);
         metrics.decided.with_label_values(&["dead_letter"]).inc_by(sum(|w| w.n_dead_letters));
+        for (_, letter) in dead_letters {
+            metrics.dead_letters.with_label_values(&[letter.reject.reason.as_str()]).inc();
+        }
         if let Some(path) = &manifest.path {
             metrics.published_shards.inc();
             metrics.published_rows.inc_by(manifest.rows);

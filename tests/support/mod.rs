@@ -37,6 +37,22 @@ pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Says to this test binary, started again, that it shall be the in-process cluster: a topic and its partitions.
+const EMBEDDED_BROKER: &str = "WINNOWD_TEST_EMBEDDED_BROKER";
+const ADDRESS: &str = "embedded broker on ";
+
+/// The in-process cluster in a process of its own, so that the daemon can be killed beside it. Does nothing unless the
+/// environment asks for it; ends when its standard input does, so with the test that started it.
+pub fn embedded_broker_process() {
+    let Ok(topic) = std::env::var(EMBEDDED_BROKER) else { return };
+    let (topic, partitions) = topic.split_once(' ').expect("a topic and its partitions");
+    let partitions = partitions.parse().expect("a number");
+    let cluster =
+        winnowd::source::embedded::EmbeddedCluster::start(&[topic.to_owned()], partitions).expect("a cluster");
+    println!("{ADDRESS}{}", cluster.bootstrap());
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
 /// A topic on the broker of `KAFKA_BOOTSTRAP`, or else on an in-process cluster of its own.
 pub struct Broker {
     pub bootstrap: String,
@@ -56,16 +72,18 @@ impl Broker {
             create_topic(&bootstrap, &topic, partitions);
             return Broker { bootstrap, topic, partitions, embedded: None };
         }
-        let mut child = Command::new(example("embedded_broker"))
-            .args([&topic, &partitions.to_string()])
+        let mut child = Command::new(std::env::current_exe().expect("this test"))
+            .args(["embedded_broker_process", "--exact", "--nocapture"])
+            .env(EMBEDDED_BROKER, format!("{topic} {partitions}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .expect("the embedded broker starts");
-        let mut bootstrap = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut bootstrap).expect("an address");
-        Broker { bootstrap: bootstrap.trim().to_owned(), topic, partitions, embedded: Some(child) }
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
+        let bootstrap =
+            lines.filter_map(|line| Some(line.split_once(ADDRESS)?.1.to_owned())).next().expect("an address");
+        Broker { bootstrap, topic, partitions, embedded: Some(child) }
     }
 
     /// Real Kafka, which keeps everything and takes large messages.
@@ -184,9 +202,10 @@ http.listen = "127.0.0.1:0"
 selection.min_tokens = 5
 selection.seed = 7
 window.idle_timeout = "1s"
-shard.max_age = "500ms"
+{roll}
 {extra}
 "#,
+            roll = if extra.contains("shard.max_age") { "" } else { "shard.max_age = \"500ms\"" },
             bootstrap = broker.bootstrap,
             topic = broker.topic,
             folder = folder.path().file_name().expect("a name").to_string_lossy().replace('.', ""),
@@ -423,11 +442,6 @@ fn read_rows(path: &Path, rows: &mut Vec<Row>) {
 pub fn block_on<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(future)
-}
-
-fn example(name: &str) -> PathBuf {
-    let binary = PathBuf::from(env!("CARGO_BIN_EXE_winnowd"));
-    binary.parent().expect("the target folder").join("examples").join(name)
 }
 
 /// From `WINNOWD_TEST_SEED`, or fresh; print it with what it was used for.
