@@ -27,7 +27,6 @@
 //! | `catalog` | the database that is the authority on offsets and shards |
 //! | `pipeline` | the wiring: worker, publisher, shutdown |
 //! | `cli` | arguments → one of the above → exit code |
-#![deny(unsafe_code)]
 
 pub mod record;
 pub mod features;

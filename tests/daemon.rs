@@ -1,5 +1,7 @@
 //! The daemon as a process against a broker: `KAFKA_BOOTSTRAP`, or else the in-process cluster in a process of its own.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::collections::BTreeMap;

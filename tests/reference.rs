@@ -1,5 +1,7 @@
 //! Agreement with the published DSIR package (`data-selection` 1.0.3) on the bundled sample.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 

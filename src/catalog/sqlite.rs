@@ -149,8 +149,7 @@ impl SqliteCatalog {
                 return Ok(Err(CatalogError::Fenced { at, interval, owner_epoch }));
             }
         }
-        let sum =
-            |count: fn(&crate::window::WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>() as i64;
+        let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>() as i64;
         let has_rows = manifest.path.is_some();
         let sequence: i64 = sqlx::query_scalar(
             "UPDATE pipelines SET

@@ -15,7 +15,7 @@ pub struct CheckArguments {
     defaults: bool,
 }
 
-pub fn check(arguments: CheckArguments) -> anyhow::Result<()> {
+pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     if arguments.defaults {
         print!("{DEFAULT_TOML}");
         return Ok(());

@@ -45,7 +45,7 @@ struct Outcome {
     http: std::net::SocketAddr,
 }
 
-pub fn demo(arguments: DemoArguments) -> anyhow::Result<()> {
+pub fn demo(arguments: &DemoArguments) -> anyhow::Result<()> {
     let out = std::path::absolute(&arguments.out)?;
     prepare_folder(&out)?;
     let sample = Sample::load()?;

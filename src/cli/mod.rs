@@ -82,9 +82,9 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match arguments.command {
-        Command::Demo(arguments) => demo::demo(arguments),
+        Command::Demo(arguments) => demo::demo(&arguments),
         Command::Run(arguments) => run::run(&arguments),
-        Command::Check(arguments) => check::check(arguments),
+        Command::Check(arguments) => check::check(&arguments),
         Command::Migrate(arguments) => check::migrate(&arguments),
         Command::Fit(arguments) => fit::fit(&arguments),
         Command::Shards(arguments) => shards::shards(&arguments),

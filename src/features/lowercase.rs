@@ -36,7 +36,7 @@ fn lower_char(c: char) -> char {
     let run = LOWERCASE_RUNS.partition_point(|&(first, ..)| first <= code);
     if let Some(&(first, last, step, delta)) = run.checked_sub(1).and_then(|i| LOWERCASE_RUNS.get(i))
         && code <= last
-        && (code - first) % step == 0
+        && (code - first).is_multiple_of(step)
     {
         return char::from_u32(code.wrapping_add_signed(delta)).unwrap_or(c);
     }

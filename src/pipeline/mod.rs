@@ -134,7 +134,7 @@ impl Daemon {
             (None, Bootstrap::Embedded { .. }) => unreachable!("an embedded cluster was started above"),
         };
         if embedded.is_some() {
-            tracing::warn!(
+            tracing::info!(
                 "kafka: an in-process cluster listens on {bootstrap}; for demos and tests only, nothing in it lasts"
             );
         }

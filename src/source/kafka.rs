@@ -217,10 +217,10 @@ impl ClientContext for PollContext {
                 self.log_error(format!("{facility}: {message}"));
             }
             RDKafkaLogLevel::Warning | RDKafkaLogLevel::Notice => {
-                tracing::info!(target: "librdkafka", "{facility}: {message}")
+                tracing::info!(target: "librdkafka", "{facility}: {message}");
             }
             RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
-                tracing::debug!(target: "librdkafka", "{facility}: {message}")
+                tracing::debug!(target: "librdkafka", "{facility}: {message}");
             }
         }
     }
@@ -326,7 +326,7 @@ impl Poller {
             Some(Err(error)) => Some(error),
             None => None,
         };
-        if let Some(failure) = problem.and_then(|error| self.on_error(error)) {
+        if let Some(failure) = problem.and_then(|error| self.on_error(&error)) {
             return Ok(Some(failure));
         }
         let (failure, lags) = {
@@ -395,8 +395,8 @@ impl Poller {
     }
 
     /// Gives the error that ends the source; others are logged, the client goes on by itself.
-    fn on_error(&mut self, error: KafkaError) -> Option<SourceError> {
-        match &error {
+    fn on_error(&mut self, error: &KafkaError) -> Option<SourceError> {
+        match error {
             KafkaError::PartitionEOF(partition) => {
                 self.ends.push(*partition);
             }

@@ -108,7 +108,7 @@ fn held_bytes_fall_back_when_candidates_are_beaten() {
         largest = largest.max(window.held_bytes());
     }
     // Two can be chosen and one sets the threshold, whatever the number of documents.
-    let one = size_of::<super::Candidate>() + size_of::<Document>() + "100good noise words".len();
+    let one = size_of::<Candidate>() + size_of::<Document>() + "100good noise words".len();
     assert_eq!(largest, 3 * one);
     assert_eq!(window.held_bytes(), 3 * one);
     assert_eq!(window.closes_now(&policy()), Some(CloseReason::Documents));
