@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rdkafka::consumer::Consumer;
 use support::*;
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
@@ -282,4 +283,131 @@ fn the_demo_selects_what_was_wanted() {
     std::fs::write(format!("{out}/precious"), "").unwrap();
     let refused = winnowd(&["demo", "--out", &out]);
     assert_eq!(refused.status.code(), Some(64));
+}
+
+/// Another member joins the group, takes partitions away without deciding anything, and goes; the daemon gets them back.
+#[test]
+fn partitions_that_go_and_come_back_are_decided_once() {
+    let broker = Broker::with_topic("rival", 4);
+    let deployment = Deployment::new(&broker, "window.max_documents = 300\nselection.fraction = 0.5");
+    let daemon = deployment.start();
+    let mut produced = produce(&broker, 0, 4_000);
+    for round in 1..=2u64 {
+        let rival = broker.rival(&deployment);
+        wait_for("partitions of the rival", || {
+            rival.poll(Duration::from_millis(50));
+            (rival.assignment().expect("an assignment").count() > 0).then_some(())
+        });
+        add(&mut produced, produce(&broker, round * 4_000, 4_000));
+        // Its polls keep it in the group; nothing of it is ever committed.
+        for _ in 0..20 {
+            rival.poll(Duration::from_millis(20));
+        }
+        rival.unsubscribe();
+        drop(rival);
+    }
+    wait_decided(&deployment, 12_000);
+    assert!(daemon.metric("winnowd_rebalances_total{kind=\"revoked\"}") >= 1.0, "{}", deployment.log());
+    assert_eq!(daemon.metric("winnowd_fenced_publications_total"), 0.0, "drained partitions are not fenced");
+    assert_eq!(daemon.metric("winnowd_session_restarts_total"), 0.0, "{}", deployment.log());
+    assert_eq!(daemon.stop(), Some(0));
+    deployment.published().assert_exactly_once(&produced);
+}
+
+/// Retention removes offsets that were never decided: the daemon ends and says so, it never jumps.
+#[test]
+fn a_retention_gap_is_an_error_and_never_a_silent_jump() {
+    let broker = Broker::with_topic("gap", 1);
+    let deployment = Deployment::new(&broker, "window.max_documents = 100");
+    produce(&broker, 0, 1_000);
+    let daemon = deployment.start();
+    wait_decided(&deployment, 1_000);
+    assert_eq!(daemon.stop(), Some(0));
+    produce(&broker, 1_000, 1_000);
+    if broker.is_real() {
+        broker.delete_before(0, 1_500);
+    } else {
+        // Beyond the 5 MiB that the in-process cluster keeps.
+        let producer = broker.producer();
+        let filler = format!("{{\"text\":\"{}\"}}", "x".repeat(100_000));
+        (0..80).for_each(|_| producer.send(0, Some(filler.as_bytes())));
+        producer.flush();
+    }
+    let mut daemon = deployment.start();
+    let status = wait_for("the end of the daemon", || daemon.child.try_wait().expect("a status"));
+    assert_eq!(status.code(), Some(69), "{}", deployment.log());
+    let log = deployment.log();
+    assert!(log.contains("/0: offset 1000 is not in the log, which holds "), "{log}");
+    assert_eq!(deployment.totals().n_records, 1_000);
+}
+
+#[test]
+fn a_partition_begins_where_the_start_policy_says_and_only_once() {
+    let broker = Broker::with_topic("start", 1);
+    produce(&broker, 0, 500);
+    let deployment = Deployment::new(&broker, "kafka.start = \"latest\"\nwindow.max_documents = 50");
+    let daemon = deployment.start();
+    wait_for("the group", || (daemon.get("/readyz").0 == 200).then_some(()));
+    daemon.kill_9();
+    // The end was stored when the partition was taken over first: what came since belongs to us.
+    produce(&broker, 500, 100);
+    let daemon = deployment.start();
+    wait_decided(&deployment, 100);
+    assert_eq!(daemon.stop(), Some(0));
+    let windows = deployment.published().windows;
+    assert_eq!((windows[0].interval.from, windows.last().unwrap().interval.to), (500, 600));
+
+    if broker.is_real() {
+        // The in-process cluster cannot look offsets up by time.
+        let deployment = Deployment::new(&broker, "kafka.start = \"2001-01-01T00:00:00Z\"\nwindow.max_documents = 50");
+        let daemon = deployment.start();
+        wait_decided(&deployment, 600);
+        assert_eq!(daemon.stop(), Some(0));
+        let deployment = Deployment::new(&broker, "kafka.start = \"2101-01-01T00:00:00Z\"\nwindow.max_documents = 50");
+        let daemon = deployment.start();
+        wait_for("the group", || (daemon.get("/readyz").0 == 200).then_some(()));
+        produce(&broker, 600, 10);
+        wait_decided(&deployment, 10);
+        assert_eq!(deployment.published().windows[0].interval.from, 600);
+        assert_eq!(daemon.stop(), Some(0));
+    }
+}
+
+/// The scratch folder cannot be written for a while: nothing is published, nothing is lost, and it goes on by itself.
+#[test]
+fn a_scratch_folder_that_goes_away_and_comes_back_loses_nothing() {
+    let broker = Broker::with_topic("scratch", 2);
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("here");
+    std::fs::create_dir(&folder).unwrap();
+    let extra = format!("window.max_documents = 100\nsink.scratch_dir = \"{}\"", folder.display());
+    let deployment = Deployment::new(&broker, &extra);
+    let daemon = deployment.start();
+    let mut produced = produce(&broker, 0, 1_000);
+    wait_decided(&deployment, 1_000);
+    std::fs::remove_dir_all(&folder).unwrap();
+    add(&mut produced, produce(&broker, 1_000, 1_000));
+    let restarts = || daemon.metric("winnowd_session_restarts_total");
+    wait_for("a new beginning", || (restarts() >= 1.0).then_some(()));
+    let (_, status) = daemon.get("/status");
+    assert!(status.contains("scratch file in"), "{status}");
+    std::fs::create_dir(&folder).unwrap();
+    wait_decided(&deployment, 2_000);
+    assert_eq!(daemon.stop(), Some(0));
+    deployment.published().assert_exactly_once(&produced);
+}
+
+/// A manifest of another pipeline, or of a catalog that was lost, is never overwritten.
+#[test]
+fn a_foreign_manifest_is_refused() {
+    let broker = Broker::with_topic("foreign", 1);
+    let deployment = Deployment::new(&broker, "");
+    let out = deployment.folder.path().join("out");
+    std::fs::create_dir_all(&out).unwrap();
+    std::fs::write(out.join("manifest.jsonl"), "{\"sequence\":1}\n").unwrap();
+    let mut daemon = deployment.try_start().expect("it starts before it looks");
+    let status = wait_for("the end of the daemon", || daemon.child.try_wait().expect("a status"));
+    assert_eq!(status.code(), Some(64));
+    assert!(deployment.log().contains("lists shards that this catalog does not know"), "{}", deployment.log());
+    assert_eq!(std::fs::read_to_string(out.join("manifest.jsonl")).unwrap(), "{\"sequence\":1}\n");
 }

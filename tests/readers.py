@@ -34,7 +34,7 @@ for path in files:
 rows, positions, least, weight = duckdb.sql(
     f"""SELECT count(*), count(DISTINCT (topic, "partition", "offset")), min(inclusion_probability),
                max(abs(sample_weight * inclusion_probability - 1)) FROM read_parquet({files})"""
-).fetchone()
+).fetchall()[0]
 assert rows == positions == table.num_rows, (rows, positions)
 assert 0 < least <= 1 and weight < 1e-9, (least, weight)
 print(f"pyarrow {pyarrow.__version__} and duckdb {duckdb.__version__}: {rows} rows in {len(files)} shards, {len(documented)} columns as documented")

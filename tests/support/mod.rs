@@ -15,8 +15,10 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use winnowd::catalog::{Access, CatalogReader, SqliteCatalog, StoredDeadLetter, Totals};
 use winnowd::features::{Featuriser, Scratch};
 use winnowd::score::{Model, NgramCounts, Provenance};
@@ -89,6 +91,29 @@ impl Broker {
     /// Real Kafka, which keeps everything and takes large messages.
     pub fn is_real(&self) -> bool {
         self.embedded.is_none()
+    }
+
+    /// A plain consumer in the daemon's group.
+    pub fn rival(&self, deployment: &Deployment) -> BaseConsumer {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("group.id", deployment.group(self))
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", "6000")
+            .set("enable.auto.commit", "false")
+            .create()
+            .expect("a consumer");
+        consumer.subscribe(&[&self.topic]).expect("a subscription");
+        consumer
+    }
+
+    /// Deletes the records of a partition before an offset, as retention does. Real Kafka only.
+    pub fn delete_before(&self, partition: i32, offset: i64) {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(&self.topic, partition, Offset::Offset(offset)).expect("an offset");
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().expect("an admin client");
+        block_on(admin.delete_records(&offsets, &AdminOptions::new())).expect("records are deleted");
     }
 
     pub fn producer(&self) -> TestProducer {
@@ -192,7 +217,7 @@ impl Deployment {
 pipeline.name = "test"
 kafka.bootstrap = "{bootstrap}"
 kafka.topics = ["{topic}"]
-kafka.group = "{topic}-{folder}"
+kafka.group = "{group}"
 kafka.instance_id = "worker-0"
 kafka.session_timeout = "6s"
 model.path = "{path}/model.wnw"
@@ -208,10 +233,14 @@ window.idle_timeout = "1s"
             roll = if extra.contains("shard.max_age") { "" } else { "shard.max_age = \"500ms\"" },
             bootstrap = broker.bootstrap,
             topic = broker.topic,
-            folder = folder.path().file_name().expect("a name").to_string_lossy().replace('.', ""),
+            group = group(folder.path(), broker),
         );
         std::fs::write(&config, toml).expect("a configuration");
         Deployment { folder, config }
+    }
+
+    pub fn group(&self, broker: &Broker) -> String {
+        group(self.folder.path(), broker)
     }
 
     pub fn start(&self) -> DaemonProcess {
@@ -242,6 +271,11 @@ window.idle_timeout = "1s"
         })
         .unwrap_or_default()
     }
+}
+
+/// A consumer group of one deployment.
+fn group(folder: &Path, broker: &Broker) -> String {
+    format!("{}-{}", broker.topic, folder.file_name().expect("a name").to_string_lossy().replace('.', ""))
 }
 
 pub fn winnowd(arguments: &[&str]) -> Output {
