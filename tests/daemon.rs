@@ -50,13 +50,17 @@ fn every_position_is_decided_once_however_often_the_daemon_is_killed() {
     let mut random = Random::new(seed);
     let chunk = n_documents / (kills + 1);
     let mut produced = BTreeMap::new();
+    let mut interrupted = 0;
     for kill in 0..kills {
         let daemon = deployment.start();
         add(&mut produced, produce(&broker, kill * chunk, chunk));
         // The moment of the fault is the input of this test, not a way to wait.
         std::thread::sleep(Duration::from_millis(random.below(1500)));
         daemon.kill_9();
+        interrupted += u64::from((deployment.totals().n_records as u64) < (kill + 1) * chunk);
     }
+    println!("{interrupted} of {kills} kills left documents undecided");
+    assert!(interrupted > 0, "no kill met the daemon at work");
     add(&mut produced, produce(&broker, kills * chunk, n_documents - kills * chunk));
     let daemon = deployment.start();
     wait_decided(&deployment, n_documents);
@@ -225,6 +229,10 @@ fn a_bad_configuration_ends_with_64_and_every_mistake() {
             assert!(said.contains(expected), "{command}: {said}");
         }
     }
+    std::fs::write(&file, "[kafka.properties]\n\"no.such.setting\" = \"x\"\n").unwrap();
+    let output = winnowd(&["run", "-c", &file.to_string_lossy()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(64) && said.contains("`kafka.properties.no.such.setting`"), "{said}");
     let output = winnowd(&["run"]);
     assert_eq!(output.status.code(), Some(64));
     assert!(String::from_utf8_lossy(&output.stderr).contains("`model.path` = ``: must be set"));
@@ -410,4 +418,35 @@ fn a_foreign_manifest_is_refused() {
     assert_eq!(status.code(), Some(64));
     assert!(deployment.log().contains("lists shards that this catalog does not know"), "{}", deployment.log());
     assert_eq!(std::fs::read_to_string(out.join("manifest.jsonl")).unwrap(), "{\"sequence\":1}\n");
+}
+
+/// Transaction markers and aborted records occupy offsets at the very end; they are passed, and the lag reaches zero.
+#[test]
+fn control_records_are_stepped_over() {
+    let broker = Broker::with_topic("control", 1);
+    if !broker.is_real() {
+        println!("the in-process cluster has no transaction markers");
+        return;
+    }
+    let deployment = Deployment::new(&broker, "window.max_documents = 50\nselection.fraction = 1.0");
+    let daemon = deployment.start();
+    let transactional = broker.transactional_producer();
+    for (round, commit) in [true, false, true, false].into_iter().enumerate() {
+        transactional.transaction(commit, |producer| {
+            (0..25).for_each(|i| producer.send(0, Some(&document(100 * round as u64 + i))));
+        });
+    }
+    // 4 × (25 records and a marker).
+    let published = |daemon: &DaemonProcess| {
+        let status: serde_json::Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
+        status["partitions"][0]["published"].as_i64()
+    };
+    wait_for("progress past the last marker", || (published(&daemon) == Some(104)).then_some(()));
+    let lag =
+        "winnowd_lag_records{partition=\"0\",topic=\"TOPIC\",until=\"published\"}".replace("TOPIC", &broker.topic);
+    wait_for("no lag", || (daemon.get("/metrics").1.contains(&lag) && daemon.metric(&lag) == 0.0).then_some(()));
+    assert_eq!(daemon.stop(), Some(0));
+    let published = deployment.published();
+    assert_eq!((published.totals.n_records, published.rows.len()), (50, 50));
+    assert_eq!(published.windows.last().unwrap().interval.to, 104);
 }

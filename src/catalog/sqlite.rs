@@ -53,13 +53,15 @@ impl SqliteCatalog {
                 }
             }
         };
-        let options = SqliteConnectOptions::new()
-            .filename(file)
-            .create_if_missing(access == Access::Exclusive)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10));
+        let options =
+            SqliteConnectOptions::new().filename(file).foreign_keys(true).busy_timeout(Duration::from_secs(10));
+        let options = match access {
+            Access::Exclusive => {
+                let durable = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
+                durable.create_if_missing(true)
+            }
+            Access::Read => options.read_only(true),
+        };
         let connect = SqlitePoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(15));
         let pool = connect.connect_with(options).await;
         let pool = pool.map_err(|source| CatalogError::Unavailable { catalog: name.clone(), source })?;
@@ -78,7 +80,14 @@ impl SqliteCatalog {
         let mut connection = self.pool.acquire().await.map_err(|e| self.unavailable(e))?;
         let migrator = migrator();
         let schema = |e: sqlx::migrate::MigrateError| self.schema(e.to_string());
-        connection.ensure_migrations_table(&migrator.table_name).await.map_err(schema)?;
+        let table: Option<i64> = sqlx::query_scalar("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?")
+            .bind(&*migrator.table_name)
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(|e| self.unavailable(e))?;
+        if table.is_none() {
+            return Ok(MIGRATIONS.len());
+        }
         let applied = connection.list_applied_migrations(&migrator.table_name).await.map_err(schema)?;
         if let Some(unknown) = applied.iter().find(|a| !migrator.version_exists(a.version)) {
             let newest = MIGRATIONS.last().map_or(0, |m| m.0);

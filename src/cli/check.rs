@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use super::{ConfigArguments, load_model, runtime};
+use super::{ConfigArguments, load_model, print, runtime};
 use crate::catalog::{Access, SqliteCatalog};
 use crate::config::{Bootstrap, DEFAULT_TOML};
 
@@ -17,8 +17,7 @@ pub struct CheckArguments {
 
 pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     if arguments.defaults {
-        print!("{DEFAULT_TOML}");
-        return Ok(());
+        return print(DEFAULT_TOML);
     }
     let config = arguments.config.load()?;
     let model = load_model(&config)?;

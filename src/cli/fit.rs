@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use rayon::prelude::*;
 
 use super::UsageError;
@@ -69,7 +68,7 @@ pub fn fit(arguments: &FitArguments) -> anyhow::Result<()> {
     let model = Model::new(featuriser, target.counts, raw.counts, provenance).map_err(|e| UsageError(e.to_string()))?;
     let bytes = model.to_bytes();
     write_atomically(&arguments.out, &bytes)
-        .with_context(|| format!("`{}` cannot be written", arguments.out.display()))?;
+        .map_err(|e| UsageError(format!("`{}` cannot be written: {e}", arguments.out.display())))?;
     println!("{}", arguments.out.display());
     println!("  id      {}", ModelId::of(&bytes));
     println!("  target  {} documents, {} n-grams", target.documents, model.target.total());

@@ -19,9 +19,9 @@ use clap::{Parser, Subcommand};
 use crate::catalog::CatalogError;
 use crate::config::{Config, ConfigErrors, LogConfig};
 use crate::pipeline::{DaemonError, LoadedModel};
+use crate::source::check_settings;
 
 const USAGE: u8 = 64;
-const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
 const INTERRUPTED: u8 = 130;
 
@@ -67,7 +67,10 @@ struct ConfigArguments {
 
 impl ConfigArguments {
     fn load(&self) -> Result<Config, ConfigErrors> {
-        Config::load(self.config.as_deref(), std::env::vars())
+        let config = Config::load(self.config.as_deref(), std::env::vars())?;
+        // The client knows its own settings best.
+        check_settings(&config.kafka, config.memory_budget_bytes).map_err(|problem| ConfigErrors(vec![problem]))?;
+        Ok(config)
     }
 }
 
@@ -115,12 +118,18 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         INTERRUPTED
     } else if let Some(error) = error.downcast_ref::<DaemonError>() {
         error.exit_code()
+    } else if let Some(error) = error.downcast_ref::<CatalogError>() {
+        crate::pipeline::catalog_exit_code(error)
     } else {
-        match error.downcast_ref::<CatalogError>() {
-            Some(CatalogError::Schema { .. } | CatalogError::InUse(_)) => USAGE,
-            Some(_) => UNAVAILABLE,
-            None => INTERNAL,
-        }
+        INTERNAL
+    }
+}
+
+/// Prints to standard output; a reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
     }
 }
 

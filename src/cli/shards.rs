@@ -1,8 +1,10 @@
 //! `winnowd shards`: what has been published.
 
+use std::fmt::Write;
+
 use anyhow::Context;
 
-use super::{ConfigArguments, runtime};
+use super::{ConfigArguments, print, runtime};
 use crate::catalog::{Access, CatalogReader, SqliteCatalog};
 use crate::manifest::rfc3339;
 
@@ -25,32 +27,29 @@ pub fn shards(arguments: &ShardsArguments) -> anyhow::Result<()> {
             catalog.totals(&config.pipeline).await?,
         ))
     })?;
+    let mut text = String::new();
     if arguments.json {
         for (sequence, manifest) in shards {
             let mut line = serde_json::to_value(manifest)?;
             line["sequence"] = sequence.into();
-            println!("{line}");
+            writeln!(text, "{line}")?;
         }
-        return Ok(());
+        return print(&text);
     }
     let Some(totals) = totals else {
-        println!("pipeline `{}` has published nothing yet", config.pipeline);
-        return Ok(());
+        return print(&format!("pipeline `{}` has published nothing yet\n", config.pipeline));
     };
-    println!("{:>8}  {:>9}  {:>9}  {:>7}  {:<24}  path", "sequence", "rows", "KB", "windows", "published");
+    writeln!(text, "{:>8}  {:>9}  {:>9}  {:>7}  {:<24}  path", "sequence", "rows", "KB", "windows", "published")?;
     for (sequence, shard) in &shards {
         let created = rfc3339(shard.created_at_ms);
         let path = shard.path.as_deref().unwrap_or_default();
-        println!(
-            "{sequence:>8}  {:>9}  {:>9}  {:>7}  {created:<24}  {path}",
-            shard.rows,
-            shard.bytes.div_ceil(1024),
-            shard.windows.len()
-        );
+        let (rows, kilobytes, windows) = (shard.rows, shard.bytes.div_ceil(1024), shard.windows.len());
+        writeln!(text, "{sequence:>8}  {rows:>9}  {kilobytes:>9}  {windows:>7}  {created:<24}  {path}")?;
     }
-    println!(
+    writeln!(
+        text,
         "{} shards, {} selected, {} rejected, {} dead letters; below {}",
         totals.n_shards, totals.n_selected, totals.n_rejected, totals.n_dead_letters, config.sink.url
-    );
-    Ok(())
+    )?;
+    print(&text)
 }

@@ -260,7 +260,11 @@ fn sink_url(r: &mut Reader) -> url::Url {
     let here = url::Url::parse("file:///").expect("a valid URL");
     r.parse("sink.url", here, |value| match url::Url::parse(value) {
         _ if value.is_empty() => Err("must be set".to_owned()),
-        Ok(url) if url.scheme() == "file" => Ok(url),
+        Ok(url) if url.scheme() == "file" && url.to_file_path().is_ok() => Ok(url),
+        Ok(url) if url.scheme() == "file" => {
+            let host = url.host_str().unwrap_or_default();
+            Err(format!("names the host `{host}`; a path on this machine has three slashes, file:///…"))
+        }
         Ok(url) if value.contains("://") => {
             Err(format!("scheme `{}` is not supported; expected a folder or a file:// URL", url.scheme()))
         }

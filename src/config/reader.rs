@@ -168,9 +168,12 @@ impl Reader {
     pub fn finish<T>(mut self, config: T) -> Result<T, ConfigErrors> {
         let unknown: Vec<_> = self.values.keys().filter(|key| !self.read.contains(*key)).cloned().collect();
         for key in unknown {
-            let shown = if is_secret(&key) { "***".to_owned() } else { self.values[&key].kind.to_string() };
+            let near = nearest(&key, &self.read);
+            // A mistyped name of a secret need not look like one.
+            let hide = is_secret(&key) || near.is_some_and(|near| is_secret(near));
+            let shown = if hide { "***".to_owned() } else { self.values[&key].kind.to_string() };
             let mut error = format!("`{key}` = `{shown}`: unknown key");
-            if let Some(near) = nearest(&key, &self.read) {
+            if let Some(near) = near {
                 error.push_str(&format!(", did you mean `{near}`?"));
             }
             self.errors.push(error);
@@ -182,12 +185,18 @@ impl Reader {
 /// Whether values of this key must not be shown.
 pub(super) fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["password", "secret", "token", "credential", "sasl.jaas", "ssl.key.pem"].iter().any(|word| key.contains(word))
+    ["pass", "pwd", "secret", "credential", "jaas", "key.pem", "oauth"].iter().any(|word| key.contains(word))
 }
 
 fn parse_error(error: &ConfigError) -> String {
     match error {
-        ConfigError::FileParse { cause, .. } => format!("the file is not valid TOML: {cause}"),
+        ConfigError::FileParse { cause, .. } => {
+            // The parser also quotes the line, which may hold a secret.
+            let said = cause.to_string();
+            let is_quote = |line: &&str| line.trim_start().starts_with(|c: char| c == '|' || c.is_ascii_digit());
+            let kept: Vec<&str> = said.lines().filter(|line| !line.is_empty() && !is_quote(line)).collect();
+            format!("the file is not valid TOML: {}", kept.join(": "))
+        }
         other => other.to_string(),
     }
 }

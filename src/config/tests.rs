@@ -93,7 +93,19 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[catalog]\nmigrate = \"perhaps\"", "`catalog.migrate` = `perhaps`: expected true or false"),
     ("[nonsense]\nx = 1", "`nonsense.x` = `1`: unknown key"),
     ("sasl_password = \"hunter2\"", "`sasl_password` = `***`: unknown key"),
+    (
+        "[kafka]\nsasl_pasword = \"hunter2\"",
+        "`kafka.sasl_pasword` = `***`: unknown key, did you mean `kafka.sasl_password`?",
+    ),
+    (
+        "[kafka]\nsasl_password = \"hunter2",
+        "the file is not valid TOML: TOML parse error at line 2, column 25: invalid basic string",
+    ),
     ("[kafka", "the file is not valid TOML"),
+    (
+        "[sink]\nurl = \"file://data/out\"",
+        "`sink.url` = `file://data/out`: names the host `data`; a path on this machine has three slashes",
+    ),
 ];
 
 #[test]

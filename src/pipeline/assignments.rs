@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::Shared;
 use crate::catalog::{CatalogError, Claim};
 use crate::record::TopicPartition;
-use crate::source::{Assigned, Assignments, QueueSender, SourceError, SourceEvent};
+use crate::source::{Assigned, Assignments, PartitionLag, QueueSender, SourceError, SourceEvent};
 
 pub(super) struct CatalogAssignments {
     pub shared: Arc<Shared>,
@@ -90,5 +90,16 @@ impl Assignments for CatalogAssignments {
                 deadline.as_secs()
             );
         }
+    }
+    fn lag(&self, lags: Vec<PartitionLag>) {
+        {
+            let mut status = self.shared.telemetry.status();
+            for lag in lags {
+                if let Some(partition) = status.partitions.get_mut(&lag.at) {
+                    partition.end_offset = Some(lag.end_offset);
+                }
+            }
+        }
+        self.shared.telemetry.update_lag();
     }
 }

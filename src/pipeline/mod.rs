@@ -49,10 +49,19 @@ impl DaemonError {
     pub fn exit_code(&self) -> u8 {
         match self {
             DaemonError::Model { .. } | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
-            DaemonError::Catalog(CatalogError::Schema { .. } | CatalogError::InUse(_)) => 64,
-            DaemonError::Internal(_) | DaemonError::Catalog(CatalogError::Damaged { .. }) => 70,
+            DaemonError::Catalog(error) => catalog_exit_code(error),
+            DaemonError::Internal(_) => 70,
             _ => 69,
         }
+    }
+}
+
+/// The same for an error of the catalog alone.
+pub fn catalog_exit_code(error: &CatalogError) -> u8 {
+    match error {
+        CatalogError::Schema { .. } | CatalogError::InUse(_) => 64,
+        CatalogError::Damaged { .. } => 70,
+        _ => 69,
     }
 }
 

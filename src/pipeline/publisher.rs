@@ -23,6 +23,7 @@ use crate::window::{ClosedWindow, DeadLetter, WindowSummary};
 
 /// Dead letters and windows that wait for a shard to fill roll it when they come to this much.
 const MAX_PENDING_DEAD_LETTERS: usize = 10_000;
+const MAX_PENDING_DEAD_LETTER_BYTES: usize = 8 << 20;
 const MAX_PENDING_WINDOWS: usize = 10_000;
 /// How soon a failed write of the manifest is tried again.
 const MANIFEST_RETRY: Duration = Duration::from_secs(5);
@@ -55,6 +56,8 @@ pub(super) struct Publisher {
     pub in_flight: Arc<InFlight>,
     pub mirror: OffsetMirror,
     pub shutdown: watch::Receiver<bool>,
+    /// The last sequence number in `manifest.jsonl`; `None` when that is not known.
+    pub announced: Option<i64>,
 }
 
 /// A shard that still takes windows.
@@ -66,6 +69,7 @@ struct OpenShard {
     epochs: BTreeMap<TopicPartition, i64>,
     windows: Vec<WindowSummary>,
     dead_letters: Vec<(TopicPartition, DeadLetter)>,
+    dead_letter_bytes: usize,
     log_importance_weights: Vec<f64>,
     opened: Instant,
 }
@@ -120,7 +124,8 @@ impl Publisher {
                 let _ = done.send(());
             }
             if manifest_is_behind {
-                manifest_is_behind = !self.write_manifest().await;
+                self.announced = self.write_manifest(self.announced).await;
+                manifest_is_behind = self.announced.is_none();
             }
             let held = open.as_ref().and_then(|s| s.writer.as_ref()).map_or(0, ShardWriter::held_bytes);
             self.shared.telemetry.metrics.held_bytes.with_label_values(&["shard"]).set(held as i64);
@@ -152,6 +157,7 @@ impl Publisher {
             tokio::task::block_in_place(|| writer.append(&window, &model.id)).map_err(|e| e.to_string())?;
         }
         shard.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
+        shard.dead_letter_bytes += window.dead_letters.iter().map(DeadLetter::size_bytes).sum::<usize>();
         shard.dead_letters.extend(window.dead_letters.into_iter().map(|letter| (at.clone(), letter)));
         shard.windows.push(window.summary);
         Ok(())
@@ -164,6 +170,7 @@ impl Publisher {
             || bytes >= limits.target_bytes
             || shard.opened.elapsed() >= limits.max_age
             || shard.dead_letters.len() >= MAX_PENDING_DEAD_LETTERS
+            || shard.dead_letter_bytes >= MAX_PENDING_DEAD_LETTER_BYTES
             || shard.windows.len() >= MAX_PENDING_WINDOWS
     }
 
@@ -334,19 +341,27 @@ impl Publisher {
         self.mirror.commit(advances.iter().map(|a| (a.at.clone(), a.interval.to)).collect());
     }
 
-    /// Brings `manifest.jsonl` up to the catalog; false if that failed, which delays trainers but loses nothing.
-    async fn write_manifest(&self) -> bool {
+    /// Brings `manifest.jsonl` up to the catalog, whose lines up to `announced` it has; `None` makes it anew. Gives how
+    /// far it has come; a failure delays trainers but loses nothing.
+    async fn write_manifest(&self, announced: Option<i64>) -> Option<i64> {
         let Shared { config, catalog, store, telemetry, .. } = &*self.shared;
-        let problem = match catalog.manifest_lines(&config.pipeline, 0).await {
-            Ok(lines) => match store.write_manifest(&lines).await {
-                Ok(()) => return true,
-                Err(e) => e.to_string(),
-            },
+        let after = announced.filter(|_| store.can_append());
+        let problem = match catalog.manifest_lines(&config.pipeline, after.unwrap_or(0)).await {
+            Ok(lines) => {
+                let written = match after {
+                    Some(_) => store.append_manifest(&lines).await,
+                    None => store.write_manifest(&lines).await,
+                };
+                match written {
+                    Ok(()) => return Some(after.unwrap_or(0) + lines.len() as i64),
+                    Err(e) => e.to_string(),
+                }
+            }
             Err(e) => e.to_string(),
         };
         telemetry.metrics.manifest_failures.inc();
         tracing::warn!("manifest.jsonl is behind: {problem}; trying again");
-        false
+        None
     }
 }
 
@@ -382,6 +397,7 @@ impl OpenShard {
             epochs: BTreeMap::new(),
             windows: Vec::new(),
             dead_letters: Vec::new(),
+            dead_letter_bytes: 0,
             log_importance_weights: Vec::new(),
             opened: Instant::now(),
         }

@@ -8,6 +8,8 @@ use crate::score::{ImportanceWeight, Model};
 use crate::source::{Batch, Record};
 use crate::window::{DeadLetter, ScoredDocument, ScoredRecord};
 
+const LONG_TEXT_BYTES: usize = 256 << 10;
+
 /// In: a batch. Out: one outcome a record, in the same order; the same whatever the number of threads.
 pub fn score_batch(
     batch: &Batch,
@@ -34,10 +36,18 @@ fn score_record(
     let payload_bytes = payload.map_or(0, <[u8]>::len) as u64;
     let outcome = match decoder.decode(payload, at, offset, timestamp_ms) {
         Ok(document) => {
+            // A long text's buckets are counted again later: at four bytes for each n-gram they would take many times
+            // the memory of the text.
+            let is_long = document.text.len() > LONG_TEXT_BYTES;
             let mut buckets = Vec::new();
-            let n_tokens = model.featuriser.for_each_bucket(&document.text, scratch, |bucket| buckets.push(bucket));
-            let score = weight.score_buckets(n_tokens, &buckets);
-            Ok(ScoredDocument { document, score, buckets })
+            let keep = |bucket| buckets.push(bucket);
+            let score = if is_long {
+                weight.score(&document.text, scratch)
+            } else {
+                let n_tokens = model.featuriser.for_each_bucket(&document.text, scratch, keep);
+                weight.score_buckets(n_tokens, &buckets)
+            };
+            Ok(ScoredDocument { document, score, buckets: (!is_long).then_some(buckets) })
         }
         Err(reject) => Err(DeadLetter {
             offset,

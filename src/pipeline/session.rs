@@ -11,6 +11,7 @@ use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
 use super::worker::{Worker, WorkerEnd};
 use super::{DaemonError, Shared};
+use crate::catalog::CatalogError;
 use crate::sink::SinkError;
 use crate::source::{KafkaSource, SourceError, queue};
 
@@ -28,11 +29,14 @@ pub(super) enum SessionEnd {
 }
 
 pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) -> SessionEnd {
-    match prepare(&shared).await {
-        Ok(()) => {}
-        Err(error @ DaemonError::Sink(SinkError::ForeignManifest { .. })) => return SessionEnd::Fatal(error),
+    let announced = match prepare(&shared).await {
+        Ok(announced) => announced,
+        Err(
+            error @ (DaemonError::Sink(SinkError::ForeignManifest { .. })
+            | DaemonError::Catalog(CatalogError::Schema { .. } | CatalogError::Damaged { .. })),
+        ) => return SessionEnd::Fatal(error),
         Err(error) => return SessionEnd::Restart(error.to_string()),
-    }
+    };
     // The session's own switch: also turned when one of its parts has ended.
     let (stop, stopped) = watch::channel(false);
     let (to_worker, from_source) = queue(shared.limits.queue_bytes);
@@ -62,18 +66,20 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         in_flight: in_flight.clone(),
         mirror: source.mirror(),
         shutdown: stopped,
+        announced: Some(announced),
     };
     let mut publisher = tokio::spawn(publisher.run());
     let worker = Worker::new(shared.clone(), from_source, to_publisher, in_flight);
-    let runtime = Handle::current();
-    let mut worker = tokio::task::spawn_blocking(move || worker.run(&runtime));
+    let (runtime, worker_stopped) = (Handle::current(), stop.subscribe());
+    let mut worker = tokio::task::spawn_blocking(move || worker.run(&runtime, &worker_stopped));
 
     let mut shutdown = shutdown;
-    let mut first = None;
+    // Each part that ends takes the others along, so the reason is looked for among all of them.
+    let (mut publisher_ended, mut worker_ended) = (None, None);
     tokio::select! {
         _ = shutdown.wait_for(|stop| *stop) => tracing::info!("shutting down"),
-        end = &mut publisher => first = Some(publisher_end(end)),
-        end = &mut worker => first = Some(worker_end(end)),
+        end = &mut publisher => publisher_ended = Some(publisher_end(end)),
+        end = &mut worker => worker_ended = Some(worker_end(end)),
     }
 
     // Polling stops first; then the worker finds its queue closed and drops its windows; an in-flight publication of
@@ -83,10 +89,10 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     if !left {
         tracing::warn!("kafka: the group could not be left within {} s; going on without", LEAVE_DEADLINE.as_secs());
     }
-    if !publisher.is_finished() {
+    if publisher_ended.is_none() {
         let grace = shared.config.shutdown_grace;
         match tokio::time::timeout(grace, &mut publisher).await {
-            Ok(end) => first = first.or_else(|| Some(publisher_end(end))),
+            Ok(end) => publisher_ended = Some(publisher_end(end)),
             Err(_) => {
                 publisher.abort();
                 tracing::warn!(
@@ -96,9 +102,9 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
             }
         }
     }
-    if !worker.is_finished() {
+    if worker_ended.is_none() {
         match tokio::time::timeout(LEAVE_DEADLINE, &mut worker).await {
-            Ok(end) => first = first.or_else(|| Some(worker_end(end))),
+            Ok(end) => worker_ended = Some(worker_end(end)),
             Err(_) => tracing::warn!("the worker is still busy with a batch; its windows are dropped"),
         }
     }
@@ -106,47 +112,60 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     let partitions: Vec<_> = shared.telemetry.status().partitions.keys().cloned().collect();
     shared.telemetry.forget(&partitions);
     shared.telemetry.metrics.assigned_partitions.set(0);
-    if *shutdown.borrow() {
-        return match first {
-            Some(fatal @ SessionEnd::Fatal(_)) => fatal,
-            _ => SessionEnd::Shutdown,
-        };
+    let ends = [worker_ended, publisher_ended].into_iter().flatten().flatten();
+    match ends.max_by_key(PartEnd::rank) {
+        Some(PartEnd::Fatal(error)) => SessionEnd::Fatal(error),
+        _ if *shutdown.borrow() => SessionEnd::Shutdown,
+        Some(PartEnd::Restart(reason)) => SessionEnd::Restart(reason),
+        None => SessionEnd::Restart("the polling thread ended".to_owned()),
     }
-    first.unwrap_or(SessionEnd::Shutdown)
 }
 
-/// Makes the model known and brings the manifest up to the catalog, which a crash may have kept behind.
-async fn prepare(shared: &Shared) -> Result<(), DaemonError> {
+/// Why a part ended, unless it only followed another.
+enum PartEnd {
+    Restart(String),
+    Fatal(DaemonError),
+}
+
+impl PartEnd {
+    fn rank(&self) -> u8 {
+        match self {
+            PartEnd::Restart(_) => 0,
+            PartEnd::Fatal(_) => 1,
+        }
+    }
+}
+
+/// Makes the model known and brings the manifest up to the catalog, which a crash may have kept behind. Gives the
+/// manifest's last sequence number.
+async fn prepare(shared: &Shared) -> Result<i64, DaemonError> {
     let Shared { config, model, catalog, store, telemetry, .. } = shared;
     let registered = catalog.register(&config.pipeline, &model.id, &model.bytes).await;
     telemetry.status().readiness.catalog_reachable = registered.is_ok();
     registered?;
     let lines = catalog.manifest_lines(&config.pipeline, 0).await?;
     store.check_manifest(&lines).await?;
-    if !lines.is_empty() {
-        store.write_manifest(&lines).await?;
-    }
+    store.write_manifest(&lines).await?;
     if let Some(totals) = catalog.totals(&config.pipeline).await? {
         telemetry.set_totals(totals);
     }
-    Ok(())
+    Ok(lines.len() as i64)
 }
 
-fn publisher_end(end: Result<PublisherEnd, tokio::task::JoinError>) -> SessionEnd {
+fn publisher_end(end: Result<PublisherEnd, tokio::task::JoinError>) -> Option<PartEnd> {
     match end {
-        Ok(PublisherEnd::Shutdown) => SessionEnd::Shutdown,
-        Ok(PublisherEnd::Disconnected) => SessionEnd::Restart("the worker ended".to_owned()),
-        Ok(PublisherEnd::Restart(reason)) => SessionEnd::Restart(reason),
-        Err(e) => SessionEnd::Fatal(DaemonError::Internal(e.to_string())),
+        Ok(PublisherEnd::Shutdown | PublisherEnd::Disconnected) => None,
+        Ok(PublisherEnd::Restart(reason)) => Some(PartEnd::Restart(reason)),
+        Err(e) => Some(PartEnd::Fatal(DaemonError::Internal(e.to_string()))),
     }
 }
 
-fn worker_end(end: Result<WorkerEnd, tokio::task::JoinError>) -> SessionEnd {
+fn worker_end(end: Result<WorkerEnd, tokio::task::JoinError>) -> Option<PartEnd> {
     match end {
-        Ok(WorkerEnd::Disconnected) => SessionEnd::Restart("the publisher or the source ended".to_owned()),
-        Ok(WorkerEnd::SourceFailed(error @ SourceError::OffsetLost { .. })) => SessionEnd::Fatal(error.into()),
-        Ok(WorkerEnd::SourceFailed(error)) => SessionEnd::Restart(error.to_string()),
-        Ok(WorkerEnd::OutOfOrder(reason)) => SessionEnd::Restart(reason),
-        Err(e) => SessionEnd::Fatal(DaemonError::Internal(e.to_string())),
+        Ok(WorkerEnd::Disconnected) => None,
+        Ok(WorkerEnd::SourceFailed(error @ SourceError::OffsetLost { .. })) => Some(PartEnd::Fatal(error.into())),
+        Ok(WorkerEnd::SourceFailed(error)) => Some(PartEnd::Restart(error.to_string())),
+        Ok(WorkerEnd::OutOfOrder(reason)) => Some(PartEnd::Restart(reason)),
+        Err(e) => Some(PartEnd::Fatal(DaemonError::Internal(e.to_string()))),
     }
 }

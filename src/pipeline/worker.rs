@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::memory::InFlight;
 use super::publisher::ToPublisher;
@@ -65,9 +65,12 @@ impl Worker {
         Worker { shared, queue, publisher, in_flight, partitions: BTreeMap::new(), quality }
     }
 
-    /// Works until the source or the publisher ends.
-    pub fn run(mut self, runtime: &Handle) -> WorkerEnd {
+    /// Works until the source or the publisher ends, or the session does.
+    pub fn run(mut self, runtime: &Handle, stopped: &watch::Receiver<bool>) -> WorkerEnd {
         loop {
+            if *stopped.borrow() {
+                return WorkerEnd::Disconnected;
+            }
             let next = runtime.block_on(async { tokio::time::timeout(TICK, self.queue.next()).await });
             let result = match next {
                 Err(_elapsed) => self.close_idle(),
@@ -97,22 +100,17 @@ impl Worker {
                 let message = if lost { ToPublisher::Lost(partitions) } else { ToPublisher::Flush(done) };
                 self.send(message)?;
             }
-            SourceEvent::EndOfPartition(number) => {
+            SourceEvent::ReachedEnd(ends) => {
                 let now = Instant::now();
-                for (_, partition) in self.partitions.iter_mut().filter(|(at, _)| at.partition == number) {
+                for Assigned { at, owner_epoch, next_offset } in ends {
+                    let partition = self.partitions.get_mut(&at).filter(|p| p.owner_epoch == owner_epoch);
+                    let Some(partition) = partition else { continue };
                     partition.idle_since = Some(now);
-                }
-            }
-            SourceEvent::Lag(lags) => {
-                {
-                    let mut status = self.shared.telemetry.status();
-                    for lag in lags {
-                        if let Some(partition) = status.partitions.get_mut(&lag.at) {
-                            partition.end_offset = Some(lag.end_offset);
-                        }
+                    if next_offset > partition.window.next_offset() {
+                        partition.window.advance_to(next_offset);
                     }
                 }
-                self.shared.telemetry.update_lag();
+                self.show_consumed();
             }
             SourceEvent::Failed(error) => return Err(WorkerEnd::SourceFailed(error)),
         }
@@ -147,14 +145,17 @@ impl Worker {
                 self.on_record(seen.at, record)?;
             }
         }
+        self.show_consumed();
+        self.relieve_memory()
+    }
+
+    fn show_consumed(&self) {
         let mut status = self.shared.telemetry.status();
         for (at, partition) in &self.partitions {
             if let Some(shown) = status.partitions.get_mut(at) {
                 shown.consumed = partition.window.next_offset();
             }
         }
-        drop(status);
-        self.relieve_memory()
     }
 
     fn on_record(&mut self, at: &TopicPartition, record: ScoredRecord) -> Result<(), WorkerEnd> {
@@ -179,7 +180,7 @@ impl Worker {
             self.close(at, CloseReason::Age)?;
         }
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
-        partition.window.push(record, &selector, &partition.noise);
+        partition.window.push(record, &self.shared.model.model.featuriser, &selector, &partition.noise);
         match partition.window.closes_now(&policy) {
             Some(reason) => self.close(at, reason),
             None => Ok(()),

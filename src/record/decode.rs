@@ -286,6 +286,13 @@ mod tests {
         assert_eq!(decode(br#"{"text":"t","id":18446744073709551615}"#).unwrap().id, "18446744073709551615");
     }
 
+    /// A JSON string instead of an object, as a producer makes that encodes twice.
+    const LONG_STRING: &[u8] = &{
+        let mut json = [b'x'; 900];
+        (json[0], json[899]) = (b'"', b'"');
+        json
+    };
+
     #[test]
     fn bad_records_say_why() {
         use RejectReason::*;
@@ -297,6 +304,7 @@ mod tests {
             (b"{\"text\":\"\xff\"}", InvalidUtf8, "invalid utf-8"),
             (b"[1]", NotAnObject, "expected a JSON object"),
             (b"\"text\"", NotAnObject, "expected a JSON object"),
+            (LONG_STRING, NotAnObject, "xxx…"),
             (br#"{"id":"x"}"#, MissingText, "no field `text`"),
             (br#"{"text":null}"#, MissingText, "no field `text`"),
             (br#"{"text":1}"#, InvalidField, "field `text` is a number, expected a string"),

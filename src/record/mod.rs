@@ -106,7 +106,15 @@ pub struct Reject {
 }
 
 impl Reject {
+    /// Parsers like to repeat what they were given.
+    const MAX_DETAIL_CHARS: usize = 200;
+
     pub fn new(reason: RejectReason, detail: impl Into<String>) -> Self {
-        Reject { reason, detail: detail.into() }
+        let mut detail = detail.into();
+        if let Some((end, _)) = detail.char_indices().nth(Self::MAX_DETAIL_CHARS) {
+            detail.truncate(end);
+            detail.push('…');
+        }
+        Reject { reason, detail }
     }
 }

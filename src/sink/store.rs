@@ -1,5 +1,7 @@
 //! The object store: complete objects only, durable before anyone is told of them.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,7 +47,7 @@ impl ShardStore {
     /// Puts a file at `path` and returns when it is complete and durable. May be repeated.
     pub async fn upload(&self, file: &Path, bytes: u64, path: &str) -> Result<(), SinkError> {
         let key = ObjectPath::from(path);
-        let store_error = |source| SinkError::Store { store: self.name.clone(), path: path.to_owned(), source };
+        let store_error = |source| self.store_error(path, source);
         let read_error = |source| SinkError::Scratch { folder: file.to_owned(), source };
         let mut reader = tokio::fs::File::open(file).await.map_err(read_error)?;
         if bytes <= PART_BYTES as u64 {
@@ -74,18 +76,66 @@ impl ShardStore {
         Ok(())
     }
 
-    /// Replaces the manifest by these lines. The catalog only ever adds lines, so a reader that remembers how far it
-    /// read goes on at that byte.
+    /// Replaces the manifest by these lines, all that there are.
     pub async fn write_manifest(&self, lines: &[String]) -> Result<(), SinkError> {
-        let store_error = |source| SinkError::Store { store: self.name.clone(), path: MANIFEST.to_owned(), source };
-        let payload = PutPayload::from(Bytes::from(joined(lines)));
-        self.store.put(&ObjectPath::from(MANIFEST), payload).await.map_err(store_error)?;
-        self.make_durable(MANIFEST).await
+        let content = joined(lines);
+        match &self.local_root {
+            Some(root) => {
+                let root = root.clone();
+                // Synced before it takes the old one's place: a crash leaves one or the other, whole.
+                self.local_manifest(move || {
+                    let mut file = tempfile::Builder::new()
+                        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+                        .tempfile_in(&root)?;
+                    file.write_all(&content)?;
+                    file.as_file().sync_all()?;
+                    file.persist(root.join(MANIFEST))?;
+                    File::open(&root)?.sync_all()
+                })
+                .await
+            }
+            None => {
+                let (key, payload) = (ObjectPath::from(MANIFEST), PutPayload::from(Bytes::from(content)));
+                self.store.put(&key, payload).await.map(drop).map_err(|e| self.store_error(MANIFEST, e))
+            }
+        }
+    }
+
+    /// Whether [`ShardStore::append_manifest`] works here. Object stores only replace.
+    pub fn can_append(&self) -> bool {
+        self.local_root.is_some()
+    }
+
+    /// Adds lines to a manifest that was written by this process. After an error it has to be written whole.
+    ///
+    /// # Panics
+    /// If the store cannot append.
+    pub async fn append_manifest(&self, lines: &[String]) -> Result<(), SinkError> {
+        let path = self.local_root.as_ref().expect("the caller asked `can_append`").join(MANIFEST);
+        let content = joined(lines);
+        self.local_manifest(move || {
+            let mut file = File::options().append(true).open(path)?;
+            file.write_all(&content)?;
+            file.sync_all()
+        })
+        .await
+    }
+
+    async fn local_manifest(
+        &self,
+        write: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+    ) -> Result<(), SinkError> {
+        let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        written.map_err(|source| SinkError::Sync { store: self.name.clone(), path: MANIFEST.to_owned(), source })
+    }
+
+    fn store_error(&self, path: &str, source: object_store::Error) -> SinkError {
+        SinkError::Store { store: self.name.clone(), path: path.to_owned(), source }
     }
 
     /// Refuses a store whose manifest is not the beginning of `lines`: it would be overwritten.
     pub async fn check_manifest(&self, lines: &[String]) -> Result<(), SinkError> {
-        let store_error = |source| SinkError::Store { store: self.name.clone(), path: MANIFEST.to_owned(), source };
+        let store_error = |source| self.store_error(MANIFEST, source);
         let present = match self.store.get(&ObjectPath::from(MANIFEST)).await {
             Ok(object) => object.bytes().await.map_err(store_error)?,
             Err(object_store::Error::NotFound { .. }) => return Ok(()),
@@ -103,7 +153,7 @@ impl ShardStore {
         let file = root.join(path);
         let sync = move || {
             for part in file.ancestors() {
-                std::fs::File::open(part)?.sync_all()?;
+                File::open(part)?.sync_all()?;
                 if part == root {
                     break;
                 }
@@ -153,7 +203,7 @@ mod tests {
         store.check_manifest(&lines(0)).await.unwrap();
         store.write_manifest(&lines(2)).await.unwrap();
         store.check_manifest(&lines(3)).await.unwrap();
-        store.write_manifest(&lines(3)).await.unwrap();
+        store.append_manifest(&lines(3)[2..]).await.unwrap();
         let text = std::fs::read_to_string(folder.path().join("manifest.jsonl")).unwrap();
         assert_eq!(text, "{\"sequence\":0}\n{\"sequence\":1}\n{\"sequence\":2}\n");
         let foreign = store.check_manifest(&["{\"sequence\":9}".to_owned()]).await.unwrap_err();

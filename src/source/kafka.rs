@@ -19,7 +19,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::queue::{Closed, QueueSender};
-use super::settings::consumer_config;
+use super::settings::{consumer_config, without_value};
 use super::{Assigned, Assignments, Batch, PartitionLag, Record, SourceError, SourceEvent, SourceLimits};
 use crate::config::{KafkaConfig, StartPolicy};
 use crate::record::TopicPartition;
@@ -41,6 +41,11 @@ impl PollHeartbeat {
     fn beat(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64);
         self.0.store(now, Ordering::Relaxed);
+    }
+
+    /// The loop has ended on purpose: until the next one begins, silence means nothing.
+    fn rest(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 
     /// Since the last round of the loop; `None` before the first.
@@ -80,7 +85,7 @@ impl KafkaSource {
         heartbeat: PollHeartbeat,
     ) -> Result<Self, SourceError> {
         let client_error =
-            |e: KafkaError| SourceError::Client { bootstrap: bootstrap.to_owned(), problem: e.to_string() };
+            |e: KafkaError| SourceError::Client { bootstrap: bootstrap.to_owned(), problem: without_value(&e) };
         let stop = Arc::new(AtomicBool::new(false));
         let context =
             PollContext { assignments, start: kafka.start, stop: stop.clone(), state: Mutex::new(State::default()) };
@@ -98,12 +103,15 @@ impl KafkaSource {
             pending: Batch::default(),
             pending_since: None,
             ends: Vec::new(),
-            paused: None,
+            paused: false,
+            seen_generation: 0,
         };
         std::thread::Builder::new()
             .name("kafka-poll".into())
             .spawn(move || {
+                let heartbeat = poller.heartbeat.clone();
                 poller.run();
+                heartbeat.rest();
                 // Dropping the consumer leaves the group, which can take its time or hang; `stop` waits only so long.
                 drop(ended_sender);
             })
@@ -138,7 +146,6 @@ struct State {
     owned: HashMap<Arc<str>, HashMap<i32, Owned>>,
     /// Raised with every rebalance.
     generation: u64,
-    lags: Option<Vec<PartitionLag>>,
     failure: Option<SourceError>,
     last_error: Option<(String, Instant)>,
 }
@@ -233,7 +240,7 @@ impl ClientContext for PollContext {
                 .map(|p| PartitionLag { at: TopicPartition::new(name.clone(), p.partition), end_offset: p.ls_offset })
                 .collect::<Vec<_>>()
         };
-        self.state().lags = Some(statistics.topics.values().flat_map(of_topic).collect());
+        self.assignments.lag(statistics.topics.values().flat_map(of_topic).collect());
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -295,8 +302,9 @@ struct Poller {
     pending_since: Option<Instant>,
     /// Partitions that reached their end; told after what is pending has been sent.
     ends: Vec<i32>,
-    /// The generation whose partitions are paused.
-    paused: Option<u64>,
+    paused: bool,
+    /// Of the assignment that was last paused or resumed.
+    seen_generation: u64,
 }
 
 impl Poller {
@@ -329,15 +337,8 @@ impl Poller {
         if let Some(failure) = problem.and_then(|error| self.on_error(&error)) {
             return Ok(Some(failure));
         }
-        let (failure, lags) = {
-            let mut state = self.consumer.context().state();
-            (state.failure.take(), state.lags.take())
-        };
-        if failure.is_some() {
-            return Ok(failure);
-        }
-        if let Some(lags) = lags {
-            self.queue.control(SourceEvent::Lag(lags))?;
+        if let Some(failure) = self.consumer.context().state().failure.take() {
+            return Ok(Some(failure));
         }
         let is_full = self.pending.size_bytes() >= BATCH_BYTES || self.pending.len() >= BATCH_RECORDS;
         if !self.pending.is_empty() {
@@ -347,13 +348,44 @@ impl Poller {
             }
         }
         if self.pending.is_empty() {
-            for partition in self.ends.drain(..) {
-                self.queue.control(SourceEvent::EndOfPartition(partition))?;
-            }
+            self.tell_ends()?;
         }
         self.pause_or_resume();
         self.mirror_offsets();
         Ok(None)
+    }
+
+    /// Tells which partitions have been read to their ends, and how far that is. Everything before has been sent.
+    ///
+    /// The client's position has passed what it handed over and what it keeps to itself: records of aborted
+    /// transactions and transaction markers. So what lies between our position and the client's is no document.
+    fn tell_ends(&mut self) -> Result<(), Closed> {
+        let ends = std::mem::take(&mut self.ends);
+        if ends.is_empty() {
+            return Ok(());
+        }
+        let positions = match self.consumer.position() {
+            Ok(positions) => positions,
+            Err(e) => {
+                self.consumer.context().log_error(format!("positions are unknown: {e}"));
+                return Ok(());
+            }
+        };
+        let mut reached = Vec::new();
+        let mut state = self.consumer.context().state();
+        for owned in state.owned.values_mut().flat_map(HashMap::values_mut).filter(|o| ends.contains(&o.at.partition)) {
+            let position = positions.find_partition(&owned.at.topic, owned.at.partition).map(|e| e.offset());
+            if let Some(Offset::Offset(position)) = position {
+                owned.next_offset = owned.next_offset.max(position);
+            }
+            reached.push(Assigned {
+                at: owned.at.clone(),
+                owner_epoch: owned.owner_epoch,
+                next_offset: owned.next_offset,
+            });
+        }
+        drop(state);
+        self.queue.control(SourceEvent::ReachedEnd(reached))
     }
 
     /// Sends what is pending, if there comes to be room for it.
@@ -361,7 +393,7 @@ impl Poller {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let patience = if self.paused.is_some() { Duration::ZERO } else { PATIENCE };
+        let patience = if self.paused { Duration::ZERO } else { PATIENCE };
         match self.queue.batch(std::mem::take(&mut self.pending), patience)? {
             None => self.pending_since = None,
             Some(batch) => self.pending = batch,
@@ -373,12 +405,17 @@ impl Poller {
     fn pause_or_resume(&mut self) {
         let is_stuck = self.pending_since.is_some_and(|since| since.elapsed() >= PATIENCE);
         let generation = self.consumer.context().state().generation;
-        if is_stuck && self.paused != Some(generation) {
+        let is_new = std::mem::replace(&mut self.seen_generation, generation) != generation;
+        if is_stuck && (is_new || !self.paused) {
             self.on_assignment("paused", |consumer, all| consumer.pause(all));
-            self.paused = Some(generation);
-        } else if !is_stuck && self.paused.is_some() && self.queue.is_half_empty() {
+            self.paused = true;
+        } else if !is_stuck && (is_new || self.paused) && self.queue.is_half_empty() {
+            // Also after a rebalance: a partition that was paused when it went comes back paused.
             self.on_assignment("resumed", |consumer, all| consumer.resume(all));
-            self.paused = None;
+            self.paused = false;
+        } else if is_new {
+            // Not yet half empty: look again in the next round.
+            self.paused = true;
         }
     }
 
@@ -402,6 +439,13 @@ impl Poller {
             }
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                 return Some(self.lost_offset());
+            }
+            // The client skips what it cannot read and goes on behind it. To us that would be a gap without a record.
+            KafkaError::MessageConsumption(
+                RDKafkaErrorCode::BadMessage | RDKafkaErrorCode::NotImplemented | RDKafkaErrorCode::BadCompression,
+            ) => {
+                let problem = format!("a batch of records cannot be read ({error}); nothing behind it is decided");
+                return Some(SourceError::Client { bootstrap: "consumer".into(), problem });
             }
             KafkaError::MessageConsumptionFatal(_) => {
                 let problem = error.to_string();

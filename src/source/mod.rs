@@ -15,7 +15,7 @@ use crate::record::TopicPartition;
 pub use batch::{Batch, Record};
 pub use kafka::{KafkaSource, OffsetMirror, PollHeartbeat};
 pub use queue::{QueueReceiver, QueueSender, queue};
-pub use settings::{SourceLimits, client_config};
+pub use settings::{SourceLimits, check_settings, client_config};
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
@@ -52,15 +52,18 @@ pub trait Assignments: Send + Sync + 'static {
 
     /// Partitions go to another worker as soon as this returns. `lost`: they have gone already.
     fn revoked(&self, partitions: &[TopicPartition], lost: bool);
+
+    /// How far the partitions reach, every few seconds.
+    fn lag(&self, lags: Vec<PartitionLag>);
 }
 
 /// What the polling thread says, in order.
 #[derive(Debug)]
 pub enum SourceEvent {
     Batch(Batch),
-    /// Every topic's partition of this number may have been read to its end.
-    EndOfPartition(i32),
-    Lag(Vec<PartitionLag>),
+    /// These may have been read to their ends, where nothing but `next_offset` can follow. (The client names the end by
+    /// the partition's number only, so with several topics some may not be at theirs.)
+    ReachedEnd(Vec<Assigned>),
     /// Nothing follows.
     Failed(SourceError),
     /// From [`Assignments`], through [`queue::QueueSender::control`].

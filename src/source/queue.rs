@@ -111,7 +111,7 @@ mod tests {
         let none = Duration::ZERO;
         assert!(sender.batch(batch(5000), none).unwrap().is_none(), "an empty queue takes any batch");
         assert!(sender.batch(batch(1), none).unwrap().is_some(), "a full queue gives it back");
-        sender.control(SourceEvent::EndOfPartition(3)).unwrap();
+        sender.control(SourceEvent::ReachedEnd(Vec::new())).unwrap();
         assert!(!sender.is_half_empty());
 
         let Some(SourceEvent::Batch(first)) = receiver.next().await else { panic!("the batch comes first") };
@@ -122,8 +122,8 @@ mod tests {
         });
         receiver.release(first.size_bytes());
         assert!(waiting.join().unwrap());
-        assert!(matches!(receiver.next().await, Some(SourceEvent::EndOfPartition(3))));
+        assert!(matches!(receiver.next().await, Some(SourceEvent::ReachedEnd(_))));
         drop(receiver);
-        assert_eq!(sender.control(SourceEvent::EndOfPartition(0)), Err(Closed));
+        assert_eq!(sender.control(SourceEvent::ReachedEnd(Vec::new())), Err(Closed));
     }
 }

@@ -1,8 +1,12 @@
 //! The settings of the Kafka client, derived from ours and from the memory budget.
 
 use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
 
 use crate::config::KafkaConfig;
+
+/// The most that the client takes for `queued.max.messages.kbytes`, in bytes.
+const MAX_PREFETCH_BYTES: usize = 2_097_151 << 10;
 
 /// The memory that reading may take.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +20,10 @@ pub struct SourceLimits {
 impl SourceLimits {
     /// A quarter of the budget is for what the client has fetched.
     pub fn of_budget(budget_bytes: usize) -> Self {
-        SourceLimits { prefetch_bytes: budget_bytes / 4, fetch_bytes: (budget_bytes / 16).min(50 << 20) }
+        SourceLimits {
+            prefetch_bytes: (budget_bytes / 4).min(MAX_PREFETCH_BYTES),
+            fetch_bytes: (budget_bytes / 16).min(50 << 20),
+        }
     }
 }
 
@@ -73,4 +80,42 @@ pub(super) fn consumer_config(kafka: &KafkaConfig, bootstrap: &str, limits: Sour
         config.set(property, value.reveal());
     }
     config
+}
+
+/// Has the client itself look at the settings, pass-through ones among them; says what is wrong, without values.
+pub fn check_settings(kafka: &KafkaConfig, budget_bytes: usize) -> Result<(), String> {
+    let config = consumer_config(kafka, "localhost:9092", SourceLimits::of_budget(budget_bytes));
+    config.create_native_config().map(drop).map_err(|e| without_value(&e))
+}
+
+/// The message of an error without the value of the setting that it may be about, which may be a secret.
+pub(super) fn without_value(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, problem, key, value) => {
+            let problem = if value.is_empty() { problem.clone() } else { problem.replace(value.as_str(), "***") };
+            format!("`kafka.properties.{key}` = `***`: {problem}")
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn check(toml: &str) -> Result<(), String> {
+        let config = Config::from_toml(toml, []).expect("winnowd itself finds nothing wrong");
+        check_settings(&config.kafka, config.memory_budget_bytes)
+    }
+
+    #[test]
+    fn the_client_refuses_what_it_does_not_know_without_telling_values() {
+        check("").expect("the defaults are fine");
+        check("memory.budget = \"900GiB\"").expect("any budget is fine");
+        for toml in ["\"ssl.keystore.pasword\" = \"hunter2\"", "\"fetch.wait.max.ms\" = \"hunter2\""] {
+            let problem = check(&format!("[kafka.properties]\n{toml}")).expect_err("a mistake");
+            assert!(problem.starts_with("`kafka.properties.") && !problem.contains("hunter2"), "{problem}");
+        }
+    }
 }

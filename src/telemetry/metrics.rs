@@ -163,7 +163,11 @@ impl Default for Metrics {
                 "window_kl_reduction_nats",
                 "KL(target, all) - KL(target, selected) of the last window with a selection.",
             ),
-            kl_reduction: float_gauge(&r, "kl_reduction_nats", "The same over all windows that this process closed."),
+            kl_reduction: float_gauge(
+                &r,
+                "kl_reduction_nats",
+                "The same over all windows closed since the last beginning at the checkpoints.",
+            ),
             registry: r,
         };
         for part in ["queue", "windows", "shard"] {

@@ -84,12 +84,14 @@ impl OpenWindow {
         let k = selector.fraction.of(n_documents, noise.rounding(from)) as usize;
         let selection = candidates.select(k);
         let threshold = selection.threshold;
+        // Whether there is a selection at all was left to chance where the share is less than one document.
+        let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
         let to_selected = |Chosen { offset, key, item: Candidate { document, score } }| SelectedDocument {
             offset,
             document,
             score,
             selection_key: key,
-            inclusion_probability: selector.inclusion_probability(score.log_importance_weight, threshold),
+            inclusion_probability: chance * selector.inclusion_probability(score.log_importance_weight, threshold),
         };
         let selected: Vec<_> = selection.chosen.into_iter().map(to_selected).collect();
 

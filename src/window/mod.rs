@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use closed::{ClosedWindow, SelectedDocument, WindowSummary};
 
 use crate::checkpoint::Interval;
+use crate::features::{Featuriser, Scratch};
 use crate::record::{Document, Reject, TopicPartition};
 use crate::score::{NgramCounts, Score};
 use crate::select::{Noise, Reservoir, SelectorSettings};
@@ -66,8 +67,9 @@ pub struct ScoredRecord {
 pub struct ScoredDocument {
     pub document: Document,
     pub score: Score,
-    /// Buckets of its n-grams, for the counts of the window.
-    pub buckets: Vec<u32>,
+    /// Buckets of its n-grams, for the counts of the window. `None` of a text so long that they would take far more
+    /// memory than the text: the window finds them again.
+    pub buckets: Option<Vec<u32>>,
 }
 
 /// A record that could not be read, as it is kept for people.
@@ -82,7 +84,8 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    fn size_bytes(&self) -> usize {
+    /// Bytes that it holds on to.
+    pub fn size_bytes(&self) -> usize {
         size_of::<DeadLetter>() + self.reject.detail.len() + self.payload_head.len()
     }
 }
@@ -135,7 +138,7 @@ impl OpenWindow {
             n_documents: 0,
             n_too_short: 0,
             payload_bytes: 0,
-            held_bytes: 0,
+            held_bytes: buckets * size_of::<u64>(),
             dead_letters: Vec::new(),
             candidates: Reservoir::new(capacity),
             counts: NgramCounts::zero(buckets),
@@ -151,7 +154,7 @@ impl OpenWindow {
         self.next_offset == self.from
     }
 
-    /// Bytes of the candidates and dead letters that it holds.
+    /// Bytes of the n-gram counts, candidates and dead letters that it holds.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes
     }
@@ -179,7 +182,7 @@ impl OpenWindow {
     ///
     /// # Panics
     /// If its offset is below the window's next one: it would be decided twice.
-    pub fn push(&mut self, record: ScoredRecord, selector: &SelectorSettings, noise: &Noise) {
+    pub fn push(&mut self, record: ScoredRecord, featuriser: &Featuriser, selector: &SelectorSettings, noise: &Noise) {
         let ScoredRecord { offset, record_timestamp_ms, payload_bytes, outcome } = record;
         self.advance_to(offset);
         self.next_offset = offset + 1;
@@ -193,8 +196,11 @@ impl OpenWindow {
             }
             Ok(ScoredDocument { document, score, buckets }) => {
                 self.n_documents += 1;
-                for bucket in buckets {
-                    self.counts.add_bucket(bucket);
+                match buckets {
+                    Some(buckets) => buckets.into_iter().for_each(|bucket| self.counts.add_bucket(bucket)),
+                    None => {
+                        self.counts.add_text(&document.text, featuriser, &mut Scratch::default());
+                    }
                 }
                 if score.n_tokens < selector.min_tokens {
                     self.n_too_short += 1;

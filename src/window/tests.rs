@@ -1,7 +1,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::features::{Featuriser, Scratch};
 use crate::record::RejectReason;
 use crate::score::{ImportanceWeight, Model, Provenance};
 use crate::select::SelectorKind;
@@ -34,7 +33,7 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
     let score = ImportanceWeight::new(model).score(text, &mut Scratch::default());
     let document =
         Document { id: offset.to_string(), text: text.into(), source: None, timestamp_ms: None, metadata: None };
-    let outcome = Ok(ScoredDocument { document, score, buckets });
+    let outcome = Ok(ScoredDocument { document, score, buckets: (offset % 2 == 0).then_some(buckets) });
     ScoredRecord { offset, record_timestamp_ms: Some(offset * 10), payload_bytes: text.len() as u64, outcome }
 }
 
@@ -78,8 +77,8 @@ proptest! {
         let (mut n_texts, mut n_dead) = (0, 0);
         for kind in &kinds {
             match kind {
-                Kind::Text(text) => { window.push(record(offset, text, &model), &selector, &noise); n_texts += 1; offset += 1 }
-                Kind::Dead => { window.push(dead(offset), &selector, &noise); n_dead += 1; offset += 1 }
+                Kind::Text(text) => { window.push(record(offset, text, &model), &model.featuriser, &selector, &noise); n_texts += 1; offset += 1 }
+                Kind::Dead => { window.push(dead(offset), &model.featuriser, &selector, &noise); n_dead += 1; offset += 1 }
                 Kind::Gap(n) => { offset += i64::from(*n); window.advance_to(offset) }
             }
         }
@@ -104,13 +103,14 @@ fn held_bytes_fall_back_when_candidates_are_beaten() {
     let (mut window, noise) = open(&selector);
     let mut largest = 0;
     for offset in 100..120 {
-        window.push(record(offset, "good noise words", &model), &selector, &noise);
+        window.push(record(offset, "good noise words", &model), &model.featuriser, &selector, &noise);
         largest = largest.max(window.held_bytes());
     }
     // Two can be chosen and one sets the threshold, whatever the number of documents.
     let one = size_of::<Candidate>() + size_of::<Document>() + "100good noise words".len();
-    assert_eq!(largest, 3 * one);
-    assert_eq!(window.held_bytes(), 3 * one);
+    let counts = BUCKETS as usize * 8;
+    assert_eq!(largest, counts + 3 * one);
+    assert_eq!(window.held_bytes(), counts + 3 * one);
     assert_eq!(window.closes_now(&policy()), Some(CloseReason::Documents));
 }
 
@@ -120,13 +120,13 @@ fn closes_by_bytes_and_by_record_time() {
     let selector = selector("0.5");
     let (mut window, noise) = open(&selector);
     assert!(!window.closes_before(Some(5_000_000), &policy()), "an empty window has no age");
-    window.push(record(100, "good words", &model), &selector, &noise);
+    window.push(record(100, "good words", &model), &model.featuriser, &selector, &noise);
     assert!(!window.closes_before(Some(2_000), &policy()));
     assert!(window.closes_before(Some(2_001), &policy()));
     assert!(!window.closes_before(Some(-5), &policy()), "time that runs backwards does not close a window");
     assert!(!window.closes_before(None, &policy()));
     assert_eq!(window.closes_now(&policy()), None);
-    window.push(record(101, &"x ".repeat(5_000), &model), &selector, &noise);
+    window.push(record(101, &"x ".repeat(5_000), &model), &model.featuriser, &selector, &noise);
     assert_eq!(window.closes_now(&policy()), Some(CloseReason::Bytes));
 }
 
@@ -135,19 +135,37 @@ fn closes_by_bytes_and_by_record_time() {
 fn an_offset_is_never_taken_twice() {
     let (model, selector) = (model(), selector("0.5"));
     let (mut window, noise) = open(&selector);
-    window.push(record(100, "good", &model), &selector, &noise);
-    window.push(record(100, "good", &model), &selector, &noise);
+    window.push(record(100, "good", &model), &model.featuriser, &selector, &noise);
+    window.push(record(100, "good", &model), &model.featuriser, &selector, &noise);
 }
 
 #[test]
 fn a_summary_reads_well_as_json() {
     let (model, selector) = (model(), selector("1"));
     let (mut window, noise) = open(&selector);
-    window.push(dead(100), &selector, &noise);
+    window.push(dead(100), &model.featuriser, &selector, &noise);
     let closed = window.close(CloseReason::Idle, &selector, &noise, &model);
     assert_eq!(closed.summary.id(), "docs/1/100-101");
     let json = serde_json::to_value(&closed.summary).unwrap();
     assert_eq!((&json["topic"], &json["partition"], &json["from_offset"]), (&"docs".into(), &1.into(), &100.into()));
     let back: WindowSummary = serde_json::from_value(json).unwrap();
     assert_eq!(back, closed.summary);
+}
+
+/// A window too small for a whole document selects one by chance; the weight of that document says so.
+#[test]
+fn weights_of_tiny_windows_are_unbiased() {
+    let model = model();
+    let n_windows = 4_000;
+    let mut total = 0.0;
+    for seed in 0..n_windows {
+        let selector = SelectorSettings { seed, ..selector("0.25") };
+        let (mut window, noise) = open(&selector);
+        window.push(record(100, "good words", &model), &model.featuriser, &selector, &noise);
+        let closed = window.close(CloseReason::Idle, &selector, &noise, &model);
+        total += closed.selected.iter().map(|row| row.inclusion_probability.recip()).sum::<f64>();
+    }
+    // Each window holds one document; five standard errors of 4 × Bernoulli(1/4) over 4,000 windows are 0.137.
+    let mean = total / n_windows as f64;
+    assert!((mean - 1.0).abs() < 0.137, "mean of the estimated counts {mean}");
 }

@@ -144,6 +144,18 @@ fn create_topic(bootstrap: &str, topic: &str, partitions: i32) {
     });
 }
 
+impl Broker {
+    pub fn transactional_producer(&self) -> TestProducer {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("transactional.id", &self.topic)
+            .create()
+            .expect("a producer");
+        producer.init_transactions(Duration::from_secs(30)).expect("transactions");
+        TestProducer { producer, topic: self.topic.clone() }
+    }
+}
+
 pub struct TestProducer {
     producer: BaseProducer,
     topic: String,
@@ -162,6 +174,17 @@ impl TestProducer {
             record = back;
         }
         self.producer.poll(Duration::ZERO);
+    }
+
+    /// Sends within a transaction, which is committed or aborted.
+    pub fn transaction(&self, commit: bool, send: impl FnOnce(&Self)) {
+        self.producer.begin_transaction().expect("a transaction");
+        send(self);
+        self.flush();
+        let timeout = Duration::from_secs(30);
+        let end =
+            if commit { self.producer.commit_transaction(timeout) } else { self.producer.abort_transaction(timeout) };
+        end.expect("the end of the transaction");
     }
 
     /// Waits until the broker has everything.
