@@ -1,17 +1,18 @@
 //! The catalog in a SQLite file, for one worker: write-ahead log, every commit synced to disk.
 
+mod publish;
+mod reader;
+
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use sqlx::migrate::{Migrate, Migration, MigrationType, Migrator};
-use sqlx::sqlite::SqliteRow;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Row, SqlSafeStr, Sqlite, SqlitePool, Transaction};
 
 use super::*;
-use crate::window::CloseReason;
 
 /// Only ever added to: (version, description, SQL).
 const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "catalog", include_str!("../../migrations/sqlite/0001_catalog.sql"))];
@@ -128,141 +129,6 @@ impl SqliteCatalog {
         let unknown = |source| CatalogError::CommitUnknown { catalog: self.name.clone(), source };
         transaction.commit().await.map_err(unknown)
     }
-
-    async fn try_publish(
-        &self,
-        request: &PublishRequest<'_>,
-    ) -> Result<Result<Option<i64>, CatalogError>, sqlx::Error> {
-        let manifest = request.manifest;
-        let pipeline = &manifest.pipeline;
-        let now = now_ms();
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for advance in request.advances {
-            let Advance { at, interval, owner_epoch } = advance;
-            let moved = sqlx::query(
-                r#"UPDATE checkpoints SET next_offset = ?, updated_at_ms = ?
-                   WHERE pipeline = ? AND topic = ? AND "partition" = ? AND next_offset = ? AND owner_epoch = ?"#,
-            )
-            .bind(interval.to)
-            .bind(now)
-            .bind(pipeline)
-            .bind(&*at.topic)
-            .bind(at.partition)
-            .bind(interval.from)
-            .bind(owner_epoch)
-            .execute(&mut *tx)
-            .await?;
-            if moved.rows_affected() != 1 {
-                tx.rollback().await?;
-                let (at, interval, owner_epoch) = (at.clone(), *interval, *owner_epoch);
-                return Ok(Err(CatalogError::Fenced { at, interval, owner_epoch }));
-            }
-        }
-        let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>() as i64;
-        let has_rows = manifest.path.is_some();
-        let sequence: i64 = sqlx::query_scalar(
-            "UPDATE pipelines SET
-                 n_records = n_records + ?, n_selected = n_selected + ?, n_rejected = n_rejected + ?,
-                 n_dead_letters = n_dead_letters + ?, n_windows = n_windows + ?, n_shards = n_shards + ?,
-                 shard_bytes = shard_bytes + ?, manifest_sequence = manifest_sequence + ?
-             WHERE name = ? RETURNING manifest_sequence",
-        )
-        .bind(sum(|w| w.n_records))
-        .bind(sum(|w| w.n_selected))
-        .bind(sum(|w| w.n_rejected))
-        .bind(sum(|w| w.n_dead_letters))
-        .bind(manifest.windows.len() as i64)
-        .bind(i64::from(has_rows))
-        .bind(manifest.bytes as i64)
-        .bind(i64::from(has_rows))
-        .bind(pipeline)
-        .fetch_one(&mut *tx)
-        .await?;
-        let sequence = has_rows.then_some(sequence);
-        let published = sqlx::query(
-            "UPDATE shards SET state = 'published', n_rows = ?, bytes = ?, digest = ?, sequence = ?, manifest = ?,
-                 published_at_ms = ? WHERE id = ? AND state = 'staged'",
-        )
-        .bind(manifest.rows as i64)
-        .bind(manifest.bytes as i64)
-        .bind(&manifest.digest)
-        .bind(sequence)
-        .bind(to_json(manifest))
-        .bind(now)
-        .bind(&manifest.shard)
-        .execute(&mut *tx)
-        .await?;
-        if published.rows_affected() != 1 {
-            tx.rollback().await?;
-            return Ok(Err(CatalogError::NotStaged(manifest.shard.clone())));
-        }
-        insert_windows(&mut tx, manifest).await?;
-        insert_dead_letters(&mut tx, pipeline, request.dead_letters).await?;
-        if let Some(entry) = sequence.and_then(|sequence| manifest.entry(sequence)) {
-            sqlx::query("INSERT INTO manifest_entries (pipeline, sequence, entry) VALUES (?, ?, ?)")
-                .bind(pipeline)
-                .bind(sequence)
-                .bind(to_json(&entry))
-                .execute(&mut *tx)
-                .await?;
-        }
-        Ok(self.commit(tx).await.map(|()| sequence))
-    }
-}
-
-async fn insert_windows(tx: &mut Transaction<'static, Sqlite>, manifest: &ShardManifest) -> Result<(), sqlx::Error> {
-    for window in &manifest.windows {
-        sqlx::query(
-            r#"INSERT INTO windows (pipeline, topic, "partition", from_offset, to_offset, shard, model, closed_by,
-                   n_records, n_selected, n_rejected, n_too_short, n_dead_letters, payload_bytes, threshold, kl_reduction)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"#,
-        )
-        .bind(&manifest.pipeline)
-        .bind(&*window.at.topic)
-        .bind(window.at.partition)
-        .bind(window.interval.from)
-        .bind(window.interval.to)
-        .bind(&manifest.shard)
-        .bind(manifest.model.as_str())
-        .bind(window.closed_by.as_str())
-        .bind(window.n_records as i64)
-        .bind(window.n_selected as i64)
-        .bind(window.n_rejected as i64)
-        .bind(window.n_too_short as i64)
-        .bind(window.n_dead_letters as i64)
-        .bind(window.payload_bytes as i64)
-        .bind(window.threshold)
-        .bind(window.kl_reduction)
-        .execute(&mut **tx)
-        .await?;
-    }
-    Ok(())
-}
-
-async fn insert_dead_letters(
-    tx: &mut Transaction<'static, Sqlite>,
-    pipeline: &str,
-    dead_letters: &[(TopicPartition, DeadLetter)],
-) -> Result<(), sqlx::Error> {
-    for (at, letter) in dead_letters {
-        sqlx::query(
-            r#"INSERT INTO dead_letters (pipeline, topic, "partition", "offset", reason, detail, payload_bytes, payload_head,
-                   record_timestamp_ms)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"#,
-        )
-        .bind(pipeline)
-        .bind(&*at.topic)
-        .bind(at.partition)
-        .bind(letter.offset)
-        .bind(letter.reject.reason.as_str())
-        .bind(&letter.reject.detail)
-        .bind(letter.payload_bytes as i64)
-        .bind(&letter.payload_head)
-        .bind(letter.record_timestamp_ms)
-        .execute(&mut **tx)
-        .await?;
-    }
-    Ok(())
 }
 
 #[async_trait]
@@ -374,123 +240,6 @@ impl Catalog for SqliteCatalog {
             Some("published") => Ok(Some(ShardState::Published)),
             Some(other) => Err(self.damaged(format!("shard `{shard}` is in state `{other}`"))),
         }
-    }
-}
-
-#[async_trait]
-impl CatalogReader for SqliteCatalog {
-    async fn totals(&self, pipeline: &str) -> Result<Option<Totals>, CatalogError> {
-        sqlx::query(
-            "SELECT n_records, n_selected, n_rejected, n_dead_letters, n_windows, n_shards, shard_bytes
-             FROM pipelines WHERE name = ?",
-        )
-        .bind(pipeline)
-        .map(|row: SqliteRow| Totals {
-            n_records: row.get(0),
-            n_selected: row.get(1),
-            n_rejected: row.get(2),
-            n_dead_letters: row.get(3),
-            n_windows: row.get(4),
-            n_shards: row.get(5),
-            shard_bytes: row.get(6),
-        })
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(|e| self.unavailable(e))
-    }
-
-    async fn checkpoints(&self, pipeline: &str) -> Result<Vec<Checkpoint>, CatalogError> {
-        sqlx::query(
-            r#"SELECT topic, "partition", next_offset, owner_epoch, owner FROM checkpoints
-               WHERE pipeline = ? ORDER BY topic, "partition""#,
-        )
-        .bind(pipeline)
-        .map(|row: SqliteRow| Checkpoint {
-            topic: row.get(0),
-            partition: row.get(1),
-            next_offset: row.get(2),
-            owner_epoch: row.get(3),
-            owner: row.get(4),
-        })
-        .fetch_all(&self.pool)
-        .await
-        .map_err(|e| self.unavailable(e))
-    }
-
-    async fn shards(&self, pipeline: &str) -> Result<Vec<(i64, ShardManifest)>, CatalogError> {
-        let rows: Vec<(i64, String)> = sqlx::query_as(
-            "SELECT sequence, manifest FROM shards
-             WHERE pipeline = ? AND state = 'published' AND sequence IS NOT NULL ORDER BY sequence",
-        )
-        .bind(pipeline)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(|e| self.unavailable(e))?;
-        let parse = |(sequence, json): (i64, String)| match serde_json::from_str(&json) {
-            Ok(manifest) => Ok((sequence, manifest)),
-            Err(e) => Err(self.damaged(format!("manifest of shard {sequence}: {e}"))),
-        };
-        rows.into_iter().map(parse).collect()
-    }
-
-    async fn windows(&self, pipeline: &str) -> Result<Vec<WindowSummary>, CatalogError> {
-        let rows = sqlx::query(
-            r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
-                   n_dead_letters, payload_bytes, threshold, kl_reduction
-               FROM windows WHERE pipeline = ? ORDER BY topic, "partition", from_offset"#,
-        )
-        .bind(pipeline)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(|e| self.unavailable(e))?;
-        let count = |row: &SqliteRow, column: usize| row.get::<i64, _>(column) as u64;
-        let window = |row: &SqliteRow| {
-            let closed_by: String = row.get(4);
-            let reason = CloseReason::ALL.into_iter().find(|reason| reason.as_str() == closed_by);
-            Ok(WindowSummary {
-                at: TopicPartition::new(row.get::<String, _>(0), row.get(1)),
-                interval: Interval { from: row.get(2), to: row.get(3) },
-                closed_by: reason.ok_or_else(|| self.damaged(format!("a window was closed by `{closed_by}`")))?,
-                n_records: count(row, 5),
-                n_selected: count(row, 6),
-                n_rejected: count(row, 7),
-                n_too_short: count(row, 8),
-                n_dead_letters: count(row, 9),
-                payload_bytes: count(row, 10),
-                threshold: row.get(11),
-                kl_reduction: row.get(12),
-            })
-        };
-        rows.iter().map(window).collect()
-    }
-
-    async fn manifest_lines(&self, pipeline: &str, after_sequence: i64) -> Result<Vec<String>, CatalogError> {
-        sqlx::query_scalar("SELECT entry FROM manifest_entries WHERE pipeline = ? AND sequence > ? ORDER BY sequence")
-            .bind(pipeline)
-            .bind(after_sequence)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|e| self.unavailable(e))
-    }
-
-    async fn dead_letters(&self, pipeline: &str, limit: i64) -> Result<Vec<StoredDeadLetter>, CatalogError> {
-        sqlx::query(
-            r#"SELECT topic, "partition", "offset", reason, detail, payload_bytes FROM dead_letters
-               WHERE pipeline = ? ORDER BY topic, "partition", "offset" LIMIT ?"#,
-        )
-        .bind(pipeline)
-        .bind(limit)
-        .map(|row: SqliteRow| StoredDeadLetter {
-            topic: row.get(0),
-            partition: row.get(1),
-            offset: row.get(2),
-            reason: row.get(3),
-            detail: row.get(4),
-            payload_bytes: row.get(5),
-        })
-        .fetch_all(&self.pool)
-        .await
-        .map_err(|e| self.unavailable(e))
     }
 }
 

@@ -267,7 +267,7 @@ impl Publisher {
                 Err(e) => failed(&e),
             },
             Step::Upload => match (file, path) {
-                (Some(file), Some(path)) => match store.upload(file.file.path(), file.bytes, path).await {
+                (Some(file), Some(path)) => match store.upload(&file.file, file.bytes, path).await {
                     Ok(()) => Event::Uploaded,
                     Err(e) => failed(&e),
                 },

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::assignments::CatalogAssignments;
 use super::memory::InFlight;
@@ -19,6 +20,8 @@ use crate::source::{KafkaSource, SourceError, queue};
 const WINDOWS_IN_FLIGHT: usize = 16;
 /// Leaving the group: a broker that does not answer must not hold the process up.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
+/// The worker looks at the end of its batch whether it shall go on.
+const WORKER_DEADLINE: Duration = Duration::from_secs(1);
 
 pub(super) enum SessionEnd {
     Shutdown,
@@ -85,13 +88,15 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     // Polling stops first; then the worker finds its queue closed and drops its windows; an in-flight publication of
     // the publisher may still finish.
     let _ = stop.send(true);
-    let left = tokio::task::spawn_blocking(move || source.stop(LEAVE_DEADLINE)).await.unwrap_or(false);
+    let grace = shared.config.shutdown_grace;
+    let deadline = Instant::now() + grace;
+    let leave_deadline = LEAVE_DEADLINE.min(grace);
+    let left = tokio::task::spawn_blocking(move || source.stop(leave_deadline)).await.unwrap_or(false);
     if !left {
-        tracing::warn!("kafka: the group could not be left within {} s; going on without", LEAVE_DEADLINE.as_secs());
+        tracing::warn!("kafka: the group could not be left within {} s; going on without", leave_deadline.as_secs());
     }
     if publisher_ended.is_none() {
-        let grace = shared.config.shutdown_grace;
-        match tokio::time::timeout(grace, &mut publisher).await {
+        match tokio::time::timeout_at(deadline, &mut publisher).await {
             Ok(end) => publisher_ended = Some(publisher_end(end)),
             Err(_) => {
                 publisher.abort();
@@ -103,7 +108,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         }
     }
     if worker_ended.is_none() {
-        match tokio::time::timeout(LEAVE_DEADLINE, &mut worker).await {
+        match tokio::time::timeout_at(deadline.max(Instant::now() + WORKER_DEADLINE), &mut worker).await {
             Ok(end) => worker_ended = Some(worker_end(end)),
             Err(_) => tracing::warn!("the worker is still busy with a batch; its windows are dropped"),
         }

@@ -1,7 +1,7 @@
 //! One Parquet file under construction: constant schema, bounded row groups, a digest of its bytes as they are written.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +16,6 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
 
 use super::SinkError;
 use crate::score::ModelId;
@@ -63,11 +62,12 @@ pub struct WriterSettings {
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Writes one shard into a scratch file. Dropping it removes the file.
+/// Writes one shard into a scratch file, which has no name: it goes with the process, however that ends.
 pub struct ShardWriter {
     shard: String,
     writer: ArrowWriter<HashingFile>,
-    scratch: NamedTempFile,
+    scratch: File,
+    folder: PathBuf,
     settings: WriterSettings,
     batch: Batch,
     rows: u64,
@@ -84,12 +84,29 @@ pub struct FinishedShard {
     pub digest: String,
 }
 
-/// A scratch file; removed when dropped.
-pub struct ShardFile(NamedTempFile);
+/// A complete scratch file.
+pub struct ShardFile {
+    file: File,
+    folder: PathBuf,
+}
 
 impl ShardFile {
-    pub fn path(&self) -> &Path {
-        self.0.path()
+    pub fn new(file: File, folder: PathBuf) -> Self {
+        ShardFile { file, folder }
+    }
+
+    /// A handle at the beginning of the file. All handles share one position: read one at a time.
+    pub fn rewound(&self) -> Result<File, SinkError> {
+        let rewind = || {
+            let mut file = self.file.try_clone()?;
+            file.rewind()?;
+            Ok(file)
+        };
+        rewind().map_err(|source| self.error(source))
+    }
+
+    pub(super) fn error(&self, source: std::io::Error) -> SinkError {
+        SinkError::Scratch { folder: self.folder.clone(), source }
     }
 }
 
@@ -97,10 +114,9 @@ impl ShardWriter {
     pub fn create(shard: &str, scratch_dir: Option<&Path>, settings: WriterSettings) -> Result<Self, SinkError> {
         let folder = scratch_dir.map_or_else(std::env::temp_dir, PathBuf::from);
         let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
-        let scratch =
-            tempfile::Builder::new().prefix("winnowd-").suffix(".parquet").tempfile_in(&folder).map_err(io_error)?;
+        let scratch = tempfile::tempfile_in(&folder).map_err(io_error)?;
         let file = HashingFile {
-            file: BufWriter::with_capacity(256 << 10, scratch.reopen().map_err(io_error)?),
+            file: BufWriter::with_capacity(256 << 10, scratch.try_clone().map_err(io_error)?),
             digest: Sha256::new(),
         };
         let writer = ArrowWriter::try_new(file, schema(), Some(properties(&settings)));
@@ -108,6 +124,7 @@ impl ShardWriter {
             shard: shard.to_owned(),
             writer: writer.map_err(|source| SinkError::Parquet { shard: shard.to_owned(), source })?,
             scratch,
+            folder,
             settings,
             batch: Batch::default(),
             rows: 0,
@@ -154,18 +171,17 @@ impl ShardWriter {
     /// Ends the file with `metadata` in its footer.
     pub fn finish(mut self, metadata: Vec<(String, String)>) -> Result<FinishedShard, SinkError> {
         self.end_row_group()?;
-        let ShardWriter { shard, mut writer, scratch, rows, .. } = self;
+        let ShardWriter { shard, mut writer, scratch, folder, rows, .. } = self;
         for (key, value) in metadata {
             writer.append_key_value_metadata(KeyValue::new(key, value));
         }
         let parquet_error = |source| SinkError::Parquet { shard: shard.clone(), source };
         let hashing = writer.into_inner().map_err(parquet_error)?;
-        let folder = scratch.path().parent().unwrap_or(Path::new("")).to_owned();
         let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
         let file = hashing.file.into_inner().map_err(|e| io_error(e.into_error()))?;
         let bytes = file.metadata().map_err(io_error)?.len();
         let digest = format!("sha256:{}", crate::hex(&hashing.digest.finalize()));
-        Ok(FinishedShard { file: ShardFile(scratch), rows, bytes, digest })
+        Ok(FinishedShard { file: ShardFile::new(scratch, folder), rows, bytes, digest })
     }
 
     fn write_batch(&mut self) -> Result<(), SinkError> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
 use tokio::io::AsyncReadExt;
 
-use super::SinkError;
+use super::{ShardFile, SinkError};
 use crate::config::SinkConfig;
 
 const MANIFEST: &str = "manifest.jsonl";
@@ -45,11 +45,11 @@ impl ShardStore {
     }
 
     /// Puts a file at `path` and returns when it is complete and durable. May be repeated.
-    pub async fn upload(&self, file: &Path, bytes: u64, path: &str) -> Result<(), SinkError> {
+    pub async fn upload(&self, file: &ShardFile, bytes: u64, path: &str) -> Result<(), SinkError> {
         let key = ObjectPath::from(path);
         let store_error = |source| self.store_error(path, source);
-        let read_error = |source| SinkError::Scratch { folder: file.to_owned(), source };
-        let mut reader = tokio::fs::File::open(file).await.map_err(read_error)?;
+        let read_error = |source| file.error(source);
+        let mut reader = tokio::fs::File::from_std(file.rewound()?);
         if bytes <= PART_BYTES as u64 {
             let mut content = Vec::with_capacity(bytes as usize);
             reader.read_to_end(&mut content).await.map_err(read_error)?;
@@ -172,6 +172,8 @@ fn joined(lines: &[String]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Seek;
+    use std::path::Path;
 
     fn open(folder: &Path) -> ShardStore {
         let url = url::Url::from_directory_path(folder).unwrap();
@@ -182,16 +184,18 @@ mod tests {
     async fn uploads_small_and_multipart_files_whole_and_again() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder.path().join("new/root"));
-        let file = folder.path().join("file");
+        let mut file = tempfile::tempfile().unwrap();
+        let shard = ShardFile::new(file.try_clone().unwrap(), folder.path().to_owned());
         for bytes in [0, 1000, PART_BYTES, 3 * PART_BYTES + 17] {
             let content: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
-            std::fs::write(&file, &content).unwrap();
+            file.rewind().unwrap();
+            file.write_all(&content).unwrap();
             for _ in 0..2 {
-                store.upload(&file, bytes as u64, "shards/x.parquet").await.unwrap();
+                store.upload(&shard, bytes as u64, "shards/x.parquet").await.unwrap();
                 assert!(std::fs::read(folder.path().join("new/root/shards/x.parquet")).unwrap() == content);
             }
         }
-        let torn = store.upload(&file, 5, "shards/x.parquet").await.unwrap_err();
+        let torn = store.upload(&shard, 5, "shards/x.parquet").await.unwrap_err();
         assert!(torn.to_string().contains("bytes after the upload of 5"), "{torn}");
     }
 

@@ -1,0 +1,259 @@
+//! The poll loop: records into batches, batches into the queue; pauses, ends of partitions, errors.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::PollHeartbeat;
+use super::context::{Owned, PollContext, REQUEST_TIMEOUT};
+use crate::record::TopicPartition;
+use crate::source::queue::{Closed, QueueSender};
+use crate::source::{Assigned, Batch, Record, SourceError, SourceEvent};
+
+const BATCH_BYTES: usize = 1 << 20;
+const BATCH_RECORDS: usize = 1000;
+/// How long a batch may wait to be filled.
+const LINGER: Duration = Duration::from_millis(20);
+/// How long the poll loop may wait for room in the queue before it pauses the partitions and goes on polling.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub(super) struct Poller {
+    consumer: BaseConsumer<PollContext>,
+    queue: QueueSender,
+    to_mirror: mpsc::Receiver<Vec<(TopicPartition, i64)>>,
+    heartbeat: PollHeartbeat,
+    pending: Batch,
+    pending_since: Option<Instant>,
+    /// Partitions that reached their end; told after what is pending has been sent.
+    ends: Vec<i32>,
+    paused: bool,
+    /// Of the assignment that was last paused or resumed.
+    seen_generation: u64,
+}
+
+impl Poller {
+    pub(super) fn new(
+        consumer: BaseConsumer<PollContext>,
+        queue: QueueSender,
+        to_mirror: mpsc::Receiver<Vec<(TopicPartition, i64)>>,
+        heartbeat: PollHeartbeat,
+    ) -> Self {
+        let (pending, pending_since, ends) = (Batch::default(), None, Vec::new());
+        Poller {
+            consumer,
+            queue,
+            to_mirror,
+            heartbeat,
+            pending,
+            pending_since,
+            ends,
+            paused: false,
+            seen_generation: 0,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let stop = self.consumer.context().stop.clone();
+        while !stop.load(Ordering::Relaxed) {
+            self.heartbeat.beat();
+            match self.round() {
+                Ok(None) => {}
+                Ok(Some(failure)) => {
+                    stop.store(true, Ordering::Relaxed);
+                    let _ = self.queue.control(SourceEvent::Failed(failure));
+                }
+                Err(Closed) => stop.store(true, Ordering::Relaxed),
+            }
+        }
+    }
+
+    /// One poll and what follows from it. Gives the error that ends the source.
+    fn round(&mut self) -> Result<Option<SourceError>, Closed> {
+        let wait = if self.pending.is_empty() { Duration::from_millis(100) } else { LINGER };
+        let problem = match self.consumer.poll(wait) {
+            Some(Ok(message)) => {
+                take_record(&message, self.consumer.context(), &mut self.pending);
+                None
+            }
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        if let Some(failure) = problem.and_then(|error| self.on_error(&error)) {
+            return Ok(Some(failure));
+        }
+        if let Some(failure) = self.consumer.context().state().failure.take() {
+            return Ok(Some(failure));
+        }
+        let is_full = self.pending.size_bytes() >= BATCH_BYTES || self.pending.len() >= BATCH_RECORDS;
+        if !self.pending.is_empty() {
+            let since = *self.pending_since.get_or_insert_with(Instant::now);
+            if is_full || since.elapsed() >= LINGER {
+                self.send_pending()?;
+            }
+        }
+        if self.pending.is_empty() {
+            self.tell_ends()?;
+        }
+        self.pause_or_resume();
+        self.mirror_offsets();
+        Ok(None)
+    }
+
+    /// Tells which partitions have been read to their ends, and how far that is. Everything before has been sent.
+    ///
+    /// The client's position has passed what it handed over and what it keeps to itself: records of aborted
+    /// transactions and transaction markers. So what lies between our position and the client's is no document.
+    fn tell_ends(&mut self) -> Result<(), Closed> {
+        let ends = std::mem::take(&mut self.ends);
+        if ends.is_empty() {
+            return Ok(());
+        }
+        let positions = match self.consumer.position() {
+            Ok(positions) => positions,
+            Err(e) => {
+                self.consumer.context().log_error(format!("positions are unknown: {e}"));
+                return Ok(());
+            }
+        };
+        let mut reached = Vec::new();
+        let mut state = self.consumer.context().state();
+        for owned in state.owned.values_mut().flat_map(HashMap::values_mut).filter(|o| ends.contains(&o.at.partition)) {
+            let position = positions.find_partition(&owned.at.topic, owned.at.partition).map(|e| e.offset());
+            if let Some(Offset::Offset(position)) = position {
+                owned.next_offset = owned.next_offset.max(position);
+            }
+            reached.push(Assigned {
+                at: owned.at.clone(),
+                owner_epoch: owned.owner_epoch,
+                next_offset: owned.next_offset,
+            });
+        }
+        drop(state);
+        self.queue.control(SourceEvent::ReachedEnd(reached))
+    }
+
+    /// Sends what is pending, if there comes to be room for it.
+    fn send_pending(&mut self) -> Result<(), Closed> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let patience = if self.paused { Duration::ZERO } else { PATIENCE };
+        match self.queue.batch(std::mem::take(&mut self.pending), patience)? {
+            None => self.pending_since = None,
+            Some(batch) => self.pending = batch,
+        }
+        Ok(())
+    }
+
+    /// A batch that could not be sent pauses everything; partitions that are assigned meanwhile too.
+    fn pause_or_resume(&mut self) {
+        let is_stuck = self.pending_since.is_some_and(|since| since.elapsed() >= PATIENCE);
+        let generation = self.consumer.context().state().generation;
+        let is_new = std::mem::replace(&mut self.seen_generation, generation) != generation;
+        if is_stuck && (is_new || !self.paused) {
+            self.on_assignment("paused", |consumer, all| consumer.pause(all));
+            self.paused = true;
+        } else if !is_stuck && (is_new || self.paused) && self.queue.is_half_empty() {
+            // Also after a rebalance: a partition that was paused when it went comes back paused.
+            self.on_assignment("resumed", |consumer, all| consumer.resume(all));
+            self.paused = false;
+        } else if is_new {
+            // Not yet half empty: look again in the next round.
+            self.paused = true;
+        }
+    }
+
+    fn on_assignment(
+        &self,
+        what: &str,
+        act: impl FnOnce(&BaseConsumer<PollContext>, &TopicPartitionList) -> Result<(), KafkaError>,
+    ) {
+        let result = self.consumer.assignment().and_then(|all| act(&self.consumer, &all));
+        match result {
+            Ok(()) => tracing::debug!("kafka: partitions {what}"),
+            Err(e) => self.consumer.context().log_error(format!("partitions cannot be {what}: {e}")),
+        }
+    }
+
+    /// Gives the error that ends the source; others are logged, the client goes on by itself.
+    fn on_error(&mut self, error: &KafkaError) -> Option<SourceError> {
+        match error {
+            KafkaError::PartitionEOF(partition) => {
+                self.ends.push(*partition);
+            }
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                return Some(self.lost_offset());
+            }
+            // The client skips what it cannot read and goes on behind it. To us that would be a gap without a record.
+            KafkaError::MessageConsumption(
+                RDKafkaErrorCode::BadMessage | RDKafkaErrorCode::NotImplemented | RDKafkaErrorCode::BadCompression,
+            ) => {
+                let problem = format!("a batch of records cannot be read ({error}); nothing behind it is decided");
+                return Some(SourceError::Client { bootstrap: "consumer".into(), problem });
+            }
+            KafkaError::MessageConsumptionFatal(_) => {
+                let problem = error.to_string();
+                return Some(SourceError::Client { bootstrap: "consumer".into(), problem });
+            }
+            _ => self.consumer.context().log_error(error.to_string()),
+        }
+        None
+    }
+
+    /// The client does not say which partition it was, so each is compared with what the broker holds.
+    fn lost_offset(&self) -> SourceError {
+        let owned: Vec<Owned> = {
+            let state = self.consumer.context().state();
+            state.owned.values().flat_map(HashMap::values).cloned().collect()
+        };
+        let lost = owned.iter().find_map(|o| {
+            let (low, high) = self.consumer.fetch_watermarks(&o.at.topic, o.at.partition, REQUEST_TIMEOUT).ok()?;
+            let offset = o.next_offset;
+            (!(low..=high).contains(&offset)).then(|| SourceError::OffsetLost { at: o.at.clone(), offset, low, high })
+        });
+        lost.unwrap_or_else(|| SourceError::Client {
+            bootstrap: "consumer".into(),
+            problem: "an offset was out of range and is not any more; starting again".into(),
+        })
+    }
+
+    fn mirror_offsets(&self) {
+        let mut newest = TopicPartitionList::new();
+        for (at, offset) in self.to_mirror.try_iter().flatten() {
+            // A later offset of the same partition replaces the earlier one.
+            let set = match newest.find_partition(&at.topic, at.partition) {
+                Some(mut element) => element.set_offset(Offset::Offset(offset)),
+                None => newest.add_partition_offset(&at.topic, at.partition, Offset::Offset(offset)),
+            };
+            if let Err(e) = set {
+                self.consumer.context().log_error(format!("offset {offset} of {at} was not mirrored: {e}"));
+            }
+        }
+        if newest.count() > 0
+            && let Err(e) = self.consumer.commit(&newest, CommitMode::Async)
+        {
+            self.consumer.context().log_error(format!("offsets were not mirrored to the group: {e}"));
+        }
+    }
+}
+
+fn take_record(message: &BorrowedMessage<'_>, context: &PollContext, pending: &mut Batch) {
+    let mut state = context.state();
+    let owned = state.owned.get_mut(message.topic()).and_then(|t| t.get_mut(&message.partition()));
+    // A message of a partition that was just given up: its next owner reads it again.
+    let Some(owned) = owned else { return };
+    owned.next_offset = message.offset() + 1;
+    pending.push(Record {
+        at: &owned.at,
+        owner_epoch: owned.owner_epoch,
+        offset: message.offset(),
+        timestamp_ms: message.timestamp().to_millis(),
+        payload: message.payload(),
+    });
+}

@@ -1,0 +1,170 @@
+//! A topic on a broker: a real one, or the in-process cluster in a process of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::{Deployment, block_on};
+
+/// Says to this test binary, started again, that it shall be the in-process cluster: a topic and its partitions.
+const EMBEDDED_BROKER: &str = "WINNOWD_TEST_EMBEDDED_BROKER";
+const ADDRESS: &str = "embedded broker on ";
+
+/// The in-process cluster in a process of its own, so that the daemon can be killed beside it. Does nothing unless the
+/// environment asks for it; ends when its standard input does, so with the test that started it.
+pub fn embedded_broker_process() {
+    let Ok(topic) = std::env::var(EMBEDDED_BROKER) else { return };
+    let (topic, partitions) = topic.split_once(' ').expect("a topic and its partitions");
+    let partitions = partitions.parse().expect("a number");
+    let cluster =
+        winnowd::source::embedded::EmbeddedCluster::start(&[topic.to_owned()], partitions).expect("a cluster");
+    println!("{ADDRESS}{}", cluster.bootstrap());
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+/// A topic on the broker of `KAFKA_BOOTSTRAP`, or else on an in-process cluster of its own.
+pub struct Broker {
+    pub bootstrap: String,
+    pub topic: String,
+    pub partitions: i32,
+    embedded: Option<Child>,
+}
+
+impl Broker {
+    pub fn with_topic(name: &str, partitions: i32) -> Self {
+        let topic = format!(
+            "{name}-{}-{:x}",
+            std::process::id(),
+            SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").subsec_nanos()
+        );
+        if let Ok(bootstrap) = std::env::var("KAFKA_BOOTSTRAP") {
+            create_topic(&bootstrap, &topic, partitions);
+            return Broker { bootstrap, topic, partitions, embedded: None };
+        }
+        let mut child = Command::new(std::env::current_exe().expect("this test"))
+            .args(["embedded_broker_process", "--exact", "--nocapture"])
+            .env(EMBEDDED_BROKER, format!("{topic} {partitions}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the embedded broker starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
+        let bootstrap =
+            lines.filter_map(|line| Some(line.split_once(ADDRESS)?.1.to_owned())).next().expect("an address");
+        Broker { bootstrap, topic, partitions, embedded: Some(child) }
+    }
+
+    /// Real Kafka, which keeps everything and takes large messages.
+    pub fn is_real(&self) -> bool {
+        self.embedded.is_none()
+    }
+
+    /// A plain consumer in the daemon's group.
+    pub fn rival(&self, deployment: &Deployment) -> BaseConsumer {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("group.id", deployment.group(self))
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", "6000")
+            .set("enable.auto.commit", "false")
+            .create()
+            .expect("a consumer");
+        consumer.subscribe(&[&self.topic]).expect("a subscription");
+        consumer
+    }
+
+    /// Deletes the records of a partition before an offset, as retention does. Real Kafka only.
+    pub fn delete_before(&self, partition: i32, offset: i64) {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(&self.topic, partition, Offset::Offset(offset)).expect("an offset");
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().expect("an admin client");
+        block_on(admin.delete_records(&offsets, &AdminOptions::new())).expect("records are deleted");
+    }
+
+    pub fn producer(&self) -> TestProducer {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.bootstrap).set("enable.idempotence", self.is_real().to_string());
+        config.set("message.max.bytes", "26000000").set("linger.ms", "5").set("queue.buffering.max.messages", "50000");
+        TestProducer { producer: config.create().expect("a producer"), topic: self.topic.clone() }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.embedded {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn create_topic(bootstrap: &str, topic: &str, partitions: i32) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("an admin client");
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("max.message.bytes", "26214400");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let created = runtime.block_on(admin.create_topics([&new], &AdminOptions::new())).expect("the topic is created");
+    created.into_iter().for_each(|topic| {
+        topic.expect("the topic is created");
+    });
+}
+
+impl Broker {
+    pub fn transactional_producer(&self) -> TestProducer {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("transactional.id", &self.topic)
+            .create()
+            .expect("a producer");
+        producer.init_transactions(Duration::from_secs(30)).expect("transactions");
+        TestProducer { producer, topic: self.topic.clone() }
+    }
+}
+
+pub struct TestProducer {
+    producer: BaseProducer,
+    topic: String,
+}
+
+impl TestProducer {
+    /// Sends to one partition; `None` is a tombstone.
+    pub fn send(&self, partition: i32, payload: Option<&[u8]>) {
+        let mut record = BaseRecord::<(), [u8]>::to(&self.topic).partition(partition);
+        if let Some(payload) = payload {
+            record = record.payload(payload);
+        }
+        while let Err((error, back)) = self.producer.send(record) {
+            assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), "sending");
+            self.producer.poll(Duration::from_millis(5));
+            record = back;
+        }
+        self.producer.poll(Duration::ZERO);
+    }
+
+    /// Sends within a transaction, which is committed or aborted.
+    pub fn transaction(&self, commit: bool, send: impl FnOnce(&Self)) {
+        self.producer.begin_transaction().expect("a transaction");
+        send(self);
+        self.flush();
+        let timeout = Duration::from_secs(30);
+        let end =
+            if commit { self.producer.commit_transaction(timeout) } else { self.producer.abort_transaction(timeout) };
+        end.expect("the end of the transaction");
+    }
+
+    /// Waits until the broker has everything.
+    pub fn flush(&self) {
+        self.producer.flush(Duration::from_secs(60)).expect("everything is delivered");
+        assert_eq!(self.producer.in_flight_count(), 0);
+    }
+}

@@ -1,0 +1,182 @@
+//! The daemon with its configuration, started, stopped and killed as a process.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use winnowd::catalog::{Access, CatalogReader, SqliteCatalog, Totals};
+
+use super::{Broker, Published, block_on, model_bytes, wait_for};
+
+/// A folder with a model, a configuration, and what the daemon makes.
+pub struct Deployment {
+    pub folder: tempfile::TempDir,
+    pub config: PathBuf,
+}
+
+impl Deployment {
+    /// `extra`: further lines of TOML.
+    pub fn new(broker: &Broker, extra: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("model.wnw"), model_bytes()).expect("a model");
+        let config = folder.path().join("winnowd.toml");
+        let path = folder.path().display();
+        let toml = format!(
+            r#"
+pipeline.name = "test"
+kafka.bootstrap = "{bootstrap}"
+kafka.topics = ["{topic}"]
+kafka.group = "{group}"
+kafka.instance_id = "worker-0"
+kafka.session_timeout = "6s"
+model.path = "{path}/model.wnw"
+sink.url = "{path}/out"
+catalog.url = "sqlite://{path}/catalog.db"
+http.listen = "127.0.0.1:0"
+selection.min_tokens = 5
+selection.seed = 7
+window.idle_timeout = "1s"
+{roll}
+{extra}
+"#,
+            roll = if extra.contains("shard.max_age") { "" } else { "shard.max_age = \"500ms\"" },
+            bootstrap = broker.bootstrap,
+            topic = broker.topic,
+            group = group(folder.path(), broker),
+        );
+        std::fs::write(&config, toml).expect("a configuration");
+        Deployment { folder, config }
+    }
+
+    pub fn group(&self, broker: &Broker) -> String {
+        group(self.folder.path(), broker)
+    }
+
+    pub fn start(&self) -> DaemonProcess {
+        self.try_start().unwrap_or_else(|log| panic!("the daemon ended at once:\n{log}"))
+    }
+
+    pub fn try_start(&self) -> Result<DaemonProcess, String> {
+        DaemonProcess::start(&self.config, &self.folder.path().join("log"))
+    }
+
+    pub fn winnowd(&self, arguments: &[&str]) -> Output {
+        winnowd(&[arguments, &["-c", &self.config.to_string_lossy()]].concat())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn published(&self) -> Published {
+        Published::read(self.folder.path())
+    }
+
+    /// What the catalog has summed up, or nothing yet.
+    pub fn totals(&self) -> Totals {
+        block_on(async {
+            let catalog = SqliteCatalog::open(&self.folder.path().join("catalog.db"), Access::Read).await.ok()?;
+            catalog.totals("test").await.ok().flatten()
+        })
+        .unwrap_or_default()
+    }
+}
+
+/// A consumer group of one deployment.
+fn group(folder: &Path, broker: &Broker) -> String {
+    format!("{}-{}", broker.topic, folder.file_name().expect("a name").to_string_lossy().replace('.', ""))
+}
+
+pub fn winnowd(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_winnowd"));
+    command.args(arguments).output().expect("winnowd runs")
+}
+
+/// `winnowd run`, killed when dropped.
+pub struct DaemonProcess {
+    pub child: Child,
+    pub http: String,
+}
+
+impl DaemonProcess {
+    fn start(config: &Path, log: &Path) -> Result<Self, String> {
+        let offset = std::fs::metadata(log).map_or(0, |m| m.len() as usize);
+        let file = File::options().create(true).append(true).open(log).expect("a log");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_winnowd"))
+            .args(["run", "-c"])
+            .arg(config)
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .expect("winnowd starts");
+        let http = wait_for("the port", || {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            let new = text.get(offset..).unwrap_or_default();
+            if let Some(at) = new.find("on http://") {
+                let rest = &new[at + "on http://".len()..];
+                return rest.find('\n').map(|end| Ok(rest[..end].trim().to_owned()));
+            }
+            child
+                .try_wait()
+                .expect("a status")
+                .map(|_| Err(std::fs::read_to_string(log).unwrap_or_default()[offset..].to_owned()))
+        })?;
+        Ok(DaemonProcess { child, http })
+    }
+
+    pub fn get(&self, path: &str) -> (u16, String) {
+        http_get(&self.http, path).expect("an answer")
+    }
+
+    /// One value of `/metrics`.
+    pub fn metric(&self, series: &str) -> f64 {
+        let (_, text) = self.get("/metrics");
+        let line = text.lines().find(|l| l.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        let line = line.unwrap_or_else(|| panic!("no `{series}` in:\n{text}"));
+        line.rsplit(' ').next().expect("a value").parse().expect("a number")
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    pub fn kill_9(mut self) {
+        self.child.kill().expect("kill -9");
+        self.child.wait().expect("it is dead");
+    }
+
+    /// SIGTERM, then its exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        self.signal("TERM");
+        wait_for("the daemon's end", || self.child.try_wait().expect("a status")).code()
+    }
+
+    /// Peak resident size in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Linux");
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("a peak");
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
+    }
+}
+
+impl Drop for DaemonProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn http_get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok((status, body.to_owned()))
+}

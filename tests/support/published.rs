@@ -1,0 +1,117 @@
+//! What was published, read as trainers and operators read it, and whether each position was decided exactly once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+
+use arrow::array::{Array, Float64Array, Int32Array, Int64Array, StringArray};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use winnowd::catalog::{Access, CatalogReader, SqliteCatalog, StoredDeadLetter, Totals};
+use winnowd::window::WindowSummary;
+
+use super::block_on;
+
+/// One row of a shard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    pub id: String,
+    pub partition: i32,
+    pub offset: i64,
+    pub log_importance_weight: f64,
+    pub selection_key: f64,
+    pub inclusion_probability: f64,
+    pub sample_weight: f64,
+    pub window: String,
+}
+
+/// Everything that a deployment has published.
+pub struct Published {
+    pub totals: Totals,
+    pub windows: Vec<WindowSummary>,
+    pub dead_letters: Vec<StoredDeadLetter>,
+    pub rows: Vec<Row>,
+}
+
+impl Published {
+    pub fn read(folder: &Path) -> Self {
+        let (totals, windows, dead_letters, shards) = block_on(async {
+            let catalog = SqliteCatalog::open(&folder.join("catalog.db"), Access::Read).await.expect("the catalog");
+            let totals = catalog.totals("test").await.expect("totals").unwrap_or_default();
+            let windows = catalog.windows("test").await.expect("windows");
+            let dead_letters = catalog.dead_letters("test", i64::MAX).await.expect("dead letters");
+            (totals, windows, dead_letters, catalog.shards("test").await.expect("shards"))
+        });
+        // Trainers see the manifest; it must say what the catalog says, and the files must be what it says.
+        let manifest = std::fs::read_to_string(folder.join("out/manifest.jsonl")).unwrap_or_default();
+        assert_eq!(manifest.lines().count(), shards.len(), "lines of manifest.jsonl");
+        let mut rows = Vec::new();
+        for (line, (sequence, shard)) in manifest.lines().zip(&shards) {
+            let entry: winnowd::manifest::ManifestEntry = serde_json::from_str(line).expect("a manifest entry");
+            assert_eq!(Some(&entry), shard.entry(*sequence).as_ref());
+            let path = folder.join("out").join(&entry.path);
+            assert_eq!(std::fs::metadata(&path).expect("the file").len(), entry.bytes);
+            let digest = Command::new("sha256sum").arg(&path).output().expect("sha256sum").stdout;
+            assert!(entry.digest.ends_with(String::from_utf8_lossy(&digest[..64]).as_ref()));
+            let before = rows.len();
+            read_rows(&path, &mut rows);
+            assert_eq!((rows.len() - before) as u64, entry.rows);
+        }
+        Published { totals, windows, dead_letters, rows }
+    }
+
+    /// Every position from 0 to the end of each partition is decided exactly once.
+    pub fn assert_exactly_once(&self, produced: &BTreeMap<i32, i64>) {
+        let mut next: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut by_window: BTreeMap<String, u64> = BTreeMap::new();
+        for window in &self.windows {
+            let expected = next.entry(window.at.partition).or_default();
+            assert_eq!(window.interval.from, *expected, "{}: windows follow one another", window.id());
+            *expected = window.interval.to;
+            assert_eq!(window.n_records, (window.interval.to - window.interval.from) as u64, "{}", window.id());
+            assert_eq!(window.n_records, window.n_selected + window.n_rejected + window.n_dead_letters);
+            by_window.insert(window.id(), window.n_selected);
+        }
+        let ends: BTreeMap<i32, i64> = produced.iter().filter(|(_, n)| **n > 0).map(|(p, n)| (*p, *n)).collect();
+        assert_eq!(next, ends, "windows reach the end of every partition");
+
+        let mut positions = BTreeSet::new();
+        for row in &self.rows {
+            assert!(positions.insert((row.partition, row.offset)), "position {}/{} twice", row.partition, row.offset);
+            *by_window.get_mut(&row.window).expect("a published window") -= 1;
+        }
+        assert!(by_window.values().all(|&left| left == 0), "every selection is in a shard");
+        for letter in &self.dead_letters {
+            assert!(positions.insert((letter.partition, letter.offset)), "a dead letter was selected, or stands twice");
+        }
+        let sum = |count: fn(&WindowSummary) -> u64| self.windows.iter().map(count).sum::<u64>() as i64;
+        let totals = &self.totals;
+        assert_eq!(totals.n_records, ends.values().sum::<i64>());
+        assert_eq!((totals.n_records, totals.n_selected), (sum(|w| w.n_records), sum(|w| w.n_selected)));
+        assert_eq!((totals.n_rejected, totals.n_dead_letters), (sum(|w| w.n_rejected), sum(|w| w.n_dead_letters)));
+        assert_eq!(totals.n_selected as usize, self.rows.len());
+        assert_eq!(totals.n_dead_letters as usize, self.dead_letters.len());
+    }
+}
+
+fn read_rows(path: &Path, rows: &mut Vec<Row>) {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("the shard")).expect("Parquet");
+    for batch in reader.build().expect("Parquet") {
+        let batch = batch.expect("Parquet");
+        let column = |name: &str| batch.column_by_name(name).expect("a documented column").as_any();
+        let strings = |name| column(name).downcast_ref::<StringArray>().expect("strings");
+        let floats = |name| column(name).downcast_ref::<Float64Array>().expect("numbers");
+        let partitions = column("partition").downcast_ref::<Int32Array>().expect("partitions");
+        let offsets = column("offset").downcast_ref::<Int64Array>().expect("offsets");
+        rows.extend((0..batch.num_rows()).map(|i| Row {
+            id: strings("id").value(i).to_owned(),
+            partition: partitions.value(i),
+            offset: offsets.value(i),
+            log_importance_weight: floats("log_importance_weight").value(i),
+            selection_key: floats("selection_key").value(i),
+            inclusion_probability: floats("inclusion_probability").value(i),
+            sample_weight: floats("sample_weight").value(i),
+            window: strings("window").value(i).to_owned(),
+        }));
+    }
+}
