@@ -301,6 +301,7 @@ fn partitions_that_go_and_come_back_are_decided_once() {
     let daemon = deployment.start();
     let mut produced = produce(&broker, 0, 4_000);
     for round in 1..=2u64 {
+        wait_for("all partitions", || (daemon.metric("winnowd_assigned_partitions") == 4.0).then_some(()));
         let rival = broker.rival(&deployment);
         wait_for("partitions of the rival", || {
             rival.poll(Duration::from_millis(50));

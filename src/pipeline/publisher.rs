@@ -258,6 +258,7 @@ impl Publisher {
         let timer = telemetry.metrics.publish_seconds.with_label_values(&[timed.as_str()]).start_timer();
         let failed = |e: &dyn std::fmt::Display| {
             tracing::warn!("shard {shard}: {e}; trying again");
+            telemetry.status().last_error = Some(e.to_string());
             telemetry.metrics.publish_failures.with_label_values(&[timed.as_str()]).inc();
             Event::Failed
         };
