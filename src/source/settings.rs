@@ -118,4 +118,20 @@ mod tests {
             assert!(problem.starts_with("`kafka.properties.") && !problem.contains("hunter2"), "{problem}");
         }
     }
+    /// The bundled client is built with TLS and these mechanisms; a client that lacked one would refuse to be created.
+    #[test]
+    fn tls_and_sasl_are_built_in() {
+        for protocol in ["sasl_plaintext", "sasl_ssl"] {
+            for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+                let toml = format!(
+                    "[kafka]\nsecurity_protocol = \"{protocol}\"\nsasl_mechanism = \"{mechanism}\"\nsasl_username = \"u\"\nsasl_password = \"p\""
+                );
+                let config = Config::from_toml(&toml, []).expect("a valid configuration");
+                let limits = SourceLimits::of_budget(config.memory_budget_bytes);
+                let client: Result<rdkafka::consumer::BaseConsumer, _> =
+                    consumer_config(&config.kafka, "127.0.0.1:1", limits).create();
+                assert!(client.is_ok(), "{protocol} with {mechanism}: {:?}", client.err());
+            }
+        }
+    }
 }
