@@ -7,7 +7,7 @@ use std::path::Path;
 
 use winnowd::features::{Featuriser, Scratch};
 use winnowd::record::{Decoder, Document};
-use winnowd::score::{ImportanceWeight, Model, NgramCounts, Provenance};
+use winnowd::score::{ImportanceWeight, Model, NgramCounts, Side};
 use winnowd::source::files::for_each_document;
 
 struct Corpus {
@@ -48,10 +48,10 @@ fn counts_are_equal_and_weights_within_1e_9() {
         assert_eq!((raw.as_slice()[bucket], target.as_slice()[bucket]), (numbers[1], numbers[2]), "bucket {bucket}");
     }
 
-    let model = Model::new(Featuriser::default(), target, raw, Provenance::default()).unwrap();
+    let model = Model::of_one_target(Featuriser::default(), Side::of(target), Side::of(raw)).unwrap();
     // As the daemon has it: through the bytes of a model file.
     let model = Model::from_bytes(&model.to_bytes()).unwrap();
-    let weight = ImportanceWeight::new(&model);
+    let weight = &ImportanceWeight::of_targets(&model)[0];
     let texts: HashMap<&str, &str> = corpus.raw.iter().map(|d| (d.id.as_str(), d.text.as_str())).collect();
     let mut scratch = Scratch::default();
     let (mut n_weights, mut worst) = (0, 0f64);

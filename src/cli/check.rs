@@ -37,8 +37,9 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
         selector.seed
     );
     println!("  model      {}", model.id);
-    let provenance = &model.model.provenance;
-    println!("             {} target and {} raw documents", provenance.target_documents, provenance.raw_documents);
+    let documents = |side: &crate::score::Side| side.provenance.documents;
+    let (target, raw) = (documents(&model.model.targets[0].side), documents(&model.model.raw));
+    println!("             {target} target and {raw} raw documents");
     println!("  to         {}", config.sink.url);
     println!("  catalog    sqlite://{}", config.catalog.sqlite_file.display());
     Ok(())

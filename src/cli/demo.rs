@@ -18,7 +18,7 @@ use super::{Interrupted, UsageError, init_logging, runtime};
 use crate::config::Config;
 use crate::features::{Featuriser, Scratch};
 use crate::pipeline::{Daemon, LoadedModel};
-use crate::score::{Model, NgramCounts, Provenance};
+use crate::score::{Model, NgramCounts, Provenance, Side};
 use crate::telemetry::Telemetry;
 use sample::Sample;
 
@@ -150,22 +150,17 @@ fn produce(bootstrap: &str, records: &[(String, Vec<u8>)]) -> anyhow::Result<()>
 
 fn fit_model(sample: &Sample) -> anyhow::Result<LoadedModel> {
     let featuriser = Featuriser::default();
-    let count = |documents: &[sample::SampleDocument]| {
-        let mut counts = NgramCounts::zero(featuriser.buckets());
+    let side = |documents: &[sample::SampleDocument], input: &str| {
+        let mut counts = NgramCounts::zero(featuriser.buckets as usize);
         let mut scratch = Scratch::default();
         documents.iter().for_each(|d| {
             counts.add_text(&d.text, &featuriser, &mut scratch);
         });
-        counts
+        let inputs = vec![format!("bundled sample: {input}")];
+        Side { counts, provenance: Provenance { documents: documents.len() as u64, inputs, top_ngrams: Vec::new() } }
     };
-    let provenance = Provenance {
-        target_documents: sample.target.len() as u64,
-        raw_documents: sample.stream.len() as u64,
-        target_inputs: vec!["bundled sample: every sixth page of postgresql-doc, python-doc and rust-doc".to_owned()],
-        raw_inputs: vec!["bundled sample: everything else".to_owned()],
-        made_by: concat!("winnowd ", env!("CARGO_PKG_VERSION"), " demo").to_owned(),
-    };
-    let model = Model::new(featuriser, count(&sample.target), count(&sample.stream), provenance)?;
+    let target = side(&sample.target, "every sixth page of postgresql-doc, python-doc and rust-doc");
+    let model = Model::of_one_target(featuriser, target, side(&sample.stream, "everything else"))?;
     Ok(LoadedModel::from_bytes("demo", model.to_bytes())?)
 }
 

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 
 use super::UsageError;
 use super::progress::Progress;
-use crate::features::{Featuriser, Scratch};
+use crate::features::{Featuriser, NgramHash, Scratch};
 use crate::record::Decoder;
-use crate::score::{Model, ModelId, NgramCounts, Provenance, kl_divergence};
+use crate::score::{Model, ModelId, NgramCounts, Provenance, Side};
 use crate::source::files::{FileError, for_each_document};
 
 #[derive(clap::Args)]
@@ -40,39 +40,30 @@ pub struct FitArguments {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum FeaturiserName {
     Reference,
-}
-
-/// Counts of one side of a model.
-pub struct Side {
-    pub counts: NgramCounts,
-    pub documents: u64,
+    Fast,
 }
 
 pub fn fit(arguments: &FitArguments) -> anyhow::Result<()> {
-    let FeaturiserName::Reference = arguments.featuriser;
-    let featuriser = Featuriser::Reference { max_n: arguments.ngrams, buckets: arguments.buckets };
+    let hash = match arguments.featuriser {
+        FeaturiserName::Reference => NgramHash::Reference,
+        FeaturiserName::Fast => NgramHash::Fast,
+    };
+    let featuriser = Featuriser { hash, max_n: arguments.ngrams, buckets: arguments.buckets };
     let featuriser = featuriser.validated().map_err(UsageError)?;
     let mut decoder = Decoder::for_files();
     decoder.fields.text.clone_from(&arguments.text_field);
     let target = count_files("target", &arguments.target, &decoder, &featuriser)?;
     let raw = count_files("raw", &arguments.raw, &decoder, &featuriser)?;
-    let names = |paths: &[PathBuf]| paths.iter().map(|p| p.to_string_lossy().into_owned()).collect();
-    let provenance = Provenance {
-        target_documents: target.documents,
-        raw_documents: raw.documents,
-        target_inputs: names(&arguments.target),
-        raw_inputs: names(&arguments.raw),
-        made_by: concat!("winnowd ", env!("CARGO_PKG_VERSION")).to_owned(),
-    };
-    let divergence = kl_divergence(&target.counts, &raw.counts);
-    let model = Model::new(featuriser, target.counts, raw.counts, provenance).map_err(|e| UsageError(e.to_string()))?;
+    let model = Model::of_one_target(featuriser, target, raw).map_err(|e| UsageError(e.to_string()))?;
+    let divergence = model.target_distribution().divergence_from(&model.raw.counts);
     let bytes = model.to_bytes();
     write_atomically(&arguments.out, &bytes)
         .map_err(|e| UsageError(format!("`{}` cannot be written: {e}", arguments.out.display())))?;
     println!("{}", arguments.out.display());
     println!("  id      {}", ModelId::of(&bytes));
-    println!("  target  {} documents, {} n-grams", target.documents, model.target.total());
-    println!("  raw     {} documents, {} n-grams", raw.documents, model.raw.total());
+    for (what, side) in [("target", &model.targets[0].side), ("raw", &model.raw)] {
+        println!("  {what:<6}  {} documents, {} n-grams", side.provenance.documents, side.counts.total());
+    }
     println!("  KL(target, raw) = {divergence:.3} nats");
     Ok(())
 }
@@ -80,26 +71,28 @@ pub fn fit(arguments: &FitArguments) -> anyhow::Result<()> {
 /// Counts the n-grams of files, several at a time.
 fn count_files(what: &str, paths: &[PathBuf], decoder: &Decoder, featuriser: &Featuriser) -> Result<Side, FileError> {
     let progress = Progress::new(what);
-    let sides: Result<Vec<Side>, FileError> = paths
+    let zero = || (NgramCounts::zero(featuriser.buckets as usize), 0);
+    let sides: Result<Vec<_>, FileError> = paths
         .par_iter()
         .map(|path| {
-            let mut side = Side { counts: NgramCounts::zero(featuriser.buckets()), documents: 0 };
+            let (mut counts, mut documents) = zero();
             let mut scratch = Scratch::default();
             for_each_document(path, decoder, |document, bytes| {
-                side.counts.add_text(&document.text, featuriser, &mut scratch);
-                side.documents += 1;
+                counts.add_text(&document.text, featuriser, &mut scratch);
+                documents += 1;
                 progress.add(bytes);
             })?;
-            Ok(side)
+            Ok((counts, documents))
         })
         .collect();
-    let mut total = Side { counts: NgramCounts::zero(featuriser.buckets()), documents: 0 };
-    for side in sides? {
-        total.counts.merge(&side.counts);
-        total.documents += side.documents;
+    let (mut counts, mut documents) = zero();
+    for (file_counts, file_documents) in sides? {
+        counts.merge(&file_counts);
+        documents += file_documents;
     }
     progress.finish();
-    Ok(total)
+    let inputs = paths.iter().map(|p| p.to_string_lossy().into_owned()).collect();
+    Ok(Side { counts, provenance: Provenance { documents, inputs, top_ngrams: Vec::new() } })
 }
 
 /// Readers see the old file or the whole new one.

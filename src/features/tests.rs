@@ -25,7 +25,8 @@ fn tokens_and_buckets_equal_the_published_package() {
         assert_eq!(tokens, vector.tokens, "tokens of {:?}", vector.text);
 
         let mut buckets = Vec::new();
-        let n_tokens = Featuriser::default().for_each_bucket(&vector.text, &mut scratch, |b| buckets.push(b));
+        let n_tokens =
+            Featuriser::default().for_each_chunk(&vector.text, &mut scratch, |c| buckets.extend_from_slice(c));
         assert_eq!(n_tokens as usize, tokens.len());
         // Order by last token: u0, u1, b01, u2, b12, …
         let mut expected = Vec::new();
@@ -42,9 +43,9 @@ fn tokens_and_buckets_equal_the_published_package() {
 #[test]
 fn longer_ngrams_and_other_bucket_counts() {
     // Python: int(hashlib.sha256(b"a b c").hexdigest(), 16) % 97
-    let featuriser = Featuriser::Reference { max_n: 3, buckets: 97 };
+    let featuriser = Featuriser { max_n: 3, buckets: 97, ..Featuriser::default() };
     let mut buckets = Vec::new();
-    featuriser.for_each_bucket("A b C", &mut Scratch::default(), |b| buckets.push(b));
+    featuriser.for_each_chunk("A b C", &mut Scratch::default(), |c| buckets.extend_from_slice(c));
     assert_eq!(buckets, PYTHON_TRIGRAM_BUCKETS);
 }
 
@@ -53,9 +54,9 @@ const PYTHON_TRIGRAM_BUCKETS: [u32; 6] = [34, 30, 27, 64, 43, 8];
 
 #[test]
 fn settings_out_of_range_are_refused() {
-    assert!(Featuriser::Reference { max_n: 0, buckets: 10 }.validated().is_err());
-    assert!(Featuriser::Reference { max_n: 9, buckets: 10 }.validated().is_err());
-    assert!(Featuriser::Reference { max_n: 2, buckets: 1 }.validated().is_err());
-    assert!(Featuriser::Reference { max_n: 2, buckets: 1 << 25 }.validated().is_err());
+    assert!(Featuriser { max_n: 0, buckets: 10, ..Featuriser::default() }.validated().is_err());
+    assert!(Featuriser { max_n: 9, buckets: 10, ..Featuriser::default() }.validated().is_err());
+    assert!(Featuriser { max_n: 2, buckets: 1, ..Featuriser::default() }.validated().is_err());
+    assert!(Featuriser { max_n: 2, buckets: 1 << 25, ..Featuriser::default() }.validated().is_err());
     assert!(Featuriser::default().validated().is_ok());
 }

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::catalog::{Catalog, CatalogError, CatalogReader, SqliteCatalog};
 use crate::config::{Bootstrap, Config};
-use crate::score::{ImportanceWeight, Model, ModelError, ModelId};
+use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
@@ -32,6 +32,8 @@ use session::SessionEnd;
 pub enum DaemonError {
     #[error("model `{path}`: {source}")]
     Model { path: String, source: ModelError },
+    #[error("model `{path}` has {n_targets} targets: the daemon selects for one; fit one, or use `winnowd select`")]
+    ManyTargets { path: String, n_targets: usize },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
@@ -48,7 +50,9 @@ impl DaemonError {
     /// Exit code: 64 what a person must change, 69 an outside system, 70 a fault of the program.
     pub fn exit_code(&self) -> u8 {
         match self {
-            DaemonError::Model { .. } | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
+            DaemonError::Model { .. }
+            | DaemonError::ManyTargets { .. }
+            | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
             DaemonError::Catalog(error) => catalog_exit_code(error),
             DaemonError::Internal(_) => 70,
             _ => 69,
@@ -71,13 +75,18 @@ pub struct LoadedModel {
     pub bytes: Vec<u8>,
     pub model: Model,
     pub weight: ImportanceWeight,
+    pub target: TargetDistribution,
 }
 
 impl LoadedModel {
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self, DaemonError> {
         let model = Model::from_bytes(&bytes);
         let model = model.map_err(|source| DaemonError::Model { path: name.to_owned(), source })?;
-        Ok(LoadedModel { id: ModelId::of(&bytes), weight: ImportanceWeight::new(&model), model, bytes })
+        let mut weights = ImportanceWeight::of_targets(&model);
+        let (Some(weight), None) = (weights.pop(), weights.pop()) else {
+            return Err(DaemonError::ManyTargets { path: name.to_owned(), n_targets: model.targets.len() });
+        };
+        Ok(LoadedModel { id: ModelId::of(&bytes), weight, target: model.target_distribution(), model, bytes })
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::features::Scratch;
 use crate::record::Decoder;
-use crate::score::{ImportanceWeight, Model};
+use crate::score::{ImportanceWeight, Score};
 use crate::source::{Batch, Record};
 use crate::window::{DeadLetter, ScoredDocument, ScoredRecord};
 
@@ -15,12 +15,10 @@ pub fn score_batch(
     batch: &Batch,
     decoder: &Decoder,
     payload_head_bytes: usize,
-    model: &Model,
     weight: &ImportanceWeight,
 ) -> Vec<ScoredRecord> {
-    let score = |scratch: &mut Scratch, i: usize| {
-        score_record(batch.get(i), decoder, payload_head_bytes, model, weight, scratch)
-    };
+    let score =
+        |scratch: &mut Scratch, i: usize| score_record(batch.get(i), decoder, payload_head_bytes, weight, scratch);
     (0..batch.len()).into_par_iter().with_min_len(16).map_init(Scratch::default, score).collect()
 }
 
@@ -28,7 +26,6 @@ fn score_record(
     record: Record<'_>,
     decoder: &Decoder,
     payload_head_bytes: usize,
-    model: &Model,
     weight: &ImportanceWeight,
     scratch: &mut Scratch,
 ) -> ScoredRecord {
@@ -40,12 +37,12 @@ fn score_record(
             // the memory of the text.
             let is_long = document.text.len() > LONG_TEXT_BYTES;
             let mut buckets = Vec::new();
-            let keep = |bucket| buckets.push(bucket);
             let score = if is_long {
                 weight.score(&document.text, scratch)
             } else {
-                let n_tokens = model.featuriser.for_each_bucket(&document.text, scratch, keep);
-                weight.score_buckets(n_tokens, &buckets)
+                let keep = |chunk: &[u32]| buckets.extend_from_slice(chunk);
+                let n_tokens = weight.featuriser().for_each_chunk(&document.text, scratch, keep);
+                Score { n_tokens, log_importance_weight: weight.add(0.0, &buckets) }
             };
             Ok(ScoredDocument { document, score, buckets: (!is_long).then_some(buckets) })
         }

@@ -11,7 +11,7 @@ use super::memory::InFlight;
 use super::publisher::ToPublisher;
 use super::{Shared, score_batch};
 use crate::record::TopicPartition;
-use crate::score::{NgramCounts, kl_divergence};
+use crate::score::NgramCounts;
 use crate::select::Noise;
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
@@ -60,7 +60,7 @@ impl Worker {
         publisher: mpsc::Sender<ToPublisher>,
         in_flight: Arc<InFlight>,
     ) -> Self {
-        let zero = NgramCounts::zero(shared.model.model.featuriser.buckets());
+        let zero = NgramCounts::zero(shared.model.model.featuriser.buckets as usize);
         let quality = Quality { raw: zero.clone(), selected: zero };
         Worker { shared, queue, publisher, in_flight, partitions: BTreeMap::new(), quality }
     }
@@ -135,7 +135,7 @@ impl Worker {
         let timer = shared.telemetry.metrics.score_seconds.start_timer();
         let model = &shared.model;
         let head_bytes = shared.config.payload_head_bytes;
-        let scored = score_batch(batch, &shared.config.decoder, head_bytes, &model.model, &model.weight);
+        let scored = score_batch(batch, &shared.config.decoder, head_bytes, &model.weight);
         timer.observe_duration();
         for (i, record) in scored.into_iter().enumerate() {
             let seen = batch.get(i);
@@ -231,7 +231,7 @@ impl Worker {
         let (owner_epoch, noise) = (partition.owner_epoch, partition.noise.clone());
         let window = std::mem::replace(&mut partition.window, next);
         let held_bytes = window.held_bytes();
-        let closed = window.close(reason, &self.shared.config.selector, &noise, &self.shared.model.model);
+        let closed = window.close(reason, &self.shared.config.selector, &noise, &self.shared.model.target);
         self.observe(&closed);
         self.in_flight.add(held_bytes);
         self.send(ToPublisher::Window { window: Box::new(closed), owner_epoch, held_bytes })
@@ -244,7 +244,7 @@ impl Worker {
             from,
             &config.window,
             &config.selector,
-            self.shared.model.model.featuriser.buckets(),
+            self.shared.model.model.featuriser.buckets as usize,
         )
     }
 
@@ -255,9 +255,9 @@ impl Worker {
         self.quality.selected.merge(&closed.selected_counts);
         if let Some(kl_reduction) = closed.summary.kl_reduction {
             metrics.window_kl_reduction.set(kl_reduction);
-            let target = &self.shared.model.model.target;
+            let target = &self.shared.model.target;
             let Quality { raw, selected } = &self.quality;
-            metrics.kl_reduction.set(kl_divergence(target, raw) - kl_divergence(target, selected));
+            metrics.kl_reduction.set(target.divergence_from(raw) - target.divergence_from(selected));
         }
     }
 

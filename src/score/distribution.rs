@@ -2,8 +2,8 @@
 
 use crate::features::{Featuriser, Scratch};
 
-/// Added to each probability before its logarithm is taken, as in the published package.
-pub const SMOOTHING: f64 = 1e-8;
+/// Added to each probability before its logarithm is taken; the default is the published package's.
+pub const DEFAULT_SMOOTHING: f64 = 1e-8;
 
 /// How often each bucket occurred. Additive: counts of two sets of documents add up to the counts of their union.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,11 +20,13 @@ impl NgramCounts {
 
     /// Counts the n-grams of one text and returns its number of tokens.
     pub fn add_text(&mut self, text: &str, featuriser: &Featuriser, scratch: &mut Scratch) -> u32 {
-        featuriser.for_each_bucket(text, scratch, |bucket| self.0[bucket as usize] += 1)
+        featuriser.for_each_chunk(text, scratch, |buckets| self.add_buckets(buckets))
     }
 
-    pub fn add_bucket(&mut self, bucket: u32) {
-        self.0[bucket as usize] += 1;
+    pub fn add_buckets(&mut self, buckets: &[u32]) {
+        for &bucket in buckets {
+            self.0[bucket as usize] += 1;
+        }
     }
 
     /// # Panics
@@ -46,19 +48,66 @@ impl NgramCounts {
     }
 
     /// Counts over their sum; all zero when nothing was counted.
-    pub fn probabilities(&self) -> impl Iterator<Item = f64> {
+    pub fn probabilities(&self) -> Probabilities {
         let total = (self.total() as f64).max(1.0);
-        self.0.iter().map(move |&count| count as f64 / total)
+        Probabilities(self.0.iter().map(|&count| count as f64 / total).collect())
     }
 }
 
-/// Kullback–Leibler divergence KL(p ‖ q) over the buckets, in nats, both sides smoothed as in the package.
+/// A distribution over the buckets: one probability each. They sum to 1, or to 0 when nothing was counted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probabilities(Vec<f64>);
+
+impl Probabilities {
+    /// `weights` over their sum; all zero when they are.
+    pub fn from_weights(mut weights: Vec<f64>) -> Self {
+        let total: f64 = weights.iter().sum();
+        if total > 0.0 {
+            weights.iter_mut().for_each(|w| *w /= total);
+        }
+        Probabilities(weights)
+    }
+
+    pub fn as_slice(&self) -> &[f64] {
+        &self.0
+    }
+
+    /// Σ_t share_t · p_t, for shares that sum to 1.
+    ///
+    /// # Panics
+    /// If there are no parts, or they have different numbers of buckets.
+    pub fn mixture(parts: &[(f64, Probabilities)]) -> Probabilities {
+        let mut mixed = vec![0.0; parts[0].1.0.len()];
+        for (share, part) in parts {
+            assert_eq!(mixed.len(), part.0.len(), "distributions of different featurisers cannot be mixed");
+            mixed.iter_mut().zip(&part.0).for_each(|(m, p)| *m += share * p);
+        }
+        Probabilities(mixed)
+    }
+}
+
+/// Kullback–Leibler divergence KL(p ‖ q) over the buckets, in nats, `smoothing` added to both sides as in the package.
 ///
 /// # Panics
 /// If the two have different numbers of buckets.
-pub fn kl_divergence(p: &NgramCounts, q: &NgramCounts) -> f64 {
-    assert_eq!(p.0.len(), q.0.len(), "divergence between counts of different featurisers");
-    p.probabilities().zip(q.probabilities()).map(|(p, q)| p * ((p + SMOOTHING).ln() - (q + SMOOTHING).ln())).sum()
+pub fn kl_divergence(p: &Probabilities, q: &Probabilities, smoothing: f64) -> f64 {
+    assert_eq!(p.0.len(), q.0.len(), "divergence between distributions of different featurisers");
+    p.0.iter().zip(&q.0).map(|(p, q)| p * ((p + smoothing).ln() - (q + smoothing).ln())).sum()
+}
+
+/// What a model wants, as a yardstick for selections.
+#[derive(Debug, Clone)]
+pub struct TargetDistribution {
+    pub featuriser: Featuriser,
+    pub probabilities: Probabilities,
+    pub smoothing: f64,
+}
+
+impl TargetDistribution {
+    /// KL(target ‖ counts) in nats.
+    pub fn divergence_from(&self, counts: &NgramCounts) -> f64 {
+        kl_divergence(&self.probabilities, &counts.probabilities(), self.smoothing)
+    }
 }
 
 #[cfg(test)]
@@ -74,8 +123,17 @@ mod tests {
         #[test]
         fn divergence_is_zero_on_itself_and_not_negative(p in counts(), q in counts()) {
             prop_assume!(p.total() > 0 && q.total() > 0);
-            prop_assert_eq!(kl_divergence(&p, &p), 0.0);
-            prop_assert!(kl_divergence(&p, &q) > -1e-6);
+            let (p, q) = (p.probabilities(), q.probabilities());
+            prop_assert_eq!(kl_divergence(&p, &p, DEFAULT_SMOOTHING), 0.0);
+            prop_assert!(kl_divergence(&p, &q, DEFAULT_SMOOTHING) > -1e-6);
+        }
+
+        #[test]
+        fn a_mixture_is_a_distribution(p in counts(), q in counts(), share in 0.0f64..1.0) {
+            prop_assume!(p.total() > 0 && q.total() > 0);
+            let parts = [(share, p.probabilities()), (1.0 - share, q.probabilities())];
+            let sum: f64 = Probabilities::mixture(&parts).as_slice().iter().sum();
+            prop_assert!((sum - 1.0).abs() < 1e-12, "{}", sum);
         }
 
         #[test]

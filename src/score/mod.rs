@@ -4,6 +4,6 @@ mod distribution;
 mod importance;
 mod model;
 
-pub use distribution::{NgramCounts, kl_divergence};
+pub use distribution::{DEFAULT_SMOOTHING, NgramCounts, Probabilities, TargetDistribution, kl_divergence};
 pub use importance::{ImportanceWeight, Score};
-pub use model::{Model, ModelError, ModelId, Provenance};
+pub use model::{Model, ModelError, ModelId, Provenance, Side, Target};

@@ -1,13 +1,13 @@
 //! The model: a fitted target and raw distribution with its featuriser, as bytes that carry their own checksum.
 //!
-//! File layout, version 1 (integers little-endian):
+//! File layout, version 2 (integers little-endian):
 //!
 //! ```text
 //! 8 bytes   magic "WNWMODEL"
 //! u32       format version
 //! u32       length of the header
-//! header    JSON: featuriser, smoothing, provenance
-//! counts    target then raw, one LEB128 number a bucket
+//! header    JSON: featuriser, smoothing, targets (name, proportion, provenance), raw (provenance), made_by
+//! counts    the targets in order, then raw: one LEB128 number a bucket
 //! 32 bytes  SHA-256 of everything before
 //! ```
 //!
@@ -17,31 +17,51 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
 
-use super::{NgramCounts, distribution::SMOOTHING};
+use super::{NgramCounts, Probabilities, TargetDistribution};
 use crate::features::Featuriser;
 
 const MAGIC: &[u8; 8] = b"WNWMODEL";
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 const CHECKSUM_BYTES: usize = 32;
 
-/// A fitted model.
+/// A fitted model: what is wanted, what comes, and how texts become n-grams.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     pub featuriser: Featuriser,
-    pub target: NgramCounts,
-    pub raw: NgramCounts,
+    /// Added to each probability before its logarithm is taken.
+    pub smoothing: f64,
+    /// At least one, each with another name.
+    pub targets: Vec<Target>,
+    pub raw: Side,
+    /// The program and its version.
+    pub made_by: String,
+}
+
+/// One kind of text that is wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    pub name: String,
+    /// Share of a selection that is meant for this target; those of a model sum to 1.
+    pub proportion: f64,
+    pub side: Side,
+}
+
+/// Counts and where they come from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Side {
+    pub counts: NgramCounts,
     pub provenance: Provenance,
 }
 
-/// Where a model comes from, for people: never used in scoring.
+/// Where counts come from, for people: never used in scoring.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
-    pub target_documents: u64,
-    pub raw_documents: u64,
+    pub documents: u64,
     /// File names as given to `winnowd fit`.
-    pub target_inputs: Vec<String>,
-    pub raw_inputs: Vec<String>,
-    pub made_by: String,
+    pub inputs: Vec<String>,
+    /// The most frequent n-grams with their counts, most frequent first, if they were kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub top_ngrams: Vec<(String, u64)>,
 }
 
 /// `sha256:` and the digest of the model's bytes in hex.
@@ -69,50 +89,111 @@ impl fmt::Display for ModelId {
 pub enum ModelError {
     #[error("not a model: it does not begin with `WNWMODEL`")]
     NotAModel,
-    #[error("model format version {0}: this build reads version {FORMAT_VERSION}")]
+    #[error("model format version {0}: this build reads version {FORMAT_VERSION}; fit the model again")]
     UnknownVersion(u32),
     #[error("model is damaged: its checksum does not match its {0} bytes")]
     Checksum(usize),
     #[error("model is damaged: {0}")]
     Damaged(String),
     #[error("model has no {0} documents with tokens, so it cannot score")]
-    Empty(&'static str),
+    Empty(String),
+    #[error("model: {0}")]
+    Invalid(String),
 }
 
 #[derive(Serialize, Deserialize)]
 struct Header {
     featuriser: Featuriser,
     smoothing: f64,
+    targets: Vec<TargetHeader>,
+    raw: Provenance,
+    made_by: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TargetHeader {
+    name: String,
+    proportion: f64,
+    #[serde(flatten)]
     provenance: Provenance,
 }
 
 impl Model {
-    /// A model that can score: both sides have counted something.
-    pub fn new(
-        featuriser: Featuriser,
-        target: NgramCounts,
-        raw: NgramCounts,
-        provenance: Provenance,
-    ) -> Result<Self, ModelError> {
-        if target.total() == 0 {
-            return Err(ModelError::Empty("target"));
+    /// Smoothing that is allowed: keeps log ratios finite and below 32.
+    pub const SMOOTHING: std::ops::RangeInclusive<f64> = 1e-12..=1.0;
+    pub const MAX_TARGETS: usize = 256;
+
+    /// The model itself if it can score: every side has counted something, the targets have names and proportions.
+    pub fn validated(self) -> Result<Self, ModelError> {
+        let invalid = |problem: String| Err(ModelError::Invalid(problem));
+        self.featuriser.validated().map_err(ModelError::Invalid)?;
+        if !Self::SMOOTHING.contains(&self.smoothing) {
+            return invalid(format!("smoothing {}: must be 1e-12 to 1", self.smoothing));
         }
-        if raw.total() == 0 {
-            return Err(ModelError::Empty("raw"));
+        if !(1..=Self::MAX_TARGETS).contains(&self.targets.len()) {
+            return invalid(format!("{} targets: must be 1 to {}", self.targets.len(), Self::MAX_TARGETS));
         }
-        Ok(Model { featuriser, target, raw, provenance })
+        for (i, target) in self.targets.iter().enumerate() {
+            let Target { name, proportion, side } = target;
+            if side.counts.total() == 0 {
+                return Err(ModelError::Empty(if name.is_empty() { "target".into() } else { format!("`{name}`") }));
+            }
+            if self.targets[..i].iter().any(|other| other.name == *name) {
+                return invalid(format!("two targets are named `{name}`"));
+            }
+            if !(*proportion > 0.0 && *proportion <= 1.0) {
+                return invalid(format!("target `{name}` has proportion {proportion}: must be above 0 and at most 1"));
+            }
+        }
+        let sum: f64 = self.targets.iter().map(|t| t.proportion).sum();
+        if (sum - 1.0).abs() > 1e-9 {
+            return invalid(format!("the proportions of the targets sum to {sum}, not to 1"));
+        }
+        if self.raw.counts.total() == 0 {
+            return Err(ModelError::Empty("raw".into()));
+        }
+        let fits = |side: &Side| side.counts.as_slice().len() == self.featuriser.buckets as usize;
+        if !(fits(&self.raw) && self.targets.iter().all(|t| fits(&t.side))) {
+            return invalid("counts do not fit the number of buckets".to_owned());
+        }
+        Ok(self)
     }
 
+    /// The distribution that is wanted: of all targets, by their proportions.
+    pub fn target_probabilities(&self) -> Probabilities {
+        let part = |target: &Target| (target.proportion, target.side.counts.probabilities());
+        Probabilities::mixture(&self.targets.iter().map(part).collect::<Vec<_>>())
+    }
+
+    /// The same with what it takes to measure a selection by it.
+    pub fn target_distribution(&self) -> TargetDistribution {
+        let (featuriser, smoothing) = (self.featuriser, self.smoothing);
+        TargetDistribution { featuriser, probabilities: self.target_probabilities(), smoothing }
+    }
+
+    /// # Panics
+    /// If the model is not valid.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let header = Header { featuriser: self.featuriser, smoothing: SMOOTHING, provenance: self.provenance.clone() };
+        let target = |target: &Target| TargetHeader {
+            name: target.name.clone(),
+            proportion: target.proportion,
+            provenance: target.side.provenance.clone(),
+        };
+        let header = Header {
+            featuriser: self.featuriser,
+            smoothing: self.smoothing,
+            targets: self.targets.iter().map(target).collect(),
+            raw: self.raw.provenance.clone(),
+            made_by: self.made_by.clone(),
+        };
         let header = serde_json::to_vec(&header).expect("a header of plain fields always serialises");
-        let mut bytes = Vec::with_capacity(header.len() + 4 * self.featuriser.buckets() + 64);
+        let mut bytes = Vec::with_capacity(header.len() + 4 * self.featuriser.buckets as usize + 64);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         bytes.extend_from_slice(&u32::try_from(header.len()).expect("provenance below 4 GiB").to_le_bytes());
         bytes.extend_from_slice(&header);
-        for &count in self.target.as_slice().iter().chain(self.raw.as_slice()) {
-            write_leb128(&mut bytes, count);
+        for side in self.targets.iter().map(|t| &t.side).chain([&self.raw]) {
+            side.counts.as_slice().iter().for_each(|&count| write_leb128(&mut bytes, count));
         }
         let checksum = Sha256::digest(&bytes);
         bytes.extend_from_slice(&checksum);
@@ -135,19 +216,36 @@ impl Model {
             rest.split_at_checked(header_len as usize).ok_or_else(|| damaged("it ends within the header"))?;
         let header: Header = serde_json::from_slice(header).map_err(|e| ModelError::Damaged(format!("header: {e}")))?;
         let featuriser = header.featuriser.validated().map_err(ModelError::Damaged)?;
-        if header.smoothing != SMOOTHING {
-            return Err(ModelError::Damaged(format!("smoothing {}, expected {SMOOTHING}", header.smoothing)));
-        }
-        let mut read_counts = || -> Result<NgramCounts, ModelError> {
-            let counts = (0..featuriser.buckets())
+        let mut read_side = |provenance| -> Result<Side, ModelError> {
+            let counts = (0..featuriser.buckets)
                 .map(|_| read_leb128(&mut counts).ok_or_else(|| damaged("it ends within the counts")));
-            Ok(NgramCounts::from_vec(counts.collect::<Result<_, _>>()?))
+            Ok(Side { counts: NgramCounts::from_vec(counts.collect::<Result<_, _>>()?), provenance })
         };
-        let (target, raw) = (read_counts()?, read_counts()?);
+        let mut targets = Vec::with_capacity(header.targets.len());
+        for TargetHeader { name, proportion, provenance } in header.targets {
+            targets.push(Target { name, proportion, side: read_side(provenance)? });
+        }
+        let raw = read_side(header.raw)?;
         if counts.len() != CHECKSUM_BYTES {
             return Err(damaged("bytes left over after the counts"));
         }
-        Model::new(featuriser, target, raw, header.provenance)
+        Model { featuriser, smoothing: header.smoothing, targets, raw, made_by: header.made_by }.validated()
+    }
+}
+
+impl Side {
+    /// Counts of unknown origin.
+    pub fn of(counts: NgramCounts) -> Self {
+        Side { counts, provenance: Provenance::default() }
+    }
+}
+
+impl Model {
+    /// A valid model of one target without a name, with the package's smoothing.
+    pub fn of_one_target(featuriser: Featuriser, target: Side, raw: Side) -> Result<Self, ModelError> {
+        let targets = vec![Target { name: String::new(), proportion: 1.0, side: target }];
+        let made_by = concat!("winnowd ", env!("CARGO_PKG_VERSION")).to_owned();
+        Model { featuriser, smoothing: super::DEFAULT_SMOOTHING, targets, raw, made_by }.validated()
     }
 }
 
@@ -186,11 +284,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn model(target: Vec<u64>, raw: Vec<u64>) -> Model {
-        let featuriser = Featuriser::Reference { max_n: 2, buckets: target.len() as u32 };
+    fn featuriser(buckets: u32) -> Featuriser {
+        Featuriser { buckets, ..Featuriser::default() }
+    }
+
+    fn side(counts: Vec<u64>) -> Side {
         let provenance =
-            Provenance { target_documents: 3, target_inputs: vec!["a.jsonl".into()], ..Default::default() };
-        Model::new(featuriser, NgramCounts::from_vec(target), NgramCounts::from_vec(raw), provenance).unwrap()
+            Provenance { documents: 3, inputs: vec!["a.jsonl".into()], top_ngrams: vec![("of the".into(), counts[0])] };
+        Side { counts: NgramCounts::from_vec(counts), provenance }
+    }
+
+    fn model(target: Vec<u64>, raw: Vec<u64>) -> Model {
+        Model::of_one_target(featuriser(target.len() as u32), side(target), side(raw)).unwrap()
     }
 
     proptest! {
@@ -215,22 +320,52 @@ mod tests {
     }
 
     #[test]
-    fn a_side_without_counts_cannot_score() {
-        let zero = NgramCounts::zero(4);
-        let one = NgramCounts::from_vec(vec![1; 4]);
-        let featuriser = Featuriser::Reference { max_n: 1, buckets: 4 };
-        let empty = |t, r| Model::new(featuriser, t, r, Provenance::default()).unwrap_err();
-        assert_eq!(empty(zero.clone(), one.clone()), ModelError::Empty("target"));
-        assert_eq!(empty(one, zero), ModelError::Empty("raw"));
+    fn models_that_cannot_score_are_refused() {
+        let good = Model {
+            targets: ["code", "prose"]
+                .map(|name| Target { name: name.into(), proportion: 0.5, side: side(vec![1, 2, 3, 4]) })
+                .into(),
+            ..model(vec![1; 4], vec![1; 4])
+        };
+        assert_eq!(Model::from_bytes(&good.to_bytes()).unwrap(), good);
+        let refused = |change: fn(&mut Model)| {
+            let mut model = good.clone();
+            change(&mut model);
+            model.validated().unwrap_err().to_string()
+        };
+        for (change, problem) in [
+            (|m: &mut Model| m.raw = side(vec![0; 4])) as fn(&mut Model),
+            |m| m.targets[1].side = side(vec![0; 4]),
+            |m| m.targets[1].name = "code".into(),
+            |m| m.targets[1].proportion = 0.6,
+            |m| m.targets[1].proportion = f64::NAN,
+            |m| m.targets.clear(),
+            |m| m.smoothing = 0.0,
+            |m| m.raw = side(vec![1; 5]),
+        ]
+        .into_iter()
+        .zip([
+            "no raw documents",
+            "no `prose` documents",
+            "two targets are named `code`",
+            "sum to 1.1",
+            "proportion NaN",
+            "0 targets",
+            "smoothing 0",
+            "do not fit",
+        ]) {
+            let message = refused(change);
+            assert!(message.contains(problem), "`{message}` does not say `{problem}`");
+        }
     }
 
     #[test]
-    fn later_versions_are_named() {
+    fn other_versions_are_named() {
         let mut bytes = model(vec![1; 4], vec![1; 4]).to_bytes();
         bytes[8] = 9;
         assert_eq!(
             Model::from_bytes(&bytes).unwrap_err().to_string(),
-            "model format version 9: this build reads version 1"
+            "model format version 9: this build reads version 2; fit the model again"
         );
     }
 }

@@ -6,7 +6,7 @@ use super::{Candidate, CloseReason, DeadLetter, OpenWindow};
 use crate::checkpoint::Interval;
 use crate::features::Scratch;
 use crate::record::{Document, TopicPartition};
-use crate::score::{Model, NgramCounts, Score, kl_divergence};
+use crate::score::{NgramCounts, Score, TargetDistribution};
 use crate::select::{Chosen, Noise, SelectorSettings};
 
 /// A document of the selection.
@@ -66,7 +66,7 @@ impl OpenWindow {
         closed_by: CloseReason,
         selector: &SelectorSettings,
         noise: &Noise,
-        model: &Model,
+        target: &TargetDistribution,
     ) -> ClosedWindow {
         let interval = self.interval();
         let OpenWindow {
@@ -96,12 +96,12 @@ impl OpenWindow {
         let selected: Vec<_> = selection.chosen.into_iter().map(to_selected).collect();
 
         let mut scratch = Scratch::default();
-        let mut selected_counts = NgramCounts::zero(model.featuriser.buckets());
+        let mut selected_counts = NgramCounts::zero(target.featuriser.buckets as usize);
         for row in &selected {
-            selected_counts.add_text(&row.document.text, &model.featuriser, &mut scratch);
+            selected_counts.add_text(&row.document.text, &target.featuriser, &mut scratch);
         }
         let kl_reduction = (selected_counts.total() > 0)
-            .then(|| kl_divergence(&model.target, &counts) - kl_divergence(&model.target, &selected_counts));
+            .then(|| target.divergence_from(&counts) - target.divergence_from(&selected_counts));
         let n_selected = selected.len() as u64;
         let summary = WindowSummary {
             at,

@@ -197,7 +197,7 @@ impl OpenWindow {
             Ok(ScoredDocument { document, score, buckets }) => {
                 self.n_documents += 1;
                 match buckets {
-                    Some(buckets) => buckets.into_iter().for_each(|bucket| self.counts.add_bucket(bucket)),
+                    Some(buckets) => self.counts.add_buckets(&buckets),
                     None => {
                         self.counts.add_text(&document.text, featuriser, &mut Scratch::default());
                     }

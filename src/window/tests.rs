@@ -2,20 +2,19 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::record::RejectReason;
-use crate::score::{ImportanceWeight, Model, Provenance};
+use crate::score::{ImportanceWeight, Model, Side};
 use crate::select::SelectorKind;
 
 const BUCKETS: u32 = 64;
 
 fn model() -> Model {
-    let featuriser = Featuriser::Reference { max_n: 2, buckets: BUCKETS };
+    let featuriser = Featuriser { buckets: BUCKETS, ..Featuriser::default() };
     let count = |text: &str| {
         let mut counts = NgramCounts::zero(BUCKETS as usize);
         counts.add_text(text, &featuriser, &mut Scratch::default());
-        counts
+        Side::of(counts)
     };
-    Model::new(featuriser, count("good words only"), count("bad noise good words noise"), Provenance::default())
-        .unwrap()
+    Model::of_one_target(featuriser, count("good words only"), count("bad noise good words noise")).unwrap()
 }
 
 fn selector(fraction: &str) -> SelectorSettings {
@@ -29,8 +28,8 @@ fn policy() -> WindowPolicy {
 
 fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
     let mut buckets = Vec::new();
-    model.featuriser.for_each_bucket(text, &mut Scratch::default(), |b| buckets.push(b));
-    let score = ImportanceWeight::new(model).score(text, &mut Scratch::default());
+    model.featuriser.for_each_chunk(text, &mut Scratch::default(), |c| buckets.extend_from_slice(c));
+    let score = ImportanceWeight::of_targets(model)[0].score(text, &mut Scratch::default());
     let document =
         Document { id: offset.to_string(), text: text.into(), source: None, timestamp_ms: None, metadata: None };
     let outcome = Ok(ScoredDocument { document, score, buckets: (offset % 2 == 0).then_some(buckets) });
@@ -82,7 +81,7 @@ proptest! {
                 Kind::Gap(n) => { offset += i64::from(*n); window.advance_to(offset) }
             }
         }
-        let closed = window.close(CloseReason::Idle, &selector, &noise, &model);
+        let closed = window.close(CloseReason::Idle, &selector, &noise, &model.target_distribution());
         let s = &closed.summary;
         prop_assert_eq!(s.interval, Interval { from: 100, to: offset });
         prop_assert_eq!(s.n_records, n_texts + n_dead);
@@ -144,7 +143,7 @@ fn a_summary_reads_well_as_json() {
     let (model, selector) = (model(), selector("1"));
     let (mut window, noise) = open(&selector);
     window.push(dead(100), &model.featuriser, &selector, &noise);
-    let closed = window.close(CloseReason::Idle, &selector, &noise, &model);
+    let closed = window.close(CloseReason::Idle, &selector, &noise, &model.target_distribution());
     assert_eq!(closed.summary.id(), "docs/1/100-101");
     let json = serde_json::to_value(&closed.summary).unwrap();
     assert_eq!((&json["topic"], &json["partition"], &json["from_offset"]), (&"docs".into(), &1.into(), &100.into()));
@@ -162,7 +161,7 @@ fn weights_of_tiny_windows_are_unbiased() {
         let selector = SelectorSettings { seed, ..selector("0.25") };
         let (mut window, noise) = open(&selector);
         window.push(record(100, "good words", &model), &model.featuriser, &selector, &noise);
-        let closed = window.close(CloseReason::Idle, &selector, &noise, &model);
+        let closed = window.close(CloseReason::Idle, &selector, &noise, &model.target_distribution());
         total += closed.selected.iter().map(|row| row.inclusion_probability.recip()).sum::<f64>();
     }
     // Each window holds one document; five standard errors of 4 × Bernoulli(1/4) over 4,000 windows are 0.137.

@@ -10,7 +10,7 @@ use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
 use winnowd::features::{Featuriser, Scratch};
-use winnowd::score::{Model, NgramCounts, Provenance};
+use winnowd::score::{Model, NgramCounts, Side};
 
 pub use broker::*;
 pub use deployment::*;
@@ -50,13 +50,13 @@ pub fn document(n: u64) -> Vec<u8> {
 pub fn model_bytes() -> Vec<u8> {
     let featuriser = Featuriser::default();
     let count = |text: &str| {
-        let mut counts = NgramCounts::zero(featuriser.buckets());
+        let mut counts = NgramCounts::zero(featuriser.buckets as usize);
         counts.add_text(text, &featuriser, &mut Scratch::default());
         counts
     };
     let target = count("select index from table query vacuum table index select query night");
     let raw = count("king thou night select thou king table index night query vacuum king thou select");
-    Model::new(featuriser, target, raw, Provenance::default()).expect("both sides have n-grams").to_bytes()
+    Model::of_one_target(featuriser, Side::of(target), Side::of(raw)).expect("both sides have n-grams").to_bytes()
 }
 
 pub fn block_on<F: Future>(future: F) -> F::Output {

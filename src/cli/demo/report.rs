@@ -15,7 +15,7 @@ use crate::catalog::Totals;
 use crate::features::Scratch;
 use crate::manifest::ShardManifest;
 use crate::record::TopicPartition;
-use crate::score::{Model, NgramCounts, kl_divergence};
+use crate::score::{Model, NgramCounts};
 use crate::select::{Noise, Reservoir};
 
 /// Random selections that the mean is taken over.
@@ -104,14 +104,15 @@ fn print_divergence(sample: &Sample, model: &Model, selected: &HashSet<String>) 
     let mut scratch = Scratch::default();
     let mut buckets_of = |document: &SampleDocument| {
         let mut buckets = Vec::new();
-        model.featuriser.for_each_bucket(&document.text, &mut scratch, |bucket| buckets.push(bucket));
+        model.featuriser.for_each_chunk(&document.text, &mut scratch, |chunk| buckets.extend_from_slice(chunk));
         buckets
     };
     let documents: Vec<Vec<u32>> = sample.stream.iter().map(&mut buckets_of).collect();
+    let target = model.target_distribution();
     let divergence = |chosen: &mut dyn Iterator<Item = &Vec<u32>>| {
-        let mut counts = NgramCounts::zero(model.featuriser.buckets());
-        chosen.flatten().for_each(|&bucket| counts.add_bucket(bucket));
-        kl_divergence(&model.target, &counts)
+        let mut counts = NgramCounts::zero(model.featuriser.buckets as usize);
+        chosen.for_each(|buckets| counts.add_buckets(buckets));
+        target.divergence_from(&counts)
     };
     let to_stream = divergence(&mut documents.iter());
     let pairs = sample.stream.iter().zip(&documents);

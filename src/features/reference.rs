@@ -1,42 +1,30 @@
-//! N-grams of the `reference` featuriser and their SHA-256 buckets.
+//! Buckets of the `reference` hash: SHA-256 of each n-gram.
+
+use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-use super::{Scratch, for_each_token, lowercase_into};
-
-pub(super) fn reference_buckets(
-    text: &str,
+pub(super) fn buckets(
+    lowered: &str,
+    tokens: &[Range<usize>],
     max_n: u8,
-    buckets: u32,
-    scratch: &mut Scratch,
-    mut bucket: impl FnMut(u32),
-) -> u32 {
-    let Scratch { lowered, recent, ngram } = scratch;
-    lowered.clear();
-    recent.clear();
-    lowercase_into(text, lowered);
-    let lowered = &*lowered;
-    let hash = BucketHash::new(buckets);
-    let mut n_tokens = 0u32;
-    for_each_token(lowered, |token| {
-        n_tokens += 1;
-        bucket(hash.bucket(&lowered.as_bytes()[token.clone()]));
-        if recent.len() == usize::from(max_n) {
-            recent.pop_front();
-        }
-        recent.push_back(token);
-        for n in 2..=recent.len() {
+    n_buckets: u32,
+    ngram: &mut Vec<u8>,
+    out: &mut Vec<u32>,
+) {
+    let hash = BucketHash::new(n_buckets);
+    for last in 0..tokens.len() {
+        for n in 1..=usize::from(max_n).min(last + 1) {
             ngram.clear();
-            for range in recent.range(recent.len() - n..) {
+            for range in &tokens[last + 1 - n..=last] {
                 if !ngram.is_empty() {
                     ngram.push(b' ');
                 }
                 ngram.extend_from_slice(&lowered.as_bytes()[range.clone()]);
             }
-            bucket(hash.bucket(ngram));
+            out.push(hash.bucket(ngram));
         }
-    });
-    n_tokens
+    }
 }
 
 /// `int(SHA-256(bytes)) mod buckets`: the 256-bit digest as eight big-endian words, each times 2^(32 k) mod buckets.
