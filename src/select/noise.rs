@@ -20,6 +20,7 @@ pub struct Noise {
 enum Use {
     Gumbel = 0,
     Rounding = 1,
+    Sampling = 2,
 }
 
 impl Noise {
@@ -43,6 +44,11 @@ impl Noise {
     /// A number in (0, 1) that decides how the size of the window from this offset is rounded.
     pub fn rounding(&self, from_offset: i64) -> f64 {
         self.uniform(from_offset, Use::Rounding)
+    }
+
+    /// A number in (0, 1) that decides whether this position belongs to a uniform sample: it does below a threshold.
+    pub fn sampling(&self, offset: i64) -> f64 {
+        self.uniform(offset, Use::Sampling)
     }
 
     /// Uniform on the odd multiples of 2⁻⁵³: never 0, never 1.
@@ -102,6 +108,7 @@ mod tests {
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("documents", 4)).gumbel(0));
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("document", 3)).gumbel(0));
         assert_ne!(noise.uniform(7, Use::Gumbel), noise.uniform(7, Use::Rounding));
+        assert_ne!(noise.rounding(7), noise.sampling(7));
     }
 
     #[test]

@@ -46,6 +46,11 @@ impl<T> Reservoir<T> {
         if self.heap.len() > self.capacity + 1 { self.heap.pop().map(|worst| worst.0.item) } else { None }
     }
 
+    /// Whether an item with this key might be held: spares making items that would come back at once.
+    pub fn might_hold(&self, key: f64) -> bool {
+        self.heap.len() <= self.capacity || self.heap.peek().is_none_or(|worst| key >= worst.0.key)
+    }
+
     /// Chooses the best `k`.
     ///
     /// # Panics

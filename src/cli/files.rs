@@ -1,0 +1,182 @@
+//! What `fit`, `score` and `select` have in common: how files are named and read, and Ctrl-C.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{INTERRUPTED, Interrupted, UsageError};
+use crate::features::{Featuriser, NgramHash};
+use crate::record::{Decoder, FieldNames};
+use crate::score::Model;
+use crate::source::files::{Input, ReadSettings, Reader, expand};
+
+#[derive(clap::Args)]
+pub struct ReadArguments {
+    /// Field or column that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text", help_heading = "Reading")]
+    text_field: String,
+    /// Field or column that holds the id; a document without one is called FILE/0/LINE
+    #[arg(long, value_name = "NAME", default_value = "id", help_heading = "Reading")]
+    id_field: String,
+    /// Field or column that says where a document comes from
+    #[arg(long, value_name = "NAME", default_value = "source", help_heading = "Reading")]
+    source_field: String,
+    /// Count and pass over lines that are no documents; without it the first one is an error
+    #[arg(long, help_heading = "Reading")]
+    skip_bad_lines: bool,
+    /// Number of threads; the outcome does not depend on it [default: all cores]
+    #[arg(long, value_name = "N", help_heading = "Reading", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl ReadArguments {
+    pub fn settings(&self) -> ReadSettings {
+        // A timestamp has no column of its own in what is written: it travels along in the metadata.
+        let fields = FieldNames {
+            text: self.text_field.clone(),
+            id: Some(self.id_field.clone()),
+            source: Some(self.source_field.clone()),
+            timestamp: None,
+        };
+        let threads = self.threads.map_or_else(
+            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            usize::from,
+        );
+        let decoder = Decoder { fields, ..Decoder::for_files() };
+        ReadSettings { decoder, threads, skip_bad_lines: self.skip_bad_lines }
+    }
+}
+
+#[derive(clap::Args)]
+pub struct FeaturiserArguments {
+    /// How texts become n-gram buckets; `reference` equals the published DSIR package, `fast` is faster
+    #[arg(long, value_enum, default_value_t = FeaturiserName::Reference, help_heading = "Model")]
+    featuriser: FeaturiserName,
+    /// Longest n-gram, in tokens
+    #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Model")]
+    ngrams: u8,
+    /// Number of hash buckets
+    #[arg(long, value_name = "N", default_value_t = 10_000, help_heading = "Model")]
+    buckets: u32,
+    /// Added to each probability before its logarithm is taken
+    #[arg(long, value_name = "X", default_value_t = crate::score::DEFAULT_SMOOTHING, help_heading = "Model")]
+    smoothing: f64,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum FeaturiserName {
+    Reference,
+    Fast,
+}
+
+impl FeaturiserArguments {
+    /// The featuriser and the smoothing.
+    pub fn checked(&self) -> Result<(Featuriser, f64), UsageError> {
+        let hash = match self.featuriser {
+            FeaturiserName::Reference => NgramHash::Reference,
+            FeaturiserName::Fast => NgramHash::Fast,
+        };
+        let featuriser = Featuriser { hash, max_n: self.ngrams, buckets: self.buckets };
+        let featuriser = featuriser.validated().map_err(UsageError)?;
+        if !Model::SMOOTHING.contains(&self.smoothing) {
+            let (least, most) = (Model::SMOOTHING.start(), Model::SMOOTHING.end());
+            return Err(UsageError(format!("--smoothing {}: must be {least:e} to {most}", self.smoothing)));
+        }
+        Ok((featuriser, self.smoothing))
+    }
+}
+
+/// Files that are read with the same settings, until somebody presses Ctrl-C.
+pub struct Files {
+    pub settings: ReadSettings,
+    stop: &'static AtomicBool,
+}
+
+impl Files {
+    pub fn new(arguments: &ReadArguments) -> anyhow::Result<Self> {
+        Ok(Files { settings: arguments.settings(), stop: stop_on_signal()? })
+    }
+
+    pub fn reader<'a>(&'a self, inputs: &'a [Input]) -> Reader<'a> {
+        Reader { inputs, settings: &self.settings, stop: self.stop }
+    }
+
+    /// One of `make` for each thread.
+    pub fn states<S>(&self, make: impl Fn() -> S) -> Vec<S> {
+        (0..self.settings.threads).map(|_| make()).collect()
+    }
+
+    /// A scan ends early without an error when somebody interrupts it; this is the error.
+    pub fn check_interrupted(&self) -> Result<(), Interrupted> {
+        if self.stop.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+    }
+}
+
+/// Turns true at the first SIGTERM or Ctrl-C; a second one ends the process at once.
+fn stop_on_signal() -> anyhow::Result<&'static AtomicBool> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start threads")?;
+    let (mut terminate, mut interrupt) = {
+        let _inside = runtime.enter();
+        let terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+        (terminate, signal(SignalKind::interrupt()).context("cannot handle SIGINT")?)
+    };
+    let wait = move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                if STOP.swap(true, Ordering::Relaxed) {
+                    eprintln!("winnowd: second signal, ending at once");
+                    std::process::exit(INTERRUPTED.into());
+                }
+            }
+        });
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).context("cannot start a thread")?;
+    Ok(&STOP)
+}
+
+pub fn total_bytes(inputs: &[Input]) -> u64 {
+    inputs.iter().map(|input| input.bytes).sum()
+}
+
+/// The named files; those that are read twice must not be pipes.
+pub fn inputs(paths: &[PathBuf], is_read_twice: bool) -> anyhow::Result<Vec<Input>> {
+    let inputs = expand(paths)?;
+    if let Some(pipe) = inputs.iter().find(|input| is_read_twice && !input.is_regular) {
+        let problem = format!("`{}` is no regular file, and it is read twice", pipe.path.display());
+        return Err(UsageError(problem).into());
+    }
+    Ok(inputs)
+}
+
+/// Readers see the old file or the whole new one.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let write = || {
+        let mut file = scratch_file_for(path)?;
+        file.write_all(bytes)?;
+        persist(file, path)
+    };
+    write().map_err(|e| UsageError(format!("`{}` cannot be written: {e}", path.display())).into())
+}
+
+/// A file beside `path` that vanishes unless it is [`persist`]ed.
+pub fn scratch_file_for(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::Builder::new()
+        .prefix(".winnowd-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(folder)
+}
+
+pub fn persist(file: tempfile::NamedTempFile, path: &Path) -> std::io::Result<()> {
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}

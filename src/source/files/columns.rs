@@ -1,0 +1,223 @@
+//! Parquet files: row groups as units of work, their named columns as documents, whole rows as JSON objects.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, StringArray, UInt32Array};
+use arrow::datatypes::DataType;
+use arrow::json::LineDelimitedWriter;
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+
+use crate::record::{Decoder, FieldNames};
+
+/// Row groups up to this size, uncompressed, are decoded by the thread that takes them; larger ones batch by batch, before
+/// they are handed out, so that no thread holds what is selected of a gigabyte.
+const SMALL_ROW_GROUP_BYTES: u64 = 16 << 20;
+/// Rows are decoded in batches of about so many bytes.
+const BATCH_BYTES: u64 = 2 << 20;
+const MAX_BATCH_ROWS: u64 = 1024;
+
+/// Which columns are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Text, id and source.
+    Named,
+    All,
+}
+
+/// A Parquet file that is handed out piece by piece.
+pub(super) struct ParquetFile {
+    path: Arc<PathBuf>,
+    metadata: ArrowReaderMetadata,
+    projection: ProjectionMask,
+    next_row_group: usize,
+    next_row: u64,
+    /// The row group that is decoded here, and the file's bytes for each of its rows.
+    large: Option<(ParquetRecordBatchReader, f64)>,
+}
+
+/// A piece of it.
+pub(super) enum Rows {
+    RowGroup {
+        path: Arc<PathBuf>,
+        metadata: ArrowReaderMetadata,
+        projection: ProjectionMask,
+        row_group: usize,
+    },
+    Batch(RecordBatch),
+}
+
+impl ParquetFile {
+    pub fn open(path: PathBuf, file: &File, decoder: &Decoder, wanted: Wanted) -> Result<Self, String> {
+        let metadata = ArrowReaderMetadata::load(file, ArrowReaderOptions::new()).map_err(|e| e.to_string())?;
+        let fields = &decoder.fields;
+        let schema = metadata.schema();
+        let Ok(text) = schema.field_with_name(&fields.text) else {
+            let names: Vec<_> = schema.fields().iter().map(|f| format!("`{}`", f.name())).collect();
+            return Err(format!("no column `{}`; its columns are {}", fields.text, names.join(", ")));
+        };
+        if !is_text(text.data_type()) {
+            return Err(format!("column `{}` is {}, expected strings", fields.text, text.data_type()));
+        }
+        let named = [Some(&fields.text), fields.id.as_ref(), fields.source.as_ref()];
+        let is_named = |name: &str| named.iter().flatten().any(|n| *n == name);
+        let roots = (0..schema.fields().len()).filter(|&i| wanted == Wanted::All || is_named(schema.field(i).name()));
+        let projection = ProjectionMask::roots(metadata.parquet_schema(), roots);
+        let path = Arc::new(path);
+        Ok(ParquetFile { path, metadata, projection, next_row_group: 0, next_row: 0, large: None })
+    }
+
+    /// The number of rows before the next piece, the bytes of the file that it stands for, and the piece.
+    pub fn next(&mut self) -> Result<Option<(u64, u64, Rows)>, String> {
+        loop {
+            let first_row = self.next_row;
+            if let Some((reader, bytes_per_row)) = &mut self.large {
+                match reader.next().transpose().map_err(|e| e.to_string())? {
+                    Some(batch) => {
+                        self.next_row += batch.num_rows() as u64;
+                        let bytes = *bytes_per_row * batch.num_rows() as f64;
+                        return Ok(Some((first_row, bytes as u64, Rows::Batch(batch))));
+                    }
+                    None => self.large = None,
+                }
+            }
+            let groups = self.metadata.metadata().row_groups();
+            let Some(group) = groups.get(self.next_row_group) else { return Ok(None) };
+            let rows = group.num_rows().max(0) as u64;
+            let file_bytes = group.compressed_size().max(0) as u64;
+            let uncompressed = group.total_byte_size().max(0) as u64;
+            let row_group = self.next_row_group;
+            self.next_row_group += 1;
+            if rows == 0 {
+                continue;
+            }
+            let piece = Rows::RowGroup {
+                path: self.path.clone(),
+                metadata: self.metadata.clone(),
+                projection: self.projection.clone(),
+                row_group,
+            };
+            if uncompressed <= SMALL_ROW_GROUP_BYTES {
+                self.next_row += rows;
+                return Ok(Some((first_row, file_bytes, piece)));
+            }
+            self.large = Some((piece.reader()?, file_bytes as f64 / rows as f64));
+        }
+    }
+}
+
+impl Rows {
+    pub fn n_rows(&self) -> usize {
+        match self {
+            Rows::Batch(batch) => batch.num_rows(),
+            Rows::RowGroup { metadata, row_group, .. } => metadata.metadata().row_group(*row_group).num_rows() as usize,
+        }
+    }
+
+    pub fn for_each_batch(&self, mut each: impl FnMut(&RecordBatch) -> Result<(), String>) -> Result<(), String> {
+        if let Rows::Batch(batch) = self {
+            return each(batch);
+        }
+        for batch in self.reader()? {
+            each(&batch.map_err(|e| e.to_string())?)?;
+        }
+        Ok(())
+    }
+
+    fn reader(&self) -> Result<ParquetRecordBatchReader, String> {
+        let Rows::RowGroup { path, metadata, projection, row_group } = self else {
+            return Err("a batch has been read already".to_owned());
+        };
+        // Handles of one open file share a position, so that every thread needs its own.
+        let file = File::open(path.as_path()).map_err(|e| e.to_string())?;
+        let group = metadata.metadata().row_group(*row_group);
+        let rows = group.num_rows().max(1) as u64;
+        let batch_rows = (rows * BATCH_BYTES / group.total_byte_size().max(1) as u64).clamp(16, MAX_BATCH_ROWS);
+        ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
+            .with_row_groups(vec![*row_group])
+            .with_projection(projection.clone())
+            .with_batch_size(batch_rows as usize)
+            .build()
+            .map_err(|e| e.to_string())
+    }
+}
+
+fn is_text(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
+        DataType::Dictionary(_, values) => is_text(values),
+        _ => false,
+    }
+}
+
+/// The named columns of a batch.
+pub(super) struct Columns {
+    text: ArrayRef,
+    id: Option<StringArray>,
+    source: Option<StringArray>,
+}
+
+impl Columns {
+    pub fn of(batch: &RecordBatch, fields: &FieldNames) -> Result<Self, String> {
+        let mut text = batch.column_by_name(&fields.text).ok_or("the text column is gone")?.clone();
+        if matches!(text.data_type(), DataType::Dictionary(..)) {
+            text = arrow::compute::cast(&text, &DataType::Utf8).map_err(|e| e.to_string())?;
+        }
+        let strings = |name: &Option<String>| -> Result<Option<StringArray>, String> {
+            let Some((name, column)) = name.as_deref().and_then(|n| Some((n, batch.column_by_name(n)?))) else {
+                return Ok(None);
+            };
+            let is_scalar = column.data_type().is_integer() || is_text(column.data_type());
+            if !is_scalar && column.data_type() != &DataType::Null {
+                return Err(format!("column `{name}` is {}, expected strings or integers", column.data_type()));
+            }
+            let column = arrow::compute::cast(column, &DataType::Utf8).map_err(|e| e.to_string())?;
+            Ok(Some(column.as_string::<i32>().clone()))
+        };
+        Ok(Columns { text, id: strings(&fields.id)?, source: strings(&fields.source)? })
+    }
+
+    /// `None`: it is null.
+    pub fn text(&self, row: usize) -> Option<&str> {
+        if self.text.is_null(row) {
+            return None;
+        }
+        Some(match self.text.data_type() {
+            DataType::LargeUtf8 => self.text.as_string::<i64>().value(row),
+            DataType::Utf8View => self.text.as_string_view().value(row),
+            _ => self.text.as_string::<i32>().value(row),
+        })
+    }
+
+    pub fn id(&self, row: usize) -> Option<&str> {
+        self.id.as_ref().filter(|c| c.is_valid(row)).map(|c| c.value(row))
+    }
+
+    pub fn source(&self, row: usize) -> Option<&str> {
+        self.source.as_ref().filter(|c| c.is_valid(row)).map(|c| c.value(row))
+    }
+}
+
+/// Calls `each` with the chosen rows as JSON objects; null values are left out.
+pub(super) fn objects(
+    batch: &RecordBatch,
+    chosen: &[u32],
+    mut each: impl FnMut(u32, &[u8]) -> Result<(), String>,
+) -> Result<(), String> {
+    if chosen.is_empty() {
+        return Ok(());
+    }
+    let rows = arrow::compute::take_record_batch(batch, &UInt32Array::from(chosen.to_vec())).map_err(|e| e.to_string())?;
+    let mut writer = LineDelimitedWriter::new(Vec::new());
+    writer.write(&rows).and_then(|()| writer.finish()).map_err(|e| e.to_string())?;
+    let json = writer.into_inner();
+    for (&row, object) in chosen.iter().zip(json.split(|&byte| byte == b'\n')) {
+        each(row, object)?;
+    }
+    Ok(())
+}

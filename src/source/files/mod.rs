@@ -1,0 +1,289 @@
+//! Documents from files: JSONL (plain, `.gz`, `.zst`) and Parquet, in the order of the input, on any number of threads.
+//!
+//! Files are cut into [`Chunk`]s at places that depend on the files alone. Threads take chunks one after the other, work
+//! on them side by side, and their results are delivered in order ([`Reader::scan`]): what comes out never depends on the
+//! number of threads, and memory is bounded by it, not by the files.
+
+mod chunks;
+mod columns;
+mod in_order;
+mod inputs;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::record::{Decoder, Document, Reject, RejectReason, TopicPartition};
+
+pub use chunks::Chunk;
+pub use columns::Wanted;
+pub use inputs::{Input, expand};
+
+use chunks::{Chunks, Content};
+
+#[derive(Debug, thiserror::Error)]
+#[error("`{}`{}: {problem}", path.display(), line.map(|n| format!(", line {n}")).unwrap_or_default())]
+pub struct FileError {
+    pub path: PathBuf,
+    pub line: Option<u64>,
+    pub problem: String,
+}
+
+/// How files are read.
+#[derive(Debug, Clone)]
+pub struct ReadSettings {
+    pub decoder: Decoder,
+    pub threads: usize,
+    /// Lines that are no documents are counted and passed over; otherwise the first one is an error.
+    pub skip_bad_lines: bool,
+}
+
+impl ReadSettings {
+    pub fn new(decoder: Decoder) -> Self {
+        ReadSettings { decoder, threads: 1, skip_bad_lines: false }
+    }
+}
+
+/// Files to be read as often as one likes.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader<'a> {
+    pub inputs: &'a [Input],
+    pub settings: &'a ReadSettings,
+    /// Once true, scans end early and without an error.
+    pub stop: &'a AtomicBool,
+}
+
+/// What a thread keeps from chunk to chunk: its own state and its buffer.
+struct Worker<S> {
+    state: S,
+    buffer: Vec<u8>,
+}
+
+impl Reader<'_> {
+    /// Calls `work` with every chunk, on as many threads as there are `states`, and `deliver` with its results in the
+    /// order of the input. Gives the states back.
+    pub fn scan<S: Send, T: Send, E: From<FileError> + Send>(
+        &self,
+        wanted: Wanted,
+        states: Vec<S>,
+        work: impl Fn(&mut S, &ChunkReader<'_>) -> Result<T, FileError> + Sync,
+        mut deliver: impl FnMut(T) -> Result<(), E> + Send,
+    ) -> Result<Vec<S>, E> {
+        let mut chunks = Chunks::new(self.inputs, &self.settings.decoder, wanted);
+        let workers = states.into_iter().map(|state| Worker { state, buffer: Vec::new() }).collect();
+        let next = |worker: &mut Worker<S>| {
+            if self.stop.load(Ordering::Relaxed) { None } else { chunks.next(&mut worker.buffer) }
+        };
+        let work = |worker: &mut Worker<S>, chunk: Result<Chunk, FileError>| {
+            let chunk = ChunkReader { reader: self, chunk: chunk?, lines: &worker.buffer };
+            work(&mut worker.state, &chunk)
+        };
+        let deliver = |result: Result<T, FileError>| deliver(result?);
+        let workers = in_order::in_order(workers, next, work, deliver)?;
+        Ok(workers.into_iter().map(|worker| worker.state).collect())
+    }
+}
+
+/// A chunk in the hands of a thread.
+pub struct ChunkReader<'a> {
+    reader: &'a Reader<'a>,
+    pub chunk: Chunk,
+    lines: &'a [u8],
+}
+
+/// A document where it stands in its file.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// Number of its line, or of its row in a Parquet file, from 1.
+    pub line: u64,
+    pub text: &'a str,
+    pub id: &'a str,
+    pub source: Option<&'a str>,
+}
+
+impl ChunkReader<'_> {
+    /// The file's number among the inputs.
+    pub fn input(&self) -> usize {
+        self.chunk.input
+    }
+
+    fn path(&self) -> &Path {
+        &self.reader.inputs[self.chunk.input].path
+    }
+
+    fn error(&self, line: Option<u64>, problem: String) -> FileError {
+        FileError { path: self.path().to_owned(), line, problem }
+    }
+
+    /// Calls `each` with every record that is not blank: a document, or `None` for a bad line that is passed over.
+    pub fn for_each_document(&self, each: impl FnMut(Option<Record<'_>>)) -> Result<(), FileError> {
+        self.for_some_documents(|_| true, each)
+    }
+
+    /// The same for the records whose line numbers are `wanted`; the others are not looked into.
+    pub fn for_some_documents(
+        &self,
+        mut wanted: impl FnMut(u64) -> bool,
+        mut each: impl FnMut(Option<Record<'_>>),
+    ) -> Result<(), FileError> {
+        match &self.chunk.content {
+            Content::Lines => self.for_each_line(|line, bytes| {
+                if !wanted(line) {
+                    return Ok(());
+                }
+                let document = self.decode(line, bytes)?;
+                each(document.as_ref().map(|d| Record {
+                    line,
+                    text: &d.text,
+                    id: &d.id,
+                    source: d.source.as_deref(),
+                }));
+                Ok(())
+            }),
+            Content::Rows(rows) => {
+                let fields = &self.reader.settings.decoder.fields;
+                let at = TopicPartition::new(&*self.path().to_string_lossy(), 0);
+                let mut line = self.chunk.first_line;
+                rows.for_each_batch(|batch| {
+                    let columns = columns::Columns::of(batch, fields)?;
+                    for row in 0..batch.num_rows() {
+                        if wanted(line) {
+                            let position;
+                            let id = match columns.id(row) {
+                                Some(id) => id,
+                                None => {
+                                    position = at.position(line as i64);
+                                    &position
+                                }
+                            };
+                            let source = columns.source(row);
+                            match columns.text(row) {
+                                Some(text) => each(Some(Record { line, text, id, source })),
+                                None => {
+                                    let missing = format!("column `{}` is null", fields.text);
+                                    self.bad_line(line, &Reject::new(RejectReason::MissingText, missing))
+                                        .map_err(|e| e.problem)?;
+                                    each(None);
+                                }
+                            }
+                        }
+                        line += 1;
+                    }
+                    Ok(())
+                })
+                .map_err(|problem| self.error(None, problem))
+            }
+        }
+    }
+
+    /// Calls `each` with the number and the JSON of records, those that are `wanted` by how many that are not blank
+    /// stand before them in this chunk. Rows of Parquet files become JSON objects. Gives the number of records.
+    pub fn for_some_objects(
+        &self,
+        mut wanted: impl FnMut(u64) -> bool,
+        mut each: impl FnMut(u64, u64, &[u8]) -> Result<(), FileError>,
+    ) -> Result<u64, FileError> {
+        let mut n = 0;
+        match &self.chunk.content {
+            Content::Lines => self.for_each_line(|line, bytes| {
+                n += 1;
+                if wanted(n - 1) { each(n - 1, line, bytes) } else { Ok(()) }
+            })?,
+            Content::Rows(rows) => {
+                let first = self.chunk.first_line;
+                let mut failed = None;
+                let result = rows.for_each_batch(|batch| {
+                    let chosen: Vec<u32> = (0..batch.num_rows() as u32).filter(|&row| wanted(n + u64::from(row))).collect();
+                    columns::objects(batch, &chosen, |row, object| {
+                        let at = n + u64::from(row);
+                        each(at, first + at, object).map_err(|e| failed.insert(e).problem.clone())
+                    })?;
+                    n += batch.num_rows() as u64;
+                    Ok(())
+                });
+                result.map_err(|problem| failed.take().unwrap_or_else(|| self.error(None, problem)))?;
+            }
+        }
+        Ok(n)
+    }
+
+    /// Calls `each` with the line number of every record that is not blank, without looking into it.
+    pub fn for_each_place(&self, mut each: impl FnMut(u64)) {
+        match &self.chunk.content {
+            Content::Lines => {
+                // Nothing in the closure fails.
+                let _ = self.for_each_line(|line, _| {
+                    each(line);
+                    Ok(())
+                });
+            }
+            Content::Rows(rows) => (0..rows.n_rows() as u64).for_each(|row| each(self.chunk.first_line + row)),
+        }
+    }
+
+    /// The document of a line; `None` when it is bad and bad lines are passed over.
+    pub fn decode(&self, line: u64, bytes: &[u8]) -> Result<Option<Document>, FileError> {
+        let at = TopicPartition::new(&*self.path().to_string_lossy(), 0);
+        match self.reader.settings.decoder.decode(Some(bytes), &at, line as i64, None) {
+            Ok(document) => Ok(Some(document)),
+            Err(reject) => self.bad_line(line, &reject).map(|()| None),
+        }
+    }
+
+    fn bad_line(&self, line: u64, reject: &Reject) -> Result<(), FileError> {
+        if self.reader.settings.skip_bad_lines {
+            return Ok(());
+        }
+        let problem = format!("{}: {} (--skip-bad-lines passes over such lines)", reject.reason.as_str(), reject.detail);
+        Err(self.error(Some(line), problem))
+    }
+
+    /// Lines that are not blank, with their numbers.
+    fn for_each_line(&self, mut each: impl FnMut(u64, &[u8]) -> Result<(), FileError>) -> Result<(), FileError> {
+        let mut start = 0;
+        let mut number = self.chunk.first_line;
+        let ends = memchr::memchr_iter(b'\n', self.lines).chain([self.lines.len()]);
+        for end in ends {
+            let line = self.lines[start..end].trim_ascii_end();
+            if !line.is_empty() {
+                each(number, line)?;
+            }
+            start = (end + 1).min(self.lines.len());
+            number += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Calls `each` with every document of a file, in order, and the bytes of its text. A bad line ends it with an error: a
+/// model fitted on half a file would be wrong without a sign of it.
+pub fn for_each_document(
+    path: &Path,
+    decoder: &Decoder,
+    mut each: impl FnMut(Document, u64) + Send,
+) -> Result<(), FileError> {
+    let inputs = expand(std::slice::from_ref(&path.to_owned()))?;
+    let settings = ReadSettings::new(decoder.clone());
+    let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
+    let documents = |(): &mut (), chunk: &ChunkReader<'_>| {
+        let mut documents = Vec::new();
+        chunk.for_some_objects(
+            |_| true,
+            |_, line, json| {
+                documents.extend(chunk.decode(line, json)?);
+                Ok(())
+            },
+        )?;
+        Ok(documents)
+    };
+    let deliver = |documents: Vec<Document>| {
+        for document in documents {
+            let bytes = document.text.len() as u64;
+            each(document, bytes);
+        }
+        Ok::<(), FileError>(())
+    };
+    reader.scan(Wanted::All, vec![()], documents, deliver).map(drop)
+}
+
+#[cfg(test)]
+mod tests;

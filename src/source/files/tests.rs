@@ -1,0 +1,159 @@
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, LargeStringArray, StringArray, StringViewArray};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterProperties;
+
+use super::*;
+
+fn read(name: &str, content: &[u8]) -> Result<Vec<String>, FileError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    File::create(&path).unwrap().write_all(content).unwrap();
+    let mut texts = Vec::new();
+    let decoder = Decoder::for_files();
+    for_each_document(&path, &decoder, |document, _| texts.push(document.text)).map(|()| texts)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    writer.write_all(bytes).unwrap();
+    writer.finish().unwrap()
+}
+
+#[test]
+fn reads_plain_and_compressed_lines() {
+    let lines = b"{\"text\":\"a\"}\n\n{\"text\":\"b\"}\r\n{\"text\":\"c\"}";
+    assert_eq!(read("x.jsonl", lines).unwrap(), ["a", "b", "c"]);
+    assert_eq!(read("x.jsonl.zst", &zstd::encode_all(&lines[..], 1).unwrap()).unwrap(), ["a", "b", "c"]);
+    // Two members, as `cat a.gz b.gz` makes them.
+    let members = [gzip(&lines[..20]), gzip(&lines[20..])].concat();
+    assert_eq!(read("x.jsonl.gz", &members).unwrap(), ["a", "b", "c"]);
+    assert!(read("x.jsonl", b"").unwrap().is_empty());
+}
+
+#[test]
+fn a_bad_line_is_named() {
+    let error = read("x.jsonl", b"{\"text\":\"a\"}\n{\"text\":1}\n").unwrap_err().to_string();
+    assert!(error.contains("x.jsonl`, line 2: invalid_field: field `text` is a number"), "{error}");
+    assert!(read("x.zst", b"not zstd").is_err());
+    assert!(read("x.gz", b"not gzip").is_err());
+    let cut = gzip(b"{\"text\":\"a\"}\n{\"text\":\"b\"}\n");
+    assert!(read("x.gz", &cut[..cut.len() - 9]).is_err(), "half a file was taken for a whole one");
+    assert!(read("x.parquet", b"not Parquet").is_err());
+}
+
+/// (line, text) of everything that is read on `threads` threads.
+fn scan(paths: &[PathBuf], threads: usize, skip_bad_lines: bool) -> Result<Vec<(u64, Option<String>)>, FileError> {
+    let inputs = expand(paths)?;
+    let settings = ReadSettings { skip_bad_lines, ..ReadSettings::new(Decoder::for_files()) };
+    let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
+    let mut all = Vec::new();
+    let work = |(): &mut (), chunk: &ChunkReader<'_>| {
+        let mut seen = Vec::new();
+        chunk.for_each_document(|record| seen.push(record.map_or((0, None), |r| (r.line, Some(r.text.to_owned())))))?;
+        let mut n_places = 0;
+        chunk.for_each_place(|_| n_places += 1);
+        assert_eq!(seen.len(), n_places);
+        Ok(seen)
+    };
+    reader.scan(Wanted::Named, vec![(); threads], work, |seen| {
+        all.extend(seen);
+        Ok::<(), FileError>(())
+    })?;
+    Ok(all)
+}
+
+/// Lines across many chunks, one of them longer than a chunk.
+#[test]
+fn chunks_lose_and_repeat_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.jsonl");
+    let mut file = File::create(&path).unwrap();
+    let mut expected = Vec::new();
+    for n in 0..4_000u64 {
+        let text = format!("{n} {}", "x".repeat(if n == 1_000 { 3 << 20 } else { (n * 37 % 2_000) as usize }));
+        writeln!(file, "{{\"text\":\"{text}\"}}{}", if n % 7 == 0 { "\n" } else { "" }).unwrap();
+        expected.push((n + 1 + n.div_ceil(7), Some(text)));
+    }
+    for threads in [1, 2, 5] {
+        assert!(scan(std::slice::from_ref(&path), threads, false).unwrap() == expected, "with {threads} threads");
+    }
+}
+
+#[test]
+fn the_first_bad_line_is_the_error_whatever_the_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.jsonl");
+    let mut file = File::create(&path).unwrap();
+    for n in 1..=20_000 {
+        let bad = n == 9_000 || n == 19_000;
+        writeln!(file, "{{\"text\":{}}}", if bad { "1".to_owned() } else { format!("\"{}\"", "y".repeat(300)) }).unwrap();
+    }
+    for threads in [1, 3] {
+        let error = scan(std::slice::from_ref(&path), threads, false).unwrap_err();
+        assert_eq!(error.line, Some(9_000));
+        let seen = scan(std::slice::from_ref(&path), threads, true).unwrap();
+        assert_eq!((seen.len(), seen.iter().filter(|(_, text)| text.is_none()).count()), (20_000, 2));
+    }
+}
+
+fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>, row_group_rows: usize) {
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let properties = WriterProperties::builder().set_max_row_group_row_count(Some(row_group_rows)).build();
+    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn reads_parquet_of_any_string_type_in_small_and_large_row_groups() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    let texts: Vec<String> = (0..3_000).map(|n| format!("{n} {}", "ü".repeat(n % 7_000))).collect();
+    let columns: [ArrayRef; 3] = [
+        Arc::new(StringArray::from_iter_values(&texts)),
+        Arc::new(LargeStringArray::from_iter_values(&texts)),
+        Arc::new(StringViewArray::from_iter_values(&texts)),
+    ];
+    let expected: Vec<_> = texts.iter().enumerate().map(|(i, t)| (i as u64 + 1, Some(t.clone()))).collect();
+    for column in columns {
+        for row_group_rows in [100, 10_000] {
+            parquet(&path, vec![("text", column.clone())], row_group_rows);
+            for threads in [1, 3] {
+                assert!(scan(std::slice::from_ref(&path), threads, false).unwrap() == expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_become_objects_with_all_their_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    let (text, id): (ArrayRef, ArrayRef) =
+        (Arc::new(StringArray::from(vec!["a\n\"b\"", "c"])), Arc::new(Int64Array::from(vec![Some(7), None])));
+    parquet(&path, vec![("text", text), ("id", id.clone()), ("n", id)], 10);
+    let mut documents = Vec::new();
+    for_each_document(&path, &Decoder::for_files(), |document, _| documents.push(document)).unwrap();
+    assert_eq!((documents[0].text.as_str(), documents[0].id.as_str()), ("a\n\"b\"", "7"));
+    assert_eq!(documents[0].metadata.as_deref(), Some("{\"n\":7}"));
+    assert_eq!(documents[1].id, format!("{}/0/2", path.display()));
+    assert_eq!(documents[1].metadata, None);
+}
+
+#[test]
+fn folders_stand_for_their_files_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["b.jsonl", "a.jsonl.gz", "c.txt", "d.parquet"] {
+        File::create(folder.path().join(name)).unwrap();
+    }
+    let inputs = expand(&[folder.path().to_owned(), folder.path().join("c.txt")]).unwrap();
+    let names: Vec<_> = inputs.iter().map(|i| i.path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["a.jsonl.gz", "b.jsonl", "d.parquet", "c.txt"]);
+    let empty = tempfile::tempdir().unwrap();
+    assert!(expand(&[empty.path().to_owned()]).unwrap_err().to_string().contains("a folder without files"));
+}
