@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::score::ModelId;
-use crate::select::SelectorSettings;
-use crate::window::{SelectedDocument, WindowSummary};
+use crate::select::{Quantiles, SelectorSettings};
+use crate::window::WindowSummary;
 
 /// Everything that is known of a published shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,43 +66,5 @@ pub fn rfc3339(ms: i64) -> String {
     match chrono::DateTime::from_timestamp_millis(ms) {
         Some(time) => time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
         None => format!("{ms} ms"),
-    }
-}
-
-/// Minimum, quartiles and maximum.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Quantiles {
-    pub min: f64,
-    pub q25: f64,
-    pub median: f64,
-    pub q75: f64,
-    pub max: f64,
-}
-
-impl Quantiles {
-    /// Nearest-rank quantiles; `None` of nothing.
-    pub fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_unstable_by(f64::total_cmp);
-        let last = values.len().checked_sub(1)?;
-        let at = |quarter: usize| values[(last * quarter + 2) / 4];
-        Some(Quantiles { min: at(0), q25: at(1), median: at(2), q75: at(3), max: at(4) })
-    }
-
-    pub fn of_weights<'a>(rows: impl Iterator<Item = &'a SelectedDocument>) -> Option<Self> {
-        Self::of(rows.map(|row| row.score.log_importance_weight).collect())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_are_values_that_occur() {
-        let q = Quantiles::of(vec![5.0, 1.0, 4.0, 2.0, 3.0]).unwrap();
-        assert_eq!((q.min, q.q25, q.median, q.q75, q.max), (1.0, 2.0, 3.0, 4.0, 5.0));
-        let q = Quantiles::of(vec![7.0]).unwrap();
-        assert_eq!((q.min, q.median, q.max), (7.0, 7.0, 7.0));
-        assert_eq!(Quantiles::of(vec![]), None);
     }
 }

@@ -84,7 +84,14 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
 
 fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
     let rows = windows.iter().map(|w| w.n_selected).sum();
-    let kind = SelectorKind::ImportanceResampling;
+    let selector = SelectorSettings {
+        kind: SelectorKind::ImportanceResampling,
+        fraction: "0.1".parse().unwrap(),
+        temperature: 1.0,
+        length_normalise: false,
+        min_tokens: 1,
+        seed: 0,
+    };
     ShardManifest {
         shard: shard.into(),
         pipeline: PIPELINE.into(),
@@ -93,7 +100,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         bytes: rows * 10,
         digest: (rows > 0).then(|| "sha256:00".into()),
         model: model_id(),
-        selector: SelectorSettings { kind, fraction: "0.1".parse().unwrap(), temperature: 1.0, min_tokens: 1, seed: 0 },
+        selector,
         log_importance_weights: None,
         windows,
         created_at_ms: 0,

@@ -3,12 +3,18 @@
 //! Exit codes: 0 done, 64 bad usage or configuration, 69 an outside system is unavailable, 70 a fault of the program,
 //! 130 interrupted.
 
+mod bars;
 mod check;
 mod demo;
+mod files;
 mod fit;
+mod model;
 mod progress;
 mod run;
+mod score;
+mod select;
 mod shards;
+mod weights;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -49,10 +55,25 @@ enum Command {
     Migrate(ConfigArguments),
     /// Fit a model: what is wanted (target) against what comes (raw)
     #[command(
-        after_help = "Example:\n  winnowd fit --target wikipedia.jsonl.zst --raw crawl-*.jsonl --out model.wnw\n\n\
-                      Files are JSONL, plain or zstd-compressed (.zst), with a field `text`."
+        after_help = "Examples:\n  winnowd fit --target wikipedia.jsonl.zst --raw crawl/ --raw-sample 100000 --out model.wnw\n  \
+                      winnowd fit --target code=a.jsonl code=b.parquet math=c.jsonl.gz \\\n    --proportion code=0.7 math=0.3 \
+                      --raw crawl-*.jsonl --out model.wnw"
     )]
     Fit(fit::FitArguments),
+    /// Look at a model
+    #[command(subcommand)]
+    Model(model::ModelCommand),
+    /// Give every document of files its log importance weight
+    #[command(after_help = "Example:\n  winnowd score --model model.wnw --input crawl/ --out scores.parquet")]
+    Score(score::ScoreArguments),
+    /// Select documents of files: DSIR, as the published package does it
+    #[command(
+        after_help = "Examples:\n  winnowd select --input crawl/ --target wanted.jsonl --fraction 0.1 --out selected\n  \
+                      winnowd select --input crawl/ --model model.wnw --count 50000 --temperature auto --out selected\n  \
+                      winnowd select --input crawl/ --model model.wnw --count 50000 --source-proportion web=0.5 \\\n    \
+                      --length-normalise --temperature 0.1 --seed 7 --format jsonl.zst --out selected"
+    )]
+    Select(select::SelectArguments),
     /// List published shards
     #[command(after_help = "Example:\n  winnowd shards -c winnowd.toml --json | jq -r .path")]
     Shards(shards::ShardsArguments),
@@ -90,6 +111,9 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::check(&arguments),
         Command::Migrate(arguments) => check::migrate(&arguments),
         Command::Fit(arguments) => fit::fit(&arguments),
+        Command::Model(command) => model::model(&command),
+        Command::Score(arguments) => score::score(&arguments),
+        Command::Select(arguments) => select::select(&arguments),
         Command::Shards(arguments) => shards::shards(&arguments),
     };
     match result {

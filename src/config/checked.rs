@@ -59,6 +59,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         },
         fraction: r.parse("selection.fraction", "1".parse().expect("1 is a fraction"), str::parse),
         temperature: r.number_above_zero("selection.temperature"),
+        length_normalise: r.boolean("selection.length_normalise"),
         min_tokens: r.integer("selection.min_tokens", 0..=u64::from(u32::MAX)) as u32,
         seed: r.integer("selection.seed", 0..=u64::MAX),
     };

@@ -3,12 +3,24 @@
 //! In: scored documents, one by one. Out: the chosen ones with their inclusion probabilities. The order of arrival and
 //! the way documents are batched never matter: the noise of a document is a function of the seed and its position.
 
+mod acceptance;
+mod budget;
+mod diagnostics;
 mod fraction;
 mod noise;
 mod reservoir;
 
 use serde::{Deserialize, Serialize};
 
+use crate::features::Featuriser;
+use crate::score::Score;
+
+pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
+pub use budget::{BudgetedSelection, Pick, Turn, apportion, select_within_budgets};
+pub use diagnostics::{
+    Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
+    weight_length_correlation,
+};
 pub use fraction::Fraction;
 pub use noise::Noise;
 pub use reservoir::{Chosen, Reservoir, Selection};
@@ -43,15 +55,29 @@ pub struct SelectorSettings {
     pub fraction: Fraction,
     /// Log weights are divided by it: above 1 flattens them towards a uniform sample. Finite, above 0.
     pub temperature: f64,
+    /// Whether documents compete by the mean log weight of their n-grams instead of the sum, which dwarfs the noise and
+    /// punishes length.
+    #[serde(default)]
+    pub length_normalise: bool,
     /// Documents with fewer tokens are never chosen.
     pub min_tokens: u32,
     pub seed: u64,
 }
 
 impl SelectorSettings {
+    /// What a document competes with: its log importance weight, or the mean of that over its n-grams. Keys,
+    /// probabilities and diagnostics are made from it; shards keep the log importance weight itself.
+    pub fn total_log_weight(&self, score: &Score, featuriser: &Featuriser) -> f64 {
+        if self.length_normalise {
+            score.log_importance_weight / featuriser.n_ngrams(score.n_tokens).max(1) as f64
+        } else {
+            score.log_importance_weight
+        }
+    }
+
     /// The key by which documents are ranked, highest first.
-    pub fn key(&self, noise: &Noise, offset: i64, log_importance_weight: f64) -> f64 {
-        let scaled = log_importance_weight / self.temperature;
+    pub fn key(&self, noise: &Noise, offset: i64, total_log_weight: f64) -> f64 {
+        let scaled = total_log_weight / self.temperature;
         match self.kind {
             SelectorKind::ImportanceResampling => scaled + noise.gumbel(offset),
             SelectorKind::TopK => scaled,
@@ -60,10 +86,10 @@ impl SelectorSettings {
 
     /// Probability that a document is chosen, given the threshold (the highest key that was not chosen):
     /// `1 - exp(-exp(w / T - threshold))`. It is 1 when everything was chosen, and for top-k.
-    pub fn inclusion_probability(&self, log_importance_weight: f64, threshold: Option<f64>) -> f64 {
+    pub fn inclusion_probability(&self, total_log_weight: f64, threshold: Option<f64>) -> f64 {
         match (self.kind, threshold) {
             (SelectorKind::ImportanceResampling, Some(threshold)) => {
-                -(-(log_importance_weight / self.temperature - threshold).exp()).exp_m1()
+                -(-(total_log_weight / self.temperature - threshold).exp()).exp_m1()
             }
             _ => 1.0,
         }

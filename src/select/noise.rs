@@ -20,7 +20,8 @@ pub struct Noise {
 enum Use {
     Gumbel = 0,
     Rounding = 1,
-    Sampling = 2,
+    Baseline = 2,
+    Sampling = 3,
 }
 
 impl Noise {
@@ -44,6 +45,12 @@ impl Noise {
     /// A number in (0, 1) that decides how the size of the window from this offset is rounded.
     pub fn rounding(&self, from_offset: i64) -> f64 {
         self.uniform(from_offset, Use::Rounding)
+    }
+
+    /// Whether a document belongs to a random sample of this share, which a selection is compared with. Independent of
+    /// its Gumbel number, so of whether it is selected.
+    pub fn in_baseline(&self, offset: i64, share: f64) -> bool {
+        self.uniform(offset, Use::Baseline) < share
     }
 
     /// A number in (0, 1) that decides whether this position belongs to a uniform sample: it does below a threshold.
@@ -107,8 +114,24 @@ mod tests {
         assert_ne!(noise.gumbel(0), Noise::new(2, &at).gumbel(0));
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("documents", 4)).gumbel(0));
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("document", 3)).gumbel(0));
-        assert_ne!(noise.uniform(7, Use::Gumbel), noise.uniform(7, Use::Rounding));
-        assert_ne!(noise.rounding(7), noise.sampling(7));
+        let uses = [Use::Gumbel, Use::Rounding, Use::Baseline].map(|usage| noise.uniform(7, usage));
+        assert!(uses.iter().all(|number| *number != noise.sampling(7)));
+        assert!(uses[0] != uses[1] && uses[0] != uses[2] && uses[1] != uses[2], "{uses:?}");
+    }
+
+    #[test]
+    fn a_baseline_has_its_share_and_does_not_know_the_gumbel_numbers() {
+        let noise = Noise::new(5, &TopicPartition::new("t", 0));
+        let n = 100_000;
+        let (mut sampled, mut gumbels) = (0, 0.0);
+        for offset in (0..n).filter(|&offset| noise.in_baseline(offset, 0.1)) {
+            sampled += 1;
+            gumbels += noise.gumbel(offset);
+        }
+        // Five standard errors: of a sum of Bernoulli(0.1) 474, of a mean of 10,000 Gumbel numbers 0.064.
+        assert!((9_526..10_474).contains(&sampled), "{sampled}");
+        assert!((gumbels / f64::from(sampled) - 0.577_215_66).abs() < 0.064);
+        assert!((0..n).all(|offset| noise.in_baseline(offset, 1.0)));
     }
 
     #[test]

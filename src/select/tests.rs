@@ -4,7 +4,8 @@ use super::*;
 use crate::record::TopicPartition;
 
 fn settings(kind: SelectorKind) -> SelectorSettings {
-    SelectorSettings { kind, fraction: "0.1".parse().unwrap(), temperature: 2.0, min_tokens: 0, seed: 3 }
+    let fraction = "0.1".parse().unwrap();
+    SelectorSettings { kind, fraction, temperature: 2.0, length_normalise: false, min_tokens: 0, seed: 3 }
 }
 
 proptest! {
@@ -78,6 +79,21 @@ fn top_k_ignores_the_noise_and_resampling_uses_it() {
     let noise = Noise::new(1, &TopicPartition::new("t", 0));
     assert_eq!(settings(SelectorKind::TopK).key(&noise, 5, 3.0), 1.5);
     assert_eq!(settings(SelectorKind::ImportanceResampling).key(&noise, 5, 3.0), 1.5 + noise.gumbel(5));
+}
+
+#[test]
+fn length_normalised_documents_compete_by_the_mean_of_their_ngrams() {
+    let featuriser = Featuriser::default();
+    let sum = settings(SelectorKind::TopK);
+    let mean = SelectorSettings { length_normalise: true, ..sum };
+    let score = |n_tokens, log_importance_weight| Score { n_tokens, log_importance_weight };
+    // Ten tokens have ten unigrams and nine bigrams.
+    assert_eq!(mean.total_log_weight(&score(10, -38.0), &featuriser), -2.0);
+    assert_eq!(sum.total_log_weight(&score(10, -38.0), &featuriser), -38.0);
+    assert_eq!(mean.total_log_weight(&score(0, 0.0), &featuriser), 0.0);
+    // Manifests of the first version do not have the setting.
+    let old = r#"{"kind":"top_k","fraction":"0.1","temperature":2.0,"min_tokens":0,"seed":3}"#;
+    assert_eq!(serde_json::from_str::<SelectorSettings>(old).unwrap(), sum);
 }
 
 /// Gumbel top-1 is a draw from the softmax of the weights over the temperature.

@@ -3,11 +3,13 @@
 //! In: [`crate::window::SelectedDocument`]s. Out: complete, durable objects under keys that carry the shard's id.
 //! Nothing here decides whether a shard counts: that is the catalog's transaction.
 
+mod selection;
 mod shard;
 mod store;
 
 use std::path::PathBuf;
 
+pub use selection::{SelectedRow, SelectionWriter};
 pub use shard::{COLUMNS, FinishedShard, ShardFile, ShardWriter, WriterSettings, schema};
 pub use store::ShardStore;
 

@@ -200,7 +200,7 @@ impl ShardWriter {
     }
 }
 
-fn properties(settings: &WriterSettings) -> WriterProperties {
+pub(super) fn properties(settings: &WriterSettings) -> WriterProperties {
     let level = ZstdLevel::try_new(settings.zstd_level).expect("the configuration allows levels 1 to 22 only");
     let mut properties = WriterProperties::builder()
         .set_created_by(concat!("winnowd ", env!("CARGO_PKG_VERSION")).to_owned())
@@ -211,7 +211,7 @@ fn properties(settings: &WriterSettings) -> WriterProperties {
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_data_page_size_limit(1 << 20)
         .set_write_batch_size(BATCH_ROWS);
-    for repeated in ["source", "topic", "partition", "window", "model"] {
+    for repeated in ["source", "topic", "partition", "window", "model", "target"] {
         properties = properties.set_column_dictionary_enabled(ColumnPath::from(repeated), true);
     }
     for free_text in ["text", "metadata"] {

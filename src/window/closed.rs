@@ -91,7 +91,8 @@ impl OpenWindow {
             document,
             score,
             selection_key: key,
-            inclusion_probability: chance * selector.inclusion_probability(score.log_importance_weight, threshold),
+            inclusion_probability: chance
+                * selector.inclusion_probability(selector.total_log_weight(&score, &target.featuriser), threshold),
         };
         let selected: Vec<_> = selection.chosen.into_iter().map(to_selected).collect();
 

@@ -206,7 +206,7 @@ impl OpenWindow {
                     self.n_too_short += 1;
                     return;
                 }
-                let key = selector.key(noise, offset, score.log_importance_weight);
+                let key = selector.key(noise, offset, selector.total_log_weight(&score, featuriser));
                 let candidate = Candidate { document, score };
                 self.held_bytes += candidate.size_bytes();
                 if let Some(out) = self.candidates.offer(offset, key, candidate) {

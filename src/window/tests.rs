@@ -19,7 +19,8 @@ fn model() -> Model {
 
 fn selector(fraction: &str) -> SelectorSettings {
     let kind = SelectorKind::ImportanceResampling;
-    SelectorSettings { kind, fraction: fraction.parse().unwrap(), temperature: 1.0, min_tokens: 2, seed: 11 }
+    let fraction = fraction.parse().unwrap();
+    SelectorSettings { kind, fraction, temperature: 1.0, length_normalise: false, min_tokens: 2, seed: 11 }
 }
 
 fn policy() -> WindowPolicy {

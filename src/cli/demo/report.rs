@@ -12,6 +12,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use super::Outcome;
 use super::sample::{Sample, SampleDocument, WANTED};
 use crate::catalog::Totals;
+use crate::cli::bars::bar;
 use crate::features::Scratch;
 use crate::manifest::ShardManifest;
 use crate::record::TopicPartition;
@@ -20,7 +21,6 @@ use crate::select::{Noise, Reservoir};
 
 /// Random selections that the mean is taken over.
 const RANDOM_DRAWS: u64 = 20;
-const BAR_WIDTH: usize = 30;
 
 pub struct Facts<'a> {
     pub sample: &'a Sample,
@@ -89,9 +89,8 @@ fn print_sources(sample: &Sample, selected: &HashSet<String>) {
     rows.sort_by(|a, b| share(b.1).total_cmp(&share(a.1)).then(a.0.cmp(b.0)));
     println!("Acceptance by source");
     for (source, counts) in rows {
-        let width = (share(counts) * BAR_WIDTH as f64).round() as usize;
-        let bar = "█".repeat(width) + &"·".repeat(BAR_WIDTH - width);
         let note = if WANTED.contains(&source) { "  ← wanted" } else { "" };
+        let bar = bar(share(counts));
         println!("  {source:<20} {bar} {:>5.1} %  {:>4} of {:>4}{note}", 100.0 * share(counts), counts.1, counts.0);
     }
 }
@@ -131,8 +130,7 @@ fn print_divergence(sample: &Sample, model: &Model, selected: &HashSet<String>) 
     println!("\nHow much nearer to the target than the whole stream, which is {to_stream:.2} nats away (KL reduction;");
     println!("a small sample lacks rare n-grams, so a random one comes out below zero)");
     for (what, reduction) in [("this selection", to_stream - chosen), ("random, same size", to_stream - random)] {
-        let width = ((reduction / to_stream).clamp(0.0, 1.0) * BAR_WIDTH as f64).round() as usize;
-        println!("  {what:<20} {} {reduction:>6.3} nats", "█".repeat(width) + &"·".repeat(BAR_WIDTH - width));
+        println!("  {what:<20} {} {reduction:>6.3} nats", bar(reduction / to_stream));
     }
 }
 

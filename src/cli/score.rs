@@ -1,0 +1,188 @@
+//! `winnowd score`: every document of files with its log importance weight, in the order of the input.
+
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use arrow::array::{ArrayRef, Float64Array, StringBuilder, UInt32Array};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+
+use super::files::{Files, ReadArguments, inputs, persist, scratch_file_for, total_bytes};
+use super::progress::Progress;
+use super::{UsageError, print};
+use crate::features::Scratch;
+use crate::score::ModelId;
+use crate::source::files::{ChunkReader, FileError, Wanted};
+
+#[derive(clap::Args)]
+pub struct ScoreArguments {
+    /// A model that `winnowd fit` made
+    #[arg(long, value_name = "MODEL")]
+    model: PathBuf,
+    /// Documents: JSONL (plain, .gz, .zst), Parquet, or folders of them
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    input: Vec<PathBuf>,
+    /// Where to write id, source, n_tokens and log_importance_weight (of several targets, log_importance_weight_NAME):
+    /// FILE.parquet, FILE.jsonl or FILE.jsonl.zst
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    read: ReadArguments,
+}
+
+pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
+    let (model, id) = super::model::load(&arguments.model)?;
+    let inputs = inputs(&arguments.input, false)?;
+    let files = Files::new(&arguments.read)?;
+    let unwritable =
+        |e: std::io::Error| UsageError(format!("`{}` cannot be written: {e}", arguments.out.display()));
+    let scratch = scratch_file_for(&arguments.out).map_err(unwritable)?;
+    let weights = super::weights::Weights::new(&model);
+    let columns = weights.columns().to_vec();
+    let mut out = Out::new(&arguments.out, scratch.reopen()?, &columns, &id)?;
+    let is_parquet = matches!(out, Out::Parquet(_));
+
+    let progress = Progress::new("score", total_bytes(&inputs));
+    let (mut documents, mut bad_lines) = (0, 0);
+    files.reader(&inputs).scan(
+        Wanted::Named,
+        files.states(Scratch::default),
+        |scratch, chunk| Scored::of(chunk, &weights, scratch, is_parquet.then_some(&columns)),
+        |scored| {
+            documents += scored.documents;
+            bad_lines += scored.bad_lines;
+            progress.add(scored.documents, scored.file_bytes);
+            out.write(&scored.rows)
+        },
+    )?;
+    files.check_interrupted()?;
+    out.finish()?;
+    persist(scratch, &arguments.out).map_err(unwritable)?;
+    progress.finish();
+    let bad = if bad_lines > 0 { format!(", {bad_lines} bad lines passed over") } else { String::new() };
+    print(&format!("{}: {documents} documents{bad}\n", arguments.out.display()))
+}
+
+/// The rows of one chunk.
+struct Scored {
+    documents: u64,
+    bad_lines: u64,
+    file_bytes: u64,
+    rows: Rows,
+}
+
+enum Rows {
+    Parquet(RecordBatch),
+    Jsonl(Vec<u8>),
+}
+
+impl Scored {
+    fn of(
+        chunk: &ChunkReader<'_>,
+        weights: &super::weights::Weights,
+        scratch: &mut Scratch,
+        parquet_columns: Option<&Vec<String>>,
+    ) -> Result<Self, FileError> {
+        let (mut ids, mut sources) = (StringBuilder::new(), StringBuilder::new());
+        let (mut n_tokens, mut values) = (Vec::new(), vec![Vec::new(); weights.len()]);
+        let mut bad_lines = 0;
+        chunk.for_each_document(|record| match record {
+            Some(record) => {
+                ids.append_value(record.id);
+                sources.append_option(record.source);
+                n_tokens.push(weights.score(record.text, scratch, |target, weight| values[target].push(weight)));
+            }
+            None => bad_lines += 1,
+        })?;
+        let documents = n_tokens.len() as u64;
+        let (ids, sources) = (ids.finish(), sources.finish());
+        let rows = if let Some(names) = parquet_columns {
+            let mut columns: Vec<ArrayRef> =
+                vec![Arc::new(ids), Arc::new(sources), Arc::new(UInt32Array::from(n_tokens))];
+            columns.extend(values.into_iter().map(|column| Arc::new(Float64Array::from(column)) as ArrayRef));
+            Rows::Parquet(RecordBatch::try_new(schema(names), columns).expect("the columns follow the schema"))
+        } else {
+            let mut lines = Vec::new();
+            for (row, n_tokens) in n_tokens.iter().enumerate() {
+                let id = serde_json::Value::from(ids.value(row));
+                let source = if arrow::array::Array::is_null(&sources, row) {
+                    serde_json::Value::Null
+                } else {
+                    sources.value(row).into()
+                };
+                let _ = write!(lines, "{{\"id\":{id},\"source\":{source},\"n_tokens\":{n_tokens}");
+                for (name, values) in weights.columns().iter().zip(&values) {
+                    let _ = write!(lines, ",\"{name}\":{}", serde_json::Value::from(values[row]));
+                }
+                lines.extend_from_slice(b"}\n");
+            }
+            Rows::Jsonl(lines)
+        };
+        Ok(Scored { documents, bad_lines, file_bytes: chunk.chunk.file_bytes, rows })
+    }
+}
+
+fn schema(weight_columns: &[String]) -> Arc<Schema> {
+    let mut fields = vec![
+        Field::new("id", DataType::Utf8, false),
+        Field::new("source", DataType::Utf8, true),
+        Field::new("n_tokens", DataType::UInt32, false),
+    ];
+    fields.extend(weight_columns.iter().map(|name| Field::new(name, DataType::Float64, false)));
+    Arc::new(Schema::new(fields))
+}
+
+/// Rows that are encoded before they are written.
+const ROW_GROUP_ROWS: usize = 128 << 10;
+
+enum Out {
+    Parquet(Box<ArrowWriter<BufWriter<std::fs::File>>>),
+    Jsonl(BufWriter<std::fs::File>),
+    Zstd(zstd::Encoder<'static, std::fs::File>),
+}
+
+impl Out {
+    fn new(path: &std::path::Path, file: std::fs::File, columns: &[String], id: &ModelId) -> anyhow::Result<Self> {
+        let name = path.to_string_lossy();
+        if name.ends_with(".jsonl") {
+            return Ok(Out::Jsonl(BufWriter::with_capacity(256 << 10, file)));
+        } else if name.ends_with(".jsonl.zst") {
+            return Ok(Out::Zstd(zstd::Encoder::new(file, 1)?));
+        } else if !name.ends_with(".parquet") {
+            let problem = format!("--out {name}: must end in .parquet, .jsonl or .jsonl.zst");
+            return Err(UsageError(problem).into());
+        }
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+            .set_key_value_metadata(Some(vec![KeyValue::new("winnowd.model".to_owned(), id.as_str().to_owned())]))
+            .build();
+        let file = BufWriter::with_capacity(256 << 10, file);
+        Ok(Out::Parquet(Box::new(ArrowWriter::try_new(file, schema(columns), Some(properties))?)))
+    }
+
+    fn write(&mut self, rows: &Rows) -> anyhow::Result<()> {
+        match (self, rows) {
+            (Out::Parquet(writer), Rows::Parquet(batch)) => writer.write(batch).context("scores")?,
+            (Out::Jsonl(writer), Rows::Jsonl(lines)) => writer.write_all(lines).context("scores")?,
+            (Out::Zstd(writer), Rows::Jsonl(lines)) => writer.write_all(lines).context("scores")?,
+            _ => anyhow::bail!("rows were made for another format"),
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> anyhow::Result<()> {
+        match self {
+            Out::Parquet(writer) => writer.into_inner().context("scores")?.flush()?,
+            Out::Jsonl(mut writer) => writer.flush()?,
+            Out::Zstd(writer) => drop(writer.finish()?),
+        }
+        Ok(())
+    }
+}

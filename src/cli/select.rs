@@ -1,0 +1,240 @@
+//! `winnowd select`: DSIR on files. The files are read twice: once for the weights, of which only numbers are kept, and
+//! once to write the documents that were selected.
+
+mod draw;
+mod output;
+mod report;
+mod rows;
+mod scores;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::files::{FeaturiserArguments, Files, ReadArguments, inputs};
+use super::fit::{FitPlan, SampleArguments, Sampling, TargetArguments, fit_model, shares};
+use super::weights::Weights;
+use super::{UsageError, print};
+use crate::score::{Model, ModelId};
+use crate::select::{Fraction, SelectorKind};
+use crate::source::files::Input;
+use output::Folder;
+
+pub use output::Format;
+
+#[derive(clap::Args)]
+pub struct SelectArguments {
+    /// Documents to select from: JSONL (plain, .gz, .zst), Parquet, or folders of them
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    input: Vec<PathBuf>,
+    /// Folder for the selection, report.json and, when it is fitted here, model.wnw; appears when all is written
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Replace the selection that DIR holds
+    #[arg(long)]
+    overwrite: bool,
+    /// How the selection is written; JSONL are the original objects with the weights added
+    #[arg(long, value_enum, default_value_t = Format::Parquet)]
+    format: Format,
+
+    #[command(flatten)]
+    targets: TargetArguments,
+    /// Documents as they come, for the raw side of the model [default: the input itself]
+    #[arg(long, value_name = "PATH", num_args = 1.., requires = "target")]
+    raw: Vec<PathBuf>,
+    /// A model that `winnowd fit` made, instead of --target and --raw
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["target", "raw"], required_unless_present = "target")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    featuriser: FeaturiserArguments,
+    #[command(flatten)]
+    sample: SampleArguments,
+
+    #[command(flatten)]
+    selection: SelectionArguments,
+    #[command(flatten)]
+    read: ReadArguments,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Selection")]
+struct SelectionArguments {
+    /// Select this share of the documents, such as 0.1
+    #[arg(long, value_name = "F", required_unless_present = "count", conflicts_with = "count")]
+    fraction: Option<Fraction>,
+    /// Select so many documents: exactly, whenever there are enough
+    #[arg(long, value_name = "K")]
+    count: Option<u64>,
+    /// Resampling adds noise to the weights, top-k does not
+    #[arg(long, value_enum, default_value_t = SelectorName::ImportanceResampling)]
+    selector: SelectorName,
+    /// Another seed, another sample; the same seed, the same sample
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Log weights are divided by it. `auto`: such that the effective sample size is a tenth of the candidates; `auto:0.05`:
+    /// that share of them
+    #[arg(long, value_name = "T|auto", default_value = "1")]
+    temperature: Temperature,
+    /// Compare documents by the mean of their n-grams instead of the sum, which punishes length
+    #[arg(long)]
+    length_normalise: bool,
+    /// Shorter documents are never selected
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    min_tokens: u32,
+    /// Share of the selection for a source; what is left goes to all other sources together
+    #[arg(long, value_name = "NAME=SHARE", num_args = 1..)]
+    source_proportion: Vec<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum SelectorName {
+    ImportanceResampling,
+    TopK,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Temperature {
+    Fixed(f64),
+    /// For this effective sample size, as a share of the candidates.
+    Auto(f64),
+}
+
+impl std::str::FromStr for Temperature {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse::<f64>().ok().filter(|t| t.is_finite() && *t > 0.0);
+        let wanted = match text.strip_prefix("auto") {
+            Some("") => Some(Temperature::Auto(0.1)),
+            Some(share) => {
+                share.strip_prefix(':').and_then(number).filter(|share| *share < 1.0).map(Temperature::Auto)
+            }
+            None => number(text).map(Temperature::Fixed),
+        };
+        wanted.ok_or_else(|| "expected a number above 0, `auto`, or `auto:SHARE` with a share below 1".to_owned())
+    }
+}
+
+/// How documents are selected.
+pub struct SelectionPlan {
+    pub quota: Quota,
+    pub kind: SelectorKind,
+    pub seed: u64,
+    pub temperature: Temperature,
+    pub length_normalise: bool,
+    pub min_tokens: u32,
+    /// Sources with a share of their own.
+    pub sources: Vec<(String, f64)>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Quota {
+    Fraction(Fraction),
+    Count(u64),
+}
+
+impl SelectionArguments {
+    fn checked(&self) -> Result<SelectionPlan, UsageError> {
+        let quota = match (self.fraction, self.count) {
+            (Some(fraction), None) => Quota::Fraction(fraction),
+            (None, Some(0)) => return Err(UsageError("--count 0: must be at least 1".to_owned())),
+            (None, Some(count)) => Quota::Count(count),
+            _ => return Err(UsageError("give one of --fraction and --count".to_owned())),
+        };
+        let sources = shares("--source-proportion", &self.source_proportion)?;
+        let sum: f64 = sources.iter().map(|(_, share)| share).sum();
+        if sum > 1.0 + 1e-9 {
+            return Err(UsageError(format!("--source-proportion: the shares sum to {sum}, to more than 1")));
+        }
+        let kind = match self.selector {
+            SelectorName::ImportanceResampling => SelectorKind::ImportanceResampling,
+            SelectorName::TopK => SelectorKind::TopK,
+        };
+        Ok(SelectionPlan {
+            quota,
+            kind,
+            seed: self.seed,
+            temperature: self.temperature,
+            length_normalise: self.length_normalise,
+            min_tokens: self.min_tokens,
+            sources,
+        })
+    }
+}
+
+/// A model, and its bytes if they are to be written beside the selection.
+struct ChosenModel {
+    model: Model,
+    id: ModelId,
+    fitted: Option<Vec<u8>>,
+}
+
+pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let plan = arguments.selection.checked()?;
+    let inputs = inputs(&arguments.input, true)?;
+    let folder = Folder::prepare(&arguments.out, arguments.overwrite)?;
+    let files = Files::new(&arguments.read)?;
+    let chosen_model = arguments.model(&inputs, &files)?;
+    let model = &chosen_model.model;
+
+    let weights = Weights::new(model);
+    let scores = scores::score_all(&inputs, &files, &weights, &plan)?;
+    let draw = draw::draw(&scores, model, &plan)?;
+    let writing = rows::Writing { inputs: &inputs, files: &files, model, scores: &scores, draw: &draw, plan: &plan };
+    let written = writing.write(&folder, arguments.format, &weights, &chosen_model.id)?;
+
+    let facts = report::Facts {
+        model,
+        model_id: &chosen_model.id,
+        inputs: &inputs,
+        plan: &plan,
+        scores: &scores,
+        draw: &draw,
+        written: &written,
+        out: &arguments.out,
+        seconds: began.elapsed().as_secs_f64(),
+    };
+    let report = report::Report::of(&facts);
+    folder.write("report.json", &serde_json::to_vec_pretty(&report)?)?;
+    if let Some(bytes) = &chosen_model.fitted {
+        folder.write("model.wnw", bytes)?;
+    }
+    folder.publish()?;
+    print(&report.text())
+}
+
+impl SelectArguments {
+    fn model(&self, inputs_to_select: &[Input], files: &Files) -> anyhow::Result<ChosenModel> {
+        if let Some(path) = &self.model {
+            let (model, id) = super::model::load(path)?;
+            return Ok(ChosenModel { model, id, fitted: None });
+        }
+        let (featuriser, smoothing) = self.featuriser.checked()?;
+        let sampling = self.sample.checked()?;
+        let raw = match &self.raw[..] {
+            [] => inputs_to_select.to_vec(),
+            paths => inputs(paths, matches!(sampling, Sampling::Count { .. }))?,
+        };
+        let targets = self.targets.checked()?;
+        let plan = FitPlan { targets, raw, sampling, featuriser, smoothing, keep_ngrams: 0 };
+        let model = fit_model(&plan, files)?;
+        let bytes = model.to_bytes();
+        Ok(ChosenModel { id: ModelId::of(&bytes), model, fitted: Some(bytes) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temperatures_are_read() {
+        assert_eq!("2.5".parse(), Ok(Temperature::Fixed(2.5)));
+        assert_eq!("auto".parse(), Ok(Temperature::Auto(0.1)));
+        assert_eq!("auto:0.05".parse(), Ok(Temperature::Auto(0.05)));
+        for wrong in ["", "0", "-1", "inf", "NaN", "auto:", "auto:1", "auto:0", "auto0.1", "automatic"] {
+            assert!(wrong.parse::<Temperature>().is_err(), "`{wrong}` was taken");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Between the passes: temperature, budgets, and which documents are selected.
+
+use super::scores::Scores;
+use super::{Quota, SelectionPlan, Temperature};
+use crate::cli::UsageError;
+use crate::record::TopicPartition;
+use crate::score::{Model, Score};
+use crate::select::{
+    BudgetedSelection, Diagnostics, Noise, Pick, SelectorSettings, select_within_budgets,
+    temperature_for_effective_sample_size,
+};
+
+/// Documents of files have no partition: their numbers are the offsets of this one.
+const NOISE_PARTITION: &str = "files";
+
+/// What was drawn, and with what.
+pub struct Draw {
+    pub settings: SelectorSettings,
+    pub noise: Noise,
+    /// As asked for; fewer are selected when fewer may be.
+    pub requested: u64,
+    pub candidates: u64,
+    pub selection: BudgetedSelection,
+    /// One for each target: of all candidates, and of what that target chose.
+    pub diagnostics: Vec<Diagnostics>,
+}
+
+pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Result<Draw> {
+    let candidates: Vec<u32> =
+        (0..scores.len() as u32).filter(|&document| scores.is_candidate(document, plan.min_tokens)).collect();
+    let whole = "1".parse().map_err(UsageError)?;
+    let (fraction, requested) = match plan.quota {
+        Quota::Fraction(fraction) => (fraction, fraction.of(scores.n_documents(), 0.5)),
+        Quota::Count(count) => (whole, count),
+    };
+    let mut settings = SelectorSettings {
+        kind: plan.kind,
+        fraction,
+        temperature: 1.0,
+        length_normalise: plan.length_normalise,
+        min_tokens: plan.min_tokens,
+        seed: plan.seed,
+    };
+    let total = |document: u32, target: usize| total_weight(scores, model, &settings, document, target);
+    let totals: Vec<Vec<f64>> = (0..scores.n_targets)
+        .map(|target| candidates.iter().map(|&document| total(document, target)).collect())
+        .collect();
+    settings.temperature = temperature(plan.temperature, &totals)?;
+
+    let noise = Noise::new(plan.seed, &TopicPartition::new(NOISE_PARTITION, 0));
+    let mut pools = vec![Vec::new(); plan.sources.len() + 1];
+    candidates.iter().for_each(|&document| pools[scores.pool(document)].push(document));
+    let named: f64 = plan.sources.iter().map(|(_, share)| share).sum();
+    let rest = if named > 1.0 - 1e-9 { 0.0 } else { 1.0 - named };
+    let pool_shares: Vec<f64> = std::iter::once(rest).chain(plan.sources.iter().map(|(_, share)| *share)).collect();
+    let target_shares: Vec<f64> = model.targets.iter().map(|target| target.proportion).collect();
+    let key = |document: u32, target: usize| {
+        let weight = total_weight(scores, model, &settings, document, target);
+        settings.key(&noise, i64::from(document), weight)
+    };
+    let selection = select_within_budgets(requested, pools, &pool_shares, &target_shares, key);
+
+    let n_tokens: Vec<u32> = candidates.iter().map(|&document| scores.n_tokens[document as usize]).collect();
+    let diagnostics = totals.iter().enumerate().map(|(target, totals)| {
+        let of_target = selection.picks.iter().filter(|pick| pick.target == target);
+        let index = |pick: &Pick| candidates.partition_point(|&document| document < pick.document);
+        Diagnostics::of(&settings, totals, &n_tokens, &of_target.map(index).collect::<Vec<_>>())
+    });
+    let diagnostics = diagnostics.collect();
+    Ok(Draw { settings, noise, requested, candidates: candidates.len() as u64, selection, diagnostics })
+}
+
+/// What a document competes with for a target.
+fn total_weight(scores: &Scores, model: &Model, settings: &SelectorSettings, document: u32, target: usize) -> f64 {
+    let log_importance_weight = scores.weight(document, target);
+    let score = Score { n_tokens: scores.n_tokens[document as usize], log_importance_weight };
+    settings.total_log_weight(&score, &model.featuriser)
+}
+
+/// The temperature that was asked for. Of several targets the one that needs the highest decides, so that each has at
+/// least the effective sample size that is wanted.
+fn temperature(wanted: Temperature, totals: &[Vec<f64>]) -> Result<f64, UsageError> {
+    let share = match wanted {
+        Temperature::Fixed(temperature) => return Ok(temperature),
+        Temperature::Auto(share) => share,
+    };
+    let of_target = |totals: &Vec<f64>| {
+        let size = share * totals.len() as f64;
+        temperature_for_effective_sample_size(totals, size).ok_or_else(|| {
+            let n = totals.len();
+            UsageError(format!(
+                "--temperature auto: no temperature gives an effective sample size of {size:.1} of {n} candidates, \
+                 because too many share the highest weight; give a number"
+            ))
+        })
+    };
+    if totals.iter().any(Vec::is_empty) {
+        return Ok(1.0);
+    }
+    let temperatures = totals.iter().map(of_target).collect::<Result<Vec<_>, _>>()?;
+    Ok(temperatures.into_iter().fold(0.0, f64::max))
+}
+
+impl Draw {
+    /// Chance of being selected, given the thresholds of the turns in its pool. All turns look at the same noise, so a
+    /// document is selected exactly if it beats the most favourable of them.
+    pub fn inclusion_probability(&self, scores: &Scores, model: &Model, document: u32) -> f64 {
+        let pool = scores.pool(document);
+        let turns = self.selection.turns.iter().filter(|turn| turn.pool == pool && turn.count > 0);
+        turns
+            .map(|turn| {
+                let weight = total_weight(scores, model, &self.settings, document, turn.target);
+                self.settings.inclusion_probability(weight, turn.threshold)
+            })
+            .fold(0.0, f64::max)
+    }
+
+    /// The picks among the documents `from..to`, by number.
+    pub fn picks(&self, from: u32, to: u32) -> &[Pick] {
+        let picks = &self.selection.picks;
+        &picks[picks.partition_point(|p| p.document < from)..picks.partition_point(|p| p.document < to)]
+    }
+}

@@ -1,0 +1,272 @@
+//! What was selected and whether it is any good: for the terminal, and as `report.json`.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::draw::Draw;
+use super::rows::Written;
+use super::scores::Scores;
+use super::SelectionPlan;
+use crate::cli::bars::bar;
+use crate::cli::model::target_name;
+use crate::score::{Model, ModelId};
+use crate::select::{AcceptanceBySource, Diagnostics};
+use crate::source::files::Input;
+
+/// Sources that are told apart.
+const SOURCES: usize = 20;
+
+pub struct Facts<'a> {
+    pub model: &'a Model,
+    pub model_id: &'a ModelId,
+    pub inputs: &'a [Input],
+    pub plan: &'a SelectionPlan,
+    pub scores: &'a Scores,
+    pub draw: &'a Draw,
+    pub written: &'a Written,
+    pub out: &'a Path,
+    pub seconds: f64,
+}
+
+/// `report.json`. Fields are only ever added.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    made_by: String,
+    inputs: Vec<String>,
+    model: ModelId,
+    featuriser: crate::features::Featuriser,
+    selector: Selector,
+    documents: u64,
+    bad_lines: u64,
+    text_bytes: u64,
+    candidates: u64,
+    requested: u64,
+    selected: u64,
+    selected_tokens: u64,
+    /// How many documents fewer than requested were selected, because no more may be.
+    shortfall: u64,
+    targets: Vec<TargetReport>,
+    kl_to_raw_nats: f64,
+    kl_reduction_nats: f64,
+    kl_reduction_of_random_nats: f64,
+    acceptance: AcceptanceBySource,
+    files: Vec<FileReport>,
+    warnings: Vec<String>,
+    #[serde(skip)]
+    out: String,
+    #[serde(skip)]
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Selector {
+    kind: &'static str,
+    seed: u64,
+    temperature: f64,
+    length_normalise: bool,
+    min_tokens: u32,
+    source_proportions: Vec<(String, f64)>,
+}
+
+#[derive(Debug, Serialize)]
+struct TargetReport {
+    name: String,
+    proportion: f64,
+    #[serde(flatten)]
+    diagnostics: Diagnostics,
+}
+
+#[derive(Debug, Serialize)]
+struct FileReport {
+    name: String,
+    rows: u64,
+}
+
+impl Report {
+    pub fn of(facts: &Facts<'_>) -> Self {
+        let Facts { model, plan, scores, draw, written, .. } = facts;
+        let target = model.target_distribution();
+        let to_raw = target.divergence_from(&model.raw.counts);
+        let selected = draw.selection.picks.len() as u64;
+        let targets = model.targets.iter().zip(&draw.diagnostics).map(|(target, diagnostics)| TargetReport {
+            name: target.name.clone(),
+            proportion: target.proportion,
+            diagnostics: *diagnostics,
+        });
+        let mut report = Report {
+            made_by: concat!("winnowd ", env!("CARGO_PKG_VERSION")).to_owned(),
+            inputs: facts.inputs.iter().map(|input| input.path.to_string_lossy().into_owned()).collect(),
+            model: facts.model_id.clone(),
+            featuriser: model.featuriser,
+            selector: Selector {
+                kind: plan.kind.as_str(),
+                seed: plan.seed,
+                temperature: draw.settings.temperature,
+                length_normalise: plan.length_normalise,
+                min_tokens: plan.min_tokens,
+                source_proportions: plan.sources.clone(),
+            },
+            documents: scores.n_documents(),
+            bad_lines: scores.bad_lines,
+            text_bytes: scores.text_bytes,
+            candidates: draw.candidates,
+            requested: draw.requested,
+            selected,
+            selected_tokens: written.n_tokens,
+            shortfall: draw.requested - selected,
+            targets: targets.collect(),
+            kl_to_raw_nats: to_raw,
+            kl_reduction_nats: to_raw - target.divergence_from(&written.selected),
+            kl_reduction_of_random_nats: to_raw - target.divergence_from(&written.random),
+            acceptance: written.sources.top(SOURCES),
+            files: written.files.iter().map(|(name, rows)| FileReport { name: name.clone(), rows: *rows }).collect(),
+            warnings: Vec::new(),
+            out: facts.out.display().to_string(),
+            seconds: facts.seconds,
+        };
+        report.warnings = report.find_warnings();
+        report
+    }
+
+    fn find_warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.shortfall > 0 {
+            warnings.push(format!(
+                "{} documents were asked for, but only {} of {} have at least {} tokens: all of them were selected",
+                self.requested, self.candidates, self.documents, self.selector.min_tokens
+            ));
+        }
+        if self.bad_lines > 0 {
+            warnings.push(format!("{} bad lines were passed over", self.bad_lines));
+        }
+        for target in &self.targets {
+            if let Some(warning) = target.diagnostics.warning("--temperature") {
+                let name = if self.targets.len() > 1 { format!("{}: ", target.name) } else { String::new() };
+                warnings.push(format!("{name}{warning}"));
+            }
+        }
+        warnings
+    }
+
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let rate = self.text_bytes as f64 / 1e6 / self.seconds.max(1e-3);
+        // Writing to memory does not fail.
+        let _ = writeln!(
+            text,
+            "\n{} of {} documents selected ({:.1} MB of text in {:.1} s, {rate:.0} MB/s)",
+            self.selected,
+            self.documents,
+            self.text_bytes as f64 / 1e6,
+            self.seconds
+        );
+        self.add_sources(&mut text);
+        self.add_divergence(&mut text);
+        self.targets.iter().for_each(|target| self.add_diagnostics(&mut text, target));
+        for warning in &self.warnings {
+            let _ = writeln!(text, "\nWARNING: {}", wrapped(warning));
+        }
+        let _ = writeln!(text, "\nWritten to {}", self.out);
+        for file in &self.files {
+            let _ = writeln!(text, "  {}  {} rows", file.name, file.rows);
+        }
+        let _ = writeln!(text, "  report.json");
+        text
+    }
+
+    fn add_sources(&self, text: &mut String) {
+        let AcceptanceBySource { sources, other_documents, other_selected } = &self.acceptance;
+        let is_known = |s: &&crate::select::SourceAcceptance| s.source.is_some();
+        if sources.iter().find(is_known).is_none() {
+            return;
+        }
+        text.push_str("\nAcceptance by source\n");
+        let share = |documents: u64, selected: u64| selected as f64 / documents.max(1) as f64;
+        let mut rows: Vec<_> = sources
+            .iter()
+            .map(|s| (s.source.as_deref().unwrap_or("(no source)"), s.documents, s.selected))
+            .collect();
+        rows.sort_by(|a, b| share(b.1, b.2).total_cmp(&share(a.1, a.2)));
+        if *other_documents > 0 {
+            rows.push(("(all others)", *other_documents, *other_selected));
+        }
+        for (name, documents, selected) in rows {
+            let name: String = name.chars().take(20).collect();
+            let share = share(documents, selected);
+            let _ = writeln!(
+                text,
+                "  {name:<20} {} {:>5.1} %  {selected:>6} of {documents:>6}",
+                bar(share),
+                100.0 * share
+            );
+        }
+    }
+
+    fn add_divergence(&self, text: &mut String) {
+        let to_raw = self.kl_to_raw_nats;
+        let _ = writeln!(text, "\nHow much nearer to the target than the raw text, which is {to_raw:.3} nats away (KL reduction)");
+        for (what, reduction) in
+            [("this selection", self.kl_reduction_nats), ("random, same size", self.kl_reduction_of_random_nats)]
+        {
+            let _ = writeln!(text, "  {what:<20} {} {reduction:>6.3} nats", bar(reduction / to_raw));
+        }
+    }
+
+    fn add_diagnostics(&self, text: &mut String, target: &TargetReport) {
+        let d = &target.diagnostics;
+        let name = if self.targets.len() > 1 { format!(" for {}", target_name(&target.name)) } else { String::new() };
+        let _ = writeln!(text, "\nWeights{name}, at temperature {}", significant(self.selector.temperature));
+        if let (Some(size), Some(share)) = (d.effective_sample_size, d.effective_sample_share) {
+            let of = d.n_candidates;
+            let _ = writeln!(text, "  effective sample size   {size:.1} of {of} candidates ({:.2} %)", 100.0 * share);
+        }
+        if let Some(quantiles) = d.log_weights {
+            let unit = if self.selector.length_normalise { "mean of its n-grams" } else { "sum over its n-grams" };
+            let _ = writeln!(text, "  log weight, nats        ({unit})");
+            let (names, values): (String, String) = quantiles
+                .named()
+                .iter()
+                .map(|(name, value)| (format!("{name:>10}"), format!("{:>10}", significant(*value))))
+                .unzip();
+            let _ = writeln!(text, "    {names}\n    {values}");
+        }
+        if let Some(correlation) = d.weight_length_correlation {
+            let _ = writeln!(text, "  correlation with length {correlation:+.3}");
+        }
+        if let Some(overlap) = d.top_k_overlap {
+            let _ = writeln!(text, "  shared with plain top-k {:.1} %", 100.0 * overlap);
+        }
+    }
+}
+
+/// A number with about four digits.
+fn significant(number: f64) -> String {
+    let decimals = match number.abs() {
+        n if n >= 1000.0 => 0,
+        n if n >= 100.0 => 1,
+        n if n >= 10.0 => 2,
+        n if n >= 0.1 || n == 0.0 => 3,
+        _ => 5,
+    };
+    format!("{number:.decimals$}")
+}
+
+/// Lines of at most 100 characters.
+fn wrapped(text: &str) -> String {
+    let mut wrapped = String::new();
+    let mut width = "WARNING: ".len();
+    for word in text.split(' ') {
+        if width + word.chars().count() > 100 {
+            wrapped.push_str("\n  ");
+            width = 2;
+        } else if !wrapped.is_empty() {
+            wrapped.push(' ');
+            width += 1;
+        }
+        wrapped.push_str(word);
+        width += word.chars().count();
+    }
+    wrapped
+}

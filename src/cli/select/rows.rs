@@ -1,0 +1,280 @@
+//! The second pass: the documents that were selected, looked for by number. Of all other lines only the ends are found.
+
+use std::io::Write;
+
+use anyhow::Context;
+
+use super::draw::Draw;
+use super::output::{Folder, Format, Output};
+use super::scores::Scores;
+use super::SelectionPlan;
+use crate::cli::UsageError;
+use crate::cli::files::{Files, total_bytes};
+use crate::cli::progress::Progress;
+use crate::cli::weights::Weights;
+use crate::features::Scratch;
+use crate::record::Document;
+use crate::score::{Model, ModelId, NgramCounts};
+use crate::select::Pick;
+use crate::sink::SelectedRow;
+use crate::source::files::{ChunkReader, FileError, Input, Wanted};
+
+/// All that is known when rows are written.
+pub struct Writing<'a> {
+    pub inputs: &'a [Input],
+    pub files: &'a Files,
+    pub model: &'a Model,
+    pub scores: &'a Scores,
+    pub draw: &'a Draw,
+    pub plan: &'a SelectionPlan,
+}
+
+/// What came of it.
+pub struct Written {
+    /// Names and rows.
+    pub files: Vec<(String, u64)>,
+    /// N-grams of the selection, and of a random one of the same expected size.
+    pub selected: NgramCounts,
+    pub random: NgramCounts,
+    pub random_documents: u64,
+    pub sources: crate::select::SourceCounts,
+    /// Selected documents, and the tokens in them.
+    pub n_tokens: u64,
+}
+
+/// What a thread counts.
+struct Counting {
+    scratch: Scratch,
+    selected: NgramCounts,
+    random: NgramCounts,
+    random_documents: u64,
+}
+
+/// Rows of one chunk, ready to be written.
+pub enum Rows {
+    Columns(Vec<SelectedRow>),
+    Lines(Vec<u8>),
+}
+
+struct ChunkRows {
+    rows: Rows,
+    sources: Vec<Option<String>>,
+    n_tokens: u64,
+    file_bytes: u64,
+}
+
+impl Writing<'_> {
+    pub fn write(
+        &self,
+        folder: &Folder,
+        format: Format,
+        weights: &Weights,
+        model_id: &ModelId,
+    ) -> anyhow::Result<Written> {
+        let mut output = Output::new(folder, format, self.target_names(), self.footer(model_id)?);
+        let buckets = self.model.featuriser.buckets as usize;
+        let states = self.files.states(|| Counting {
+            scratch: Scratch::default(),
+            selected: NgramCounts::zero(buckets),
+            random: NgramCounts::zero(buckets),
+            random_documents: 0,
+        });
+        let progress = Progress::new("write", total_bytes(self.inputs));
+        let mut sources = self.scores.sources.clone();
+        let mut n_tokens = 0;
+        let states = self.files.reader(self.inputs).scan(
+            Wanted::All,
+            states,
+            |state, chunk| self.chunk_rows(chunk, format, weights, state),
+            |rows: ChunkRows| {
+                progress.add(rows.sources.len() as u64, rows.file_bytes);
+                rows.sources.iter().for_each(|source| sources.selected(source.as_deref()));
+                n_tokens += rows.n_tokens;
+                output.write(&rows.rows)
+            },
+        )?;
+        self.files.check_interrupted()?;
+        progress.finish();
+        let mut written = Written {
+            files: output.finish()?,
+            selected: NgramCounts::zero(buckets),
+            random: NgramCounts::zero(buckets),
+            random_documents: 0,
+            sources,
+            n_tokens,
+        };
+        for state in states {
+            written.selected.merge(&state.selected);
+            written.random.merge(&state.random);
+            written.random_documents += state.random_documents;
+        }
+        let rows: u64 = written.files.iter().map(|(_, rows)| rows).sum();
+        if rows != self.draw.selection.picks.len() as u64 {
+            let problem = "the input has changed while it was read: documents of the first pass are gone in the second";
+            return Err(UsageError(problem.to_owned()).into());
+        }
+        Ok(written)
+    }
+
+    /// Names for columns: only several targets need them.
+    fn target_names(&self) -> Vec<String> {
+        match &self.model.targets[..] {
+            [_] => Vec::new(),
+            targets => targets.iter().map(|target| target.name.clone()).collect(),
+        }
+    }
+
+    fn footer(&self, model_id: &ModelId) -> anyhow::Result<Vec<(String, String)>> {
+        let pair = |key: &str, value: String| (format!("winnowd.{key}"), value);
+        Ok(vec![
+            pair("model", model_id.as_str().to_owned()),
+            pair("seed", self.plan.seed.to_string()),
+            pair("selector", serde_json::to_string(&self.draw.settings).context("selector")?),
+        ])
+    }
+
+    fn chunk_rows(
+        &self,
+        chunk: &ChunkReader<'_>,
+        format: Format,
+        weights: &Weights,
+        state: &mut Counting,
+    ) -> Result<ChunkRows, FileError> {
+        let chunks = &self.scores.chunks;
+        let number = chunk.chunk.number;
+        let end = self.scores.len() as u32;
+        let first = chunks.get(number).copied().unwrap_or(end);
+        let last = chunks.get(number + 1).copied().unwrap_or(end);
+        let picks = self.draw.picks(first, last);
+        let random = self.random(first, last);
+        let mut found = ChunkRows {
+            rows: if format == Format::Parquet { Rows::Columns(Vec::new()) } else { Rows::Lines(Vec::new()) },
+            sources: Vec::new(),
+            n_tokens: 0,
+            file_bytes: chunk.chunk.file_bytes,
+        };
+        if picks.is_empty() && random.is_empty() {
+            return Ok(found);
+        }
+        let pick = |document: u32| picks.binary_search_by_key(&document, |p| p.document).ok().map(|i| &picks[i]);
+        let is_random = |document: u32| random.binary_search(&document).is_ok();
+        let document = |n: u64| first.saturating_add(n as u32);
+        chunk.for_some_objects(
+            |n| pick(document(n)).is_some() || is_random(document(n)),
+            |n, line, json| {
+                let Some(content) = chunk.decode(line, json)? else { return Ok(()) };
+                if is_random(document(n)) {
+                    state.random.add_text(&content.text, &self.model.featuriser, &mut state.scratch);
+                    state.random_documents += 1;
+                }
+                if let Some(pick) = pick(document(n)) {
+                    state.selected.add_text(&content.text, &self.model.featuriser, &mut state.scratch);
+                    self.add_row(&mut found, pick, content, json, weights);
+                }
+                Ok(())
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// Candidates of a random selection that is expected to be as large as the real one, among documents `from..to`.
+    fn random(&self, from: u32, to: u32) -> Vec<u32> {
+        let share = self.draw.selection.picks.len() as f64 / (self.draw.candidates as f64).max(1.0);
+        let is_drawn = |&document: &u32| {
+            self.scores.is_candidate(document, self.plan.min_tokens)
+                && self.draw.noise.in_baseline(i64::from(document), share)
+        };
+        (from..to).filter(is_drawn).collect()
+    }
+
+    fn add_row(&self, found: &mut ChunkRows, pick: &Pick, content: Document, json: &[u8], weights: &Weights) {
+        let document = pick.document;
+        let n_tokens = self.scores.n_tokens[document as usize];
+        found.n_tokens += u64::from(n_tokens);
+        found.sources.push(content.source.clone());
+        let row = SelectedRow {
+            text: content.text,
+            id: content.id,
+            source: content.source,
+            n_tokens,
+            log_importance_weights: self.scores.weights_of(document).to_vec(),
+            target: pick.target,
+            selection_key: pick.key,
+            inclusion_probability: self.draw.inclusion_probability(self.scores, self.model, document),
+            metadata: content.metadata,
+        };
+        match &mut found.rows {
+            Rows::Columns(rows) => rows.push(row),
+            Rows::Lines(lines) => {
+                let several = self.model.targets.len() > 1;
+                add_fields(lines, json, &fields(&row, several.then(|| self.model.targets[pick.target].name.as_str()), weights));
+            }
+        }
+    }
+}
+
+/// What is added to an object: names and JSON values.
+fn fields(row: &SelectedRow, target: Option<&str>, weights: &Weights) -> Vec<(String, serde_json::Value)> {
+    let mut fields = vec![
+        ("n_tokens".to_owned(), row.n_tokens.into()),
+        ("log_importance_weight".to_owned(), row.log_importance_weights[row.target].into()),
+    ];
+    if let Some(target) = target {
+        fields.push(("target".to_owned(), target.into()));
+        let of_targets = weights.columns().iter().zip(&row.log_importance_weights);
+        fields.extend(of_targets.map(|(name, weight)| (name.clone(), (*weight).into())));
+    }
+    fields.push(("selection_key".to_owned(), row.selection_key.into()));
+    fields.push(("inclusion_probability".to_owned(), row.inclusion_probability.into()));
+    fields.push(("sample_weight".to_owned(), row.inclusion_probability.recip().into()));
+    fields
+}
+
+/// The object as it was with `fields` at its end. Fields of these names that it has already, of an earlier selection, go.
+fn add_fields(out: &mut Vec<u8>, json: &[u8], fields: &[(String, serde_json::Value)]) {
+    let has = |name: &str| memchr::memmem::find(json, format!("\"{name}\"").as_bytes()).is_some();
+    let kept = if fields.iter().any(|(name, _)| has(name)) {
+        without(json, fields)
+    } else {
+        json.strip_suffix(b"}").unwrap_or(json).trim_ascii_end().to_vec()
+    };
+    out.extend_from_slice(&kept);
+    for (i, (name, value)) in fields.iter().enumerate() {
+        let comma = if i == 0 && kept.ends_with(b"{") { "" } else { "," };
+        // Writing to memory does not fail.
+        let _ = write!(out, "{comma}\"{name}\":{value}");
+    }
+    out.extend_from_slice(b"}\n");
+}
+
+/// The object without some of its fields, and still open.
+fn without(json: &[u8], fields: &[(String, serde_json::Value)]) -> Vec<u8> {
+    type Object<'a> = std::collections::BTreeMap<String, &'a serde_json::value::RawValue>;
+    let mut out = vec![b'{'];
+    let object: Object<'_> = serde_json::from_slice(json).unwrap_or_default();
+    for (name, value) in object.iter().filter(|(name, _)| fields.iter().all(|(field, _)| field != *name)) {
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        let _ = write!(out, "{}:{value}", serde_json::Value::from(name.as_str()));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_stand_at_the_end_and_replace_older_ones() {
+        let added = |json: &str| {
+            let mut out = Vec::new();
+            add_fields(&mut out, json.as_bytes(), &[("a".to_owned(), 1.into()), ("b".to_owned(), 2.5.into())]);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(added(r#"{"text":"x", "n": 1.50 }"#), "{\"text\":\"x\", \"n\": 1.50,\"a\":1,\"b\":2.5}\n");
+        assert_eq!(added(r#"{"text":"x","b":9,"a":8}"#), "{\"text\":\"x\",\"a\":1,\"b\":2.5}\n");
+        // The name as a value is no field.
+        assert_eq!(added(r#"{"text":"a"}"#), "{\"text\":\"a\",\"a\":1,\"b\":2.5}\n");
+    }
+}

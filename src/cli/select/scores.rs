@@ -1,0 +1,122 @@
+//! The first pass: the numbers of every document, and nothing else of it.
+
+use anyhow::bail;
+
+use super::SelectionPlan;
+use crate::cli::files::{Files, total_bytes};
+use crate::cli::progress::Progress;
+use crate::cli::weights::Weights;
+use crate::features::Scratch;
+use crate::select::SourceCounts;
+use crate::source::files::{ChunkReader, FileError, Input, Wanted};
+
+/// What is kept of all documents, by number: their place among all lines that are not blank, over all inputs in order.
+/// A bad line keeps its number, has no tokens and no weights.
+#[derive(Default)]
+pub struct Scores {
+    pub n_targets: usize,
+    /// `n_targets` for each document, one after the other.
+    pub weights: Vec<f64>,
+    pub n_tokens: Vec<u32>,
+    /// The number of the pool that a document's source has of its own, counted from 1; 0 for all others. Empty when there
+    /// is only one pool.
+    pub pools: Vec<u16>,
+    pub sources: SourceCounts,
+    pub bad_lines: u64,
+    pub text_bytes: u64,
+    /// The number of the first document of every chunk.
+    pub chunks: Vec<u32>,
+}
+
+impl Scores {
+    /// Documents and bad lines.
+    pub fn len(&self) -> usize {
+        self.n_tokens.len()
+    }
+
+    pub fn n_documents(&self) -> u64 {
+        self.len() as u64 - self.bad_lines
+    }
+
+    pub fn weight(&self, document: u32, target: usize) -> f64 {
+        self.weights[document as usize * self.n_targets + target]
+    }
+
+    pub fn weights_of(&self, document: u32) -> &[f64] {
+        &self.weights[document as usize * self.n_targets..][..self.n_targets]
+    }
+
+    pub fn is_candidate(&self, document: u32, min_tokens: u32) -> bool {
+        self.n_tokens[document as usize] >= min_tokens && self.weights[document as usize * self.n_targets].is_finite()
+    }
+
+    pub fn pool(&self, document: u32) -> usize {
+        self.pools.get(document as usize).map_or(0, |pool| usize::from(*pool))
+    }
+
+    fn append(&mut self, mut chunk: Scores) -> anyhow::Result<()> {
+        self.chunks.push(u32::try_from(self.len()).unwrap_or(u32::MAX));
+        self.weights.append(&mut chunk.weights);
+        self.n_tokens.append(&mut chunk.n_tokens);
+        self.pools.append(&mut chunk.pools);
+        self.sources.merge(&chunk.sources);
+        self.bad_lines += chunk.bad_lines;
+        self.text_bytes += chunk.text_bytes;
+        if self.len() > u32::MAX as usize {
+            bail!("more than {} documents cannot be selected from at once", u32::MAX);
+        }
+        Ok(())
+    }
+}
+
+/// Scores every document of the inputs.
+pub fn score_all(
+    inputs: &[Input],
+    files: &Files,
+    weights: &Weights,
+    plan: &SelectionPlan,
+) -> anyhow::Result<Scores> {
+    let progress = Progress::new("score", total_bytes(inputs));
+    let mut all = Scores { n_targets: weights.len(), ..Scores::default() };
+    files.reader(inputs).scan(
+        Wanted::Named,
+        files.states(Scratch::default),
+        |scratch, chunk| Ok((score_chunk(chunk, weights, plan, scratch)?, chunk.chunk.file_bytes)),
+        |(chunk, bytes)| {
+            progress.add(chunk.len() as u64, bytes);
+            all.append(chunk)
+        },
+    )?;
+    files.check_interrupted()?;
+    progress.finish();
+    Ok(all)
+}
+
+fn score_chunk(
+    chunk: &ChunkReader<'_>,
+    weights: &Weights,
+    plan: &SelectionPlan,
+    scratch: &mut Scratch,
+) -> Result<Scores, FileError> {
+    let mut scores = Scores { n_targets: weights.len(), ..Scores::default() };
+    chunk.for_each_document(|record| {
+        let Some(record) = record else {
+            scores.bad_lines += 1;
+            scores.n_tokens.push(0);
+            scores.weights.extend(std::iter::repeat_n(f64::NAN, weights.len()));
+            if !plan.sources.is_empty() {
+                scores.pools.push(0);
+            }
+            return;
+        };
+        let Scores { weights: values, n_tokens, .. } = &mut scores;
+        n_tokens.push(weights.score(record.text, scratch, |_, weight| values.push(weight)));
+        scores.text_bytes += record.text.len() as u64;
+        scores.sources.document(record.source);
+        if !plan.sources.is_empty() {
+            let named = plan.sources.iter().position(|(name, _)| Some(name.as_str()) == record.source);
+            scores.pools.push(named.map_or(0, |pool| pool as u16 + 1));
+        }
+    })?;
+    Ok(scores)
+}

@@ -1,0 +1,226 @@
+//! Divides a selection among sources and targets, and fills every part with its best documents. Pure.
+//!
+//! Sources with a share of their own are pools; all other documents together are one more. A pool's documents are chosen
+//! by the targets in turn, each from what the targets before it have left, so that no document is chosen twice
+//! (`separate_targets` of the published package). What one part cannot fill goes to the others: exactly the requested
+//! number is selected whenever so many documents may be chosen.
+
+/// `total` in whole parts that are in proportion to `shares` as nearly as can be, none above what is `available`; what
+/// the full parts leave goes to the others by their shares, and at last to those whose share is 0. The parts sum to
+/// `total`, or to all that is available.
+///
+/// # Panics
+/// If the two have different lengths.
+pub fn apportion(total: u64, shares: &[f64], available: &[u64]) -> Vec<u64> {
+    assert_eq!(shares.len(), available.len(), "every part has a share");
+    let mut parts = vec![0; shares.len()];
+    let mut left = total.min(available.iter().sum());
+    let mut open: Vec<usize> = (0..shares.len()).filter(|&i| available[i] > 0).collect();
+    while left > 0 {
+        let sum: f64 = open.iter().map(|&i| shares[i]).sum();
+        let share = |i: usize| {
+            if sum > 0.0 {
+                shares[i] / sum
+            } else {
+                available[i] as f64 / open.iter().map(|&j| available[j] as f64).sum::<f64>()
+            }
+        };
+        let (full, rest): (Vec<_>, Vec<_>) =
+            open.iter().partition(|&&i| share(i) * left as f64 >= available[i] as f64);
+        if full.is_empty() {
+            round(left, &rest, share, &mut parts);
+            break;
+        }
+        for i in full {
+            parts[i] = available[i].min(left);
+            left -= parts[i];
+        }
+        open = rest;
+    }
+    parts
+}
+
+/// Largest remainders: each gets the whole part of its due, and those with the largest rest one more, the first of
+/// equals first.
+fn round(total: u64, open: &[usize], share: impl Fn(usize) -> f64, parts: &mut [u64]) {
+    let due = |i: usize| share(i) * total as f64;
+    let mut left = total;
+    for &i in open {
+        // Not more than there is, should the shares round up.
+        parts[i] = (due(i) as u64).min(left);
+        left -= parts[i];
+    }
+    let mut by_rest = open.to_vec();
+    by_rest.sort_by(|&a, &b| due(b).fract().total_cmp(&due(a).fract()));
+    for &i in by_rest.iter().cycle().take(left as usize) {
+        parts[i] += 1;
+    }
+}
+
+/// One target's choice from one pool.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Turn {
+    pub pool: usize,
+    pub target: usize,
+    pub count: u64,
+    /// The highest key that it did not choose; `None` when nothing was left, or it had nothing to choose.
+    pub threshold: Option<f64>,
+}
+
+/// A chosen document.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pick {
+    /// Its number among all documents.
+    pub document: u32,
+    /// The target that chose it, and the key by which it did.
+    pub target: usize,
+    pub key: f64,
+}
+
+/// Chosen documents by number, and the turns in which they were chosen.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct BudgetedSelection {
+    pub picks: Vec<Pick>,
+    pub turns: Vec<Turn>,
+}
+
+/// In: the documents that may be chosen, by pool; the share of every pool and target; the key of a document for a target.
+/// Out: the `count` documents that are selected, or all if there are fewer.
+///
+/// The best keys are chosen; of equal ones the document with the lower number.
+pub fn select_within_budgets(
+    count: u64,
+    mut pools: Vec<Vec<u32>>,
+    pool_shares: &[f64],
+    target_shares: &[f64],
+    key: impl Fn(u32, usize) -> f64,
+) -> BudgetedSelection {
+    let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
+    let budgets = apportion(count, pool_shares, &available);
+    let mut selection = BudgetedSelection::default();
+    for (pool, (documents, budget)) in pools.iter_mut().zip(budgets).enumerate() {
+        // A document may be chosen for any target, so no target falls short before the pool is empty.
+        let shares = apportion(budget, target_shares, &vec![budget; target_shares.len()]);
+        for (target, count) in shares.into_iter().enumerate() {
+            let threshold = take_best(documents, count as usize, |document| key(document, target), |document, key| {
+                selection.picks.push(Pick { document, target, key });
+            });
+            selection.turns.push(Turn { pool, target, count, threshold });
+        }
+    }
+    selection.picks.sort_unstable_by_key(|pick| pick.document);
+    selection
+}
+
+/// Removes the `count` best of `documents` and gives the highest key that is left.
+fn take_best(
+    documents: &mut Vec<u32>,
+    count: usize,
+    key: impl Fn(u32) -> f64,
+    mut taken: impl FnMut(u32, f64),
+) -> Option<f64> {
+    if count == 0 {
+        return None;
+    }
+    let mut keyed: Vec<(f64, u32)> = documents.iter().map(|&document| (key(document), document)).collect();
+    documents.clear();
+    let mut threshold = None;
+    if count < keyed.len() {
+        let best_first = |a: &(f64, u32), b: &(f64, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let (_, first_out, _) = keyed.select_nth_unstable_by(count, best_first);
+        threshold = Some(first_out.0);
+        documents.extend(keyed[count..].iter().map(|(_, document)| document));
+    }
+    keyed.iter().take(count).for_each(|&(key, document)| taken(document, key));
+    threshold
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parts() -> impl Strategy<Value = Vec<(f64, u64)>> {
+        proptest::collection::vec((prop_oneof![Just(0.0), 0.01f64..1.0], 0u64..500), 1..8)
+    }
+
+    proptest! {
+        #[test]
+        fn parts_sum_up_and_fit(parts in parts(), total in 0u64..3_000) {
+            let (shares, available): (Vec<f64>, Vec<u64>) = parts.into_iter().unzip();
+            let given = apportion(total, &shares, &available);
+            prop_assert_eq!(given.iter().sum::<u64>(), total.min(available.iter().sum()));
+            prop_assert!(given.iter().zip(&available).all(|(g, a)| g <= a), "{:?} of {:?}", given, available);
+        }
+
+        #[test]
+        fn enough_for_all_gives_every_part_its_share(shares in proptest::collection::vec(0.01f64..1.0, 1..8), total in 0u64..100_000) {
+            let given = apportion(total, &shares, &vec![total; shares.len()]);
+            let sum: f64 = shares.iter().sum();
+            for (given, share) in given.iter().zip(&shares) {
+                prop_assert!((*given as f64 - total as f64 * share / sum).abs() <= 1.0, "{} of {}", given, total);
+            }
+        }
+
+        #[test]
+        fn one_pool_and_target_is_a_full_sort(keys in proptest::collection::vec(-5i32..5, 0..80), count in 0u64..100, rotate in 0usize..80) {
+            let mut documents: Vec<u32> = (0..keys.len() as u32).collect();
+            let mut sorted = documents.clone();
+            sorted.sort_by_key(|&d| (-keys[d as usize], d));
+            let threshold = if count == 0 { None } else { sorted.get(count as usize).map(|&d| f64::from(keys[d as usize])) };
+            sorted.truncate(count as usize);
+            sorted.sort_unstable();
+            // The order in which documents come does not matter.
+            let middle = rotate.min(documents.len());
+            documents.rotate_left(middle);
+            let selection = select_within_budgets(count, vec![documents], &[1.0], &[1.0], |d, _| f64::from(keys[d as usize]));
+            prop_assert_eq!(selection.picks.iter().map(|p| p.document).collect::<Vec<_>>(), sorted);
+            prop_assert_eq!(selection.turns[0].threshold, threshold);
+        }
+
+        #[test]
+        fn budgets_are_kept_and_nothing_is_chosen_twice(
+            keys in proptest::collection::vec((0usize..3, -9f64..9.0, -9f64..9.0), 0..200),
+            count in 0u64..250,
+            share in 0.05f64..0.95,
+        ) {
+            let mut pools = vec![Vec::new(); 3];
+            keys.iter().enumerate().for_each(|(d, (pool, ..))| pools[*pool].push(d as u32));
+            let sizes: Vec<u64> = pools.iter().map(|p| p.len() as u64).collect();
+            let key = |d: u32, target: usize| if target == 0 { keys[d as usize].1 } else { keys[d as usize].2 };
+            let shares = [0.5, 0.3, 0.2];
+            let selection = select_within_budgets(count, pools, &shares, &[share, 1.0 - share], key);
+
+            let documents: Vec<u32> = selection.picks.iter().map(|p| p.document).collect();
+            prop_assert!(documents.is_sorted_by(|a, b| a < b), "a document was chosen twice");
+            prop_assert_eq!(documents.len() as u64, count.min(keys.len() as u64));
+            let budgets = apportion(count, &shares, &sizes);
+            for pool in 0..3 {
+                let of_pool = |p: &&Pick| keys[p.document as usize].0 == pool;
+                let chosen = selection.picks.iter().filter(of_pool).count() as u64;
+                prop_assert_eq!(chosen, budgets[pool]);
+                let first = selection.picks.iter().filter(of_pool).filter(|p| p.target == 0).count() as f64;
+                prop_assert!((first - chosen as f64 * share).abs() <= 1.0, "{} of {}", first, chosen);
+            }
+            // A document is chosen exactly if it beats the threshold of some turn: inclusion probabilities rest on it.
+            for (d, (pool, ..)) in keys.iter().enumerate() {
+                let beats = selection.turns.iter().any(|t| {
+                    t.pool == *pool && t.count > 0 && t.threshold.is_none_or(|threshold| key(d as u32, t.target) > threshold)
+                });
+                prop_assert_eq!(beats, documents.binary_search(&(d as u32)).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn what_one_part_cannot_fill_goes_to_the_others() {
+        assert_eq!(apportion(10, &[0.6, 0.4], &[100, 100]), [6, 4]);
+        assert_eq!(apportion(10, &[0.6, 0.4], &[2, 100]), [2, 8]);
+        assert_eq!(apportion(10, &[1.0, 0.0], &[2, 100]), [2, 8]);
+        assert_eq!(apportion(10, &[1.0, 0.0], &[100, 100]), [10, 0]);
+        assert_eq!(apportion(10, &[0.5, 0.5], &[2, 3]), [2, 3]);
+        assert_eq!(apportion(10, &[1.0, 1.0, 1.0], &[9, 9, 9]), [4, 3, 3]);
+        assert_eq!(apportion(0, &[1.0], &[9]), [0]);
+    }
+}
