@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use crate::record::{Decoder, Document, Reject, TopicPartition};
+use crate::record::{Decoder, DocumentRef, Reject, TextScratch, TopicPartition};
 
 #[derive(Debug, thiserror::Error)]
 #[error("`{}`{}: {problem}", path.display(), line.map(|n| format!(", line {n}")).unwrap_or_default())]
@@ -14,12 +14,12 @@ pub struct FileError {
     pub problem: String,
 }
 
-/// Calls `each` with every document of a file, in order. A bad line ends it with an error: a model fitted on half a
+/// Calls `each` with every document of a file and the bytes of its line, in order. A bad line ends it with an error: a model fitted on half a
 /// file would be wrong without a sign of it.
 pub fn for_each_document(
     path: &Path,
     decoder: &Decoder,
-    mut each: impl FnMut(Document, u64),
+    mut each: impl FnMut(&DocumentRef<'_>, u64),
 ) -> Result<u64, FileError> {
     let error = |line, problem: String| FileError { path: path.to_owned(), line, problem };
     let file = File::open(path).map_err(|e| error(None, e.to_string()))?;
@@ -34,6 +34,7 @@ pub fn for_each_document(
     let at = TopicPartition::new(&*name, 0);
     let mut reader = BufReader::with_capacity(1 << 20, reader);
     let mut line = Vec::new();
+    let mut scratch = TextScratch::default();
     let mut n_lines = 0;
     loop {
         line.clear();
@@ -47,8 +48,8 @@ pub fn for_each_document(
         if payload.is_empty() {
             continue;
         }
-        match decoder.decode(Some(payload), &at, n_lines as i64, None) {
-            Ok(document) => each(document, bytes as u64),
+        match decoder.decode_ref(Some(payload), &at, n_lines as i64, None, &mut scratch) {
+            Ok(document) => each(&document, bytes as u64),
             Err(Reject { reason, detail }) => {
                 return Err(error(Some(n_lines), format!("{}: {detail}", reason.as_str())));
             }
@@ -67,7 +68,7 @@ mod tests {
         File::create(&path).unwrap().write_all(content).unwrap();
         let mut texts = Vec::new();
         let decoder = Decoder::for_files();
-        for_each_document(&path, &decoder, |document, _| texts.push(document.text)).map(|_| texts)
+        for_each_document(&path, &decoder, |document, _| texts.push(document.text.to_string())).map(|_| texts)
     }
 
     #[test]
