@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use winnowd::features::{Featuriser, Scratch};
-use winnowd::record::{Decoder, Document};
+use winnowd::record::{Decoder, Document, DocumentRef};
 use winnowd::score::{ImportanceWeight, Model, NgramCounts, Side};
 use winnowd::source::files::for_each_document;
 
@@ -19,9 +19,10 @@ fn corpus() -> Corpus {
     let target_ids: HashSet<&str> = include_str!("reference/target_ids.txt").lines().collect();
     let mut corpus = Corpus { target: Vec::new(), raw: Vec::new() };
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli/demo/sample.jsonl.zst");
-    let place = |document: Document, _| {
-        let side = if target_ids.contains(document.id.as_str()) { &mut corpus.target } else { &mut corpus.raw };
-        side.push(document);
+    let place = |document: &DocumentRef<'_>, _| {
+        let is_target = target_ids.contains(&*document.id());
+        let side = if is_target { &mut corpus.target } else { &mut corpus.raw };
+        side.push(document.to_document());
     };
     let decoder = Decoder::for_files();
     for_each_document(&sample, &decoder, place).unwrap();

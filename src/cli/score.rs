@@ -94,7 +94,7 @@ impl Scored {
         let mut bad_lines = 0;
         chunk.for_each_document(|record| match record {
             Some(record) => {
-                ids.append_value(record.id);
+                ids.append_value(chunk.id(&record));
                 sources.append_option(record.source);
                 n_tokens.push(weights.score(record.text, scratch, |target, weight| values[target].push(weight)));
             }

@@ -193,6 +193,7 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
         draw: &draw,
         written: &written,
         out: &arguments.out,
+        is_fitted: chosen_model.fitted.is_some(),
         seconds: began.elapsed().as_secs_f64(),
     };
     let report = report::Report::of(&facts);

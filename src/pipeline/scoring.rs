@@ -1,12 +1,19 @@
 //! A batch of records decoded and scored on all cores, in order.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use crate::features::Scratch;
-use crate::record::Decoder;
+use crate::record::{Decoder, TextScratch};
 use crate::score::{ImportanceWeight, Score};
 use crate::source::{Batch, Record};
 use crate::window::{DeadLetter, ScoredDocument, ScoredRecord};
+
+thread_local! {
+    /// Of this thread, for as long as it lives: what a featuriser remembers stays warm from batch to batch.
+    static SCRATCH: RefCell<(TextScratch, Scratch)> = RefCell::default();
+}
 
 const LONG_TEXT_BYTES: usize = 256 << 10;
 
@@ -17,9 +24,12 @@ pub fn score_batch(
     payload_head_bytes: usize,
     weight: &ImportanceWeight,
 ) -> Vec<ScoredRecord> {
-    let score =
-        |scratch: &mut Scratch, i: usize| score_record(batch.get(i), decoder, payload_head_bytes, weight, scratch);
-    (0..batch.len()).into_par_iter().with_min_len(16).map_init(Scratch::default, score).collect()
+    let score = |i| {
+        SCRATCH.with_borrow_mut(|(text_scratch, scratch)| {
+            score_record(batch.get(i), decoder, payload_head_bytes, weight, text_scratch, scratch)
+        })
+    };
+    (0..batch.len()).into_par_iter().with_min_len(16).map(score).collect()
 }
 
 fn score_record(
@@ -27,11 +37,12 @@ fn score_record(
     decoder: &Decoder,
     payload_head_bytes: usize,
     weight: &ImportanceWeight,
+    text_scratch: &mut TextScratch,
     scratch: &mut Scratch,
 ) -> ScoredRecord {
     let Record { at, offset, timestamp_ms, payload, .. } = record;
     let payload_bytes = payload.map_or(0, <[u8]>::len) as u64;
-    let outcome = match decoder.decode(payload, at, offset, timestamp_ms) {
+    let outcome = match decoder.decode_ref(payload, at, offset, timestamp_ms, text_scratch) {
         Ok(document) => {
             // A long text's buckets are counted again later: at four bytes for each n-gram they would take many times
             // the memory of the text.
@@ -44,7 +55,7 @@ fn score_record(
                 let n_tokens = weight.featuriser().for_each_chunk(&document.text, scratch, keep);
                 Score { n_tokens, log_importance_weight: weight.add(0.0, &buckets) }
             };
-            Ok(ScoredDocument { document, score, buckets: (!is_long).then_some(buckets) })
+            Ok(ScoredDocument { document: document.to_document(), score, buckets: (!is_long).then_some(buckets) })
         }
         Err(reject) => Err(DeadLetter {
             offset,

@@ -7,7 +7,9 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Document, Reject, RejectReason, TopicPartition};
+use super::document::{Document, DocumentRef};
+use super::scan::{TextScratch, scan};
+use super::{Reject, RejectReason, TopicPartition};
 
 /// Which field of the JSON object is what. `None`: the stream has no such field.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,34 +48,55 @@ impl Decoder {
         offset: i64,
         record_timestamp_ms: Option<i64>,
     ) -> Result<Document, Reject> {
+        let mut scratch = TextScratch::default();
+        self.decode_ref(payload, at, offset, record_timestamp_ms, &mut scratch).map(|d| d.to_document())
+    }
+
+    /// The same without a copy: what is given borrows from the payload and the scratch.
+    pub fn decode_ref<'a>(
+        &self,
+        payload: Option<&'a [u8]>,
+        at: &'a TopicPartition,
+        offset: i64,
+        record_timestamp_ms: Option<i64>,
+        scratch: &'a mut TextScratch,
+    ) -> Result<DocumentRef<'a>, Reject> {
         let payload = payload.ok_or_else(|| Reject::new(RejectReason::NullPayload, "the record has no value"))?;
         if payload.len() > self.max_bytes {
             let detail = format!("{} bytes, allowed are {}", payload.len(), self.max_bytes);
             return Err(Reject::new(RejectReason::TooLarge, detail));
         }
+        let parsed = match scan(&self.fields, payload, scratch) {
+            Some(parsed) => parsed,
+            None => self.parse(payload)?,
+        };
+        self.document(parsed, at, offset, record_timestamp_ms)
+    }
+
+    /// Every record, and what is wrong with it.
+    pub(super) fn parse<'a>(&self, payload: &'a [u8]) -> Result<Parsed<'a>, Reject> {
         let json = std::str::from_utf8(payload).map_err(|e| Reject::new(RejectReason::InvalidUtf8, e.to_string()))?;
         let mut deserializer = serde_json::Deserializer::from_str(json);
         let parsed =
             ObjectSeed(&self.fields).deserialize(&mut deserializer).and_then(|p| deserializer.end().map(|()| p));
-        let parsed = parsed.map_err(|e| match e.classify() {
+        parsed.map_err(|e| match e.classify() {
             serde_json::error::Category::Data => Reject::new(RejectReason::NotAnObject, e.to_string()),
             _ => Reject::new(RejectReason::MalformedJson, e.to_string()),
-        })?;
-        self.document(parsed?, at, offset, record_timestamp_ms)
+        })?
     }
 
-    fn document(
+    fn document<'a>(
         &self,
-        parsed: Parsed,
-        at: &TopicPartition,
+        parsed: Parsed<'a>,
+        at: &'a TopicPartition,
         offset: i64,
         record_timestamp_ms: Option<i64>,
-    ) -> Result<Document, Reject> {
+    ) -> Result<DocumentRef<'a>, Reject> {
         let names = &self.fields;
-        let string_or_integer = |value: Scalar, name: &Option<String>| match value {
+        let string_or_integer = |value: Scalar<'a>, name: &Option<String>| match value {
             Scalar::Null => Ok(None),
             Scalar::String(s) => Ok(Some(s)),
-            Scalar::Integer(n) => Ok(Some(n.to_string())),
+            Scalar::Integer(n) => Ok(Some(Cow::Owned(n.to_string()))),
             Scalar::Other(kind) => Err(wrong_type(name.as_deref().unwrap_or_default(), "a string or an integer", kind)),
         };
         let text = match parsed.text {
@@ -97,13 +120,9 @@ impl Decoder {
                 return Err(wrong_type(name, "milliseconds or an RFC 3339 string", kind));
             }
         };
-        Ok(Document {
-            id: string_or_integer(parsed.id, &names.id)?.unwrap_or_else(|| at.position(offset)),
-            text,
-            source: string_or_integer(parsed.source, &names.source)?,
-            timestamp_ms,
-            metadata: parsed.metadata,
-        })
+        let own_id = string_or_integer(parsed.id, &names.id)?;
+        let source = string_or_integer(parsed.source, &names.source)?;
+        Ok(DocumentRef { own_id, at, offset, text, source, timestamp_ms, members: parsed.members })
     }
 }
 
@@ -120,59 +139,60 @@ fn bad_timestamp(names: &FieldNames, value: &str) -> Reject {
     )
 }
 
-#[derive(Default)]
-struct Parsed {
-    text: Scalar,
-    id: Scalar,
-    source: Scalar,
-    timestamp: Scalar,
-    metadata: Option<String>,
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Parsed<'a> {
+    pub text: Scalar<'a>,
+    pub id: Scalar<'a>,
+    pub source: Scalar<'a>,
+    pub timestamp: Scalar<'a>,
+    /// The other fields, with the bytes of their values.
+    pub members: Vec<(Cow<'a, str>, &'a str)>,
 }
 
 /// A value of a named field. Wrong types are kept as such, so that they become a message and not a parse error.
-#[derive(Default)]
-enum Scalar {
+#[derive(Debug, Default, PartialEq)]
+pub(super) enum Scalar<'a> {
     #[default]
     Null,
-    String(String),
+    String(Cow<'a, str>),
     Integer(i128),
     Other(&'static str),
 }
 
-impl<'de> Deserialize<'de> for Scalar {
+impl<'de> Deserialize<'de> for Scalar<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct ScalarVisitor;
         impl<'de> Visitor<'de> for ScalarVisitor {
-            type Value = Scalar;
+            type Value = Scalar<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("any JSON value")
             }
-            fn visit_str<E>(self, v: &str) -> Result<Scalar, E> {
-                Ok(Scalar::String(v.to_owned()))
+            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::String(Cow::Borrowed(v)))
             }
-            fn visit_string<E>(self, v: String) -> Result<Scalar, E> {
-                Ok(Scalar::String(v))
+            fn visit_str<E>(self, v: &str) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::String(Cow::Owned(v.to_owned())))
             }
-            fn visit_i64<E>(self, v: i64) -> Result<Scalar, E> {
+            fn visit_i64<E>(self, v: i64) -> Result<Scalar<'de>, E> {
                 Ok(Scalar::Integer(v.into()))
             }
-            fn visit_u64<E>(self, v: u64) -> Result<Scalar, E> {
+            fn visit_u64<E>(self, v: u64) -> Result<Scalar<'de>, E> {
                 Ok(Scalar::Integer(v.into()))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Scalar, E> {
+            fn visit_f64<E>(self, _: f64) -> Result<Scalar<'de>, E> {
                 Ok(Scalar::Other("a number that is no 64-bit integer"))
             }
-            fn visit_bool<E>(self, _: bool) -> Result<Scalar, E> {
+            fn visit_bool<E>(self, _: bool) -> Result<Scalar<'de>, E> {
                 Ok(Scalar::Other("a boolean"))
             }
-            fn visit_unit<E>(self) -> Result<Scalar, E> {
+            fn visit_unit<E>(self) -> Result<Scalar<'de>, E> {
                 Ok(Scalar::Null)
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar<'de>, A::Error> {
                 while seq.next_element::<IgnoredAny>()?.is_some() {}
                 Ok(Scalar::Other("an array"))
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar<'de>, A::Error> {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 Ok(Scalar::Other("an object"))
             }
@@ -187,14 +207,14 @@ struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 struct ObjectSeed<'n>(&'n FieldNames);
 
 impl<'de> DeserializeSeed<'de> for ObjectSeed<'_> {
-    type Value = Result<Parsed, Reject>;
+    type Value = Result<Parsed<'de>, Reject>;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
 impl<'de> Visitor<'de> for ObjectSeed<'_> {
-    type Value = Result<Parsed, Reject>;
+    type Value = Result<Parsed<'de>, Reject>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
@@ -212,9 +232,9 @@ impl<'de> Visitor<'de> for ObjectSeed<'_> {
                 k if is(&names.id, k) => (1, &mut parsed.id),
                 k if is(&names.source, k) => (2, &mut parsed.source),
                 k if is(&names.timestamp, k) => (3, &mut parsed.timestamp),
-                other => {
-                    let value: &RawValue = map.next_value()?;
-                    append_member(&mut parsed.metadata, other, value.get());
+                _ => {
+                    let value: &'de RawValue = map.next_value()?;
+                    parsed.members.push((key, value.get()));
                     continue;
                 }
             };
@@ -226,25 +246,8 @@ impl<'de> Visitor<'de> for ObjectSeed<'_> {
                 ));
             }
         }
-        if let Some(metadata) = &mut parsed.metadata {
-            metadata.push('}');
-        }
         Ok(duplicate.map_or(Ok(parsed), Err))
     }
-}
-
-/// Adds `"key":value` to an object that is still open. The value's bytes are kept: numbers keep their digits.
-fn append_member(object: &mut Option<String>, key: &str, raw_value: &str) {
-    let object = match object {
-        Some(object) => {
-            object.push(',');
-            object
-        }
-        None => object.insert(String::from("{")),
-    };
-    object.push_str(&serde_json::Value::from(key).to_string());
-    object.push(':');
-    object.push_str(raw_value);
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! From bytes to a document: where it stands, what it says, or why it cannot be read. Pure.
 
 mod decode;
+mod document;
+mod scan;
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,6 +10,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use decode::{Decoder, FieldNames};
+pub use document::{Document, DocumentRef};
+pub use scan::TextScratch;
 
 /// One partition of one topic; the scope of windows and checkpoints.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,26 +34,6 @@ impl TopicPartition {
 impl fmt::Display for TopicPartition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.topic, self.partition)
-    }
-}
-
-/// One training example.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Document {
-    pub id: String,
-    pub text: String,
-    pub source: Option<String>,
-    /// Milliseconds since 1970 UTC: the document's own, else the record's.
-    pub timestamp_ms: Option<i64>,
-    /// The record's other fields, as one JSON object with their bytes unchanged; `None` when there are none.
-    pub metadata: Option<String>,
-}
-
-impl Document {
-    /// Bytes that it holds on to.
-    pub fn size_bytes(&self) -> usize {
-        let optional = |s: &Option<String>| s.as_ref().map_or(0, String::len);
-        size_of::<Document>() + self.id.len() + self.text.len() + optional(&self.source) + optional(&self.metadata)
     }
 }
 

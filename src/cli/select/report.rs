@@ -27,6 +27,7 @@ pub struct Facts<'a> {
     pub draw: &'a Draw,
     pub written: &'a Written,
     pub out: &'a Path,
+    pub is_fitted: bool,
     pub seconds: f64,
 }
 
@@ -56,6 +57,8 @@ pub struct Report {
     warnings: Vec<String>,
     #[serde(skip)]
     out: String,
+    #[serde(skip)]
+    is_fitted: bool,
     #[serde(skip)]
     seconds: f64,
 }
@@ -124,6 +127,7 @@ impl Report {
             files: written.files.iter().map(|(name, rows)| FileReport { name: name.clone(), rows: *rows }).collect(),
             warnings: Vec::new(),
             out: facts.out.display().to_string(),
+            is_fitted: facts.is_fitted,
             seconds: facts.seconds,
         };
         report.warnings = report.find_warnings();
@@ -172,7 +176,7 @@ impl Report {
         for file in &self.files {
             let _ = writeln!(text, "  {}  {} rows", file.name, file.rows);
         }
-        let _ = writeln!(text, "  report.json");
+        text.push_str(if self.is_fitted { "  report.json\n  model.wnw\n" } else { "  report.json\n" });
         text
     }
 

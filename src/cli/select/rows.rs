@@ -13,7 +13,7 @@ use crate::cli::files::{Files, total_bytes};
 use crate::cli::progress::Progress;
 use crate::cli::weights::Weights;
 use crate::features::Scratch;
-use crate::record::Document;
+use crate::record::{DocumentRef, TextScratch};
 use crate::score::{Model, ModelId, NgramCounts};
 use crate::select::Pick;
 use crate::sink::SelectedRow;
@@ -159,17 +159,18 @@ impl Writing<'_> {
         let pick = |document: u32| picks.binary_search_by_key(&document, |p| p.document).ok().map(|i| &picks[i]);
         let is_random = |document: u32| random.binary_search(&document).is_ok();
         let document = |n: u64| first.saturating_add(n as u32);
+        let mut text_scratch = TextScratch::default();
         chunk.for_some_objects(
             |n| pick(document(n)).is_some() || is_random(document(n)),
             |n, line, json| {
-                let Some(content) = chunk.decode(line, json)? else { return Ok(()) };
+                let Some(content) = chunk.decode(line, json, &mut text_scratch)? else { return Ok(()) };
                 if is_random(document(n)) {
                     state.random.add_text(&content.text, &self.model.featuriser, &mut state.scratch);
                     state.random_documents += 1;
                 }
                 if let Some(pick) = pick(document(n)) {
                     state.selected.add_text(&content.text, &self.model.featuriser, &mut state.scratch);
-                    self.add_row(&mut found, pick, content, json, weights);
+                    self.add_row(&mut found, pick, &content, json, weights);
                 }
                 Ok(())
             },
@@ -187,21 +188,24 @@ impl Writing<'_> {
         (from..to).filter(is_drawn).collect()
     }
 
-    fn add_row(&self, found: &mut ChunkRows, pick: &Pick, content: Document, json: &[u8], weights: &Weights) {
+    fn add_row(&self, found: &mut ChunkRows, pick: &Pick, content: &DocumentRef<'_>, json: &[u8], weights: &Weights) {
         let document = pick.document;
         let n_tokens = self.scores.n_tokens[document as usize];
         found.n_tokens += u64::from(n_tokens);
-        found.sources.push(content.source.clone());
+        let source = content.source.as_deref().map(str::to_owned);
+        found.sources.push(source.clone());
+        // Lines carry the text as it stands in the original.
+        let is_columns = matches!(found.rows, Rows::Columns(_));
         let row = SelectedRow {
-            text: content.text,
-            id: content.id,
-            source: content.source,
+            text: if is_columns { content.text.as_ref().to_owned() } else { String::new() },
+            id: content.id().into_owned(),
+            source,
             n_tokens,
             log_importance_weights: self.scores.weights_of(document).to_vec(),
             target: pick.target,
             selection_key: pick.key,
             inclusion_probability: self.draw.inclusion_probability(self.scores, self.model, document),
-            metadata: content.metadata,
+            metadata: if is_columns { content.metadata() } else { None },
         };
         match &mut found.rows {
             Rows::Columns(rows) => rows.push(row),

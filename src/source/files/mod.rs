@@ -9,10 +9,11 @@ mod columns;
 mod in_order;
 mod inputs;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::record::{Decoder, Document, Reject, RejectReason, TopicPartition};
+use crate::record::{Decoder, DocumentRef, Reject, RejectReason, TextScratch, TopicPartition};
 
 pub use chunks::Chunk;
 pub use columns::Wanted;
@@ -74,7 +75,9 @@ impl Reader<'_> {
             if self.stop.load(Ordering::Relaxed) { None } else { chunks.next(&mut worker.buffer) }
         };
         let work = |worker: &mut Worker<S>, chunk: Result<Chunk, FileError>| {
-            let chunk = ChunkReader { reader: self, chunk: chunk?, lines: &worker.buffer };
+            let chunk = chunk?;
+            let at = TopicPartition::new(&*self.inputs[chunk.input].path.to_string_lossy(), 0);
+            let chunk = ChunkReader { reader: self, chunk, lines: &worker.buffer, at };
             work(&mut worker.state, &chunk)
         };
         let deliver = |result: Result<T, FileError>| deliver(result?);
@@ -88,6 +91,8 @@ pub struct ChunkReader<'a> {
     reader: &'a Reader<'a>,
     pub chunk: Chunk,
     lines: &'a [u8],
+    /// For ids of documents without one.
+    at: TopicPartition,
 }
 
 /// A document where it stands in its file.
@@ -96,7 +101,7 @@ pub struct Record<'a> {
     /// Number of its line, or of its row in a Parquet file, from 1.
     pub line: u64,
     pub text: &'a str,
-    pub id: &'a str,
+    pub own_id: Option<&'a str>,
     pub source: Option<&'a str>,
 }
 
@@ -126,53 +131,58 @@ impl ChunkReader<'_> {
         mut each: impl FnMut(Option<Record<'_>>),
     ) -> Result<(), FileError> {
         match &self.chunk.content {
-            Content::Lines => self.for_each_line(|line, bytes| {
-                if !wanted(line) {
-                    return Ok(());
-                }
-                let document = self.decode(line, bytes)?;
-                each(document.as_ref().map(|d| Record {
-                    line,
-                    text: &d.text,
-                    id: &d.id,
-                    source: d.source.as_deref(),
-                }));
-                Ok(())
-            }),
-            Content::Rows(rows) => {
-                let fields = &self.reader.settings.decoder.fields;
-                let at = TopicPartition::new(&*self.path().to_string_lossy(), 0);
-                let mut line = self.chunk.first_line;
-                rows.for_each_batch(|batch| {
-                    let columns = columns::Columns::of(batch, fields)?;
-                    for row in 0..batch.num_rows() {
-                        if wanted(line) {
-                            let position;
-                            let id = match columns.id(row) {
-                                Some(id) => id,
-                                None => {
-                                    position = at.position(line as i64);
-                                    &position
-                                }
-                            };
-                            let source = columns.source(row);
-                            match columns.text(row) {
-                                Some(text) => each(Some(Record { line, text, id, source })),
-                                None => {
-                                    let missing = format!("column `{}` is null", fields.text);
-                                    self.bad_line(line, &Reject::new(RejectReason::MissingText, missing))
-                                        .map_err(|e| e.problem)?;
-                                    each(None);
-                                }
-                            }
-                        }
-                        line += 1;
+            Content::Lines => {
+                let mut scratch = TextScratch::default();
+                self.for_each_line(|line, bytes| {
+                    if !wanted(line) {
+                        return Ok(());
                     }
+                    let document = self.decode(line, bytes, &mut scratch)?;
+                    each(document.as_ref().map(|d| Record {
+                        line,
+                        text: &d.text,
+                        own_id: d.own_id.as_deref(),
+                        source: d.source.as_deref(),
+                    }));
                     Ok(())
                 })
-                .map_err(|problem| self.error(None, problem))
             }
+            Content::Rows(rows) => self.for_some_rows(rows, wanted, each),
         }
+    }
+
+    fn for_some_rows(
+        &self,
+        rows: &columns::Rows,
+        mut wanted: impl FnMut(u64) -> bool,
+        mut each: impl FnMut(Option<Record<'_>>),
+    ) -> Result<(), FileError> {
+        let fields = &self.reader.settings.decoder.fields;
+        let mut line = self.chunk.first_line;
+        let mut failed = None;
+        let result = rows.for_each_batch(|batch| {
+            let columns = columns::Columns::of(batch, fields)?;
+            for row in 0..batch.num_rows() {
+                if wanted(line) {
+                    let (own_id, source) = (columns.id(row), columns.source(row));
+                    let record = columns.text(row).map(|text| Record { line, text, own_id, source });
+                    if record.is_none() {
+                        let missing = format!("column `{}` is null", fields.text);
+                        let bad = self.bad_line(line, &Reject::new(RejectReason::MissingText, missing));
+                        bad.map_err(|e| failed.insert(e).problem.clone())?;
+                    }
+                    each(record);
+                }
+                line += 1;
+            }
+            Ok(())
+        });
+        result.map_err(|problem| failed.unwrap_or_else(|| self.error(None, problem)))
+    }
+
+    /// A document's own id, or its position.
+    pub fn id<'r>(&self, record: &Record<'r>) -> Cow<'r, str> {
+        record.own_id.map_or_else(|| Cow::Owned(self.at.position(record.line as i64)), Cow::Borrowed)
     }
 
     /// Calls `each` with the number and the JSON of records, those that are `wanted` by how many that are not blank
@@ -221,9 +231,13 @@ impl ChunkReader<'_> {
     }
 
     /// The document of a line; `None` when it is bad and bad lines are passed over.
-    pub fn decode(&self, line: u64, bytes: &[u8]) -> Result<Option<Document>, FileError> {
-        let at = TopicPartition::new(&*self.path().to_string_lossy(), 0);
-        match self.reader.settings.decoder.decode(Some(bytes), &at, line as i64, None) {
+    pub fn decode<'d>(
+        &'d self,
+        line: u64,
+        bytes: &'d [u8],
+        scratch: &'d mut TextScratch,
+    ) -> Result<Option<DocumentRef<'d>>, FileError> {
+        match self.reader.settings.decoder.decode_ref(Some(bytes), &self.at, line as i64, None, scratch) {
             Ok(document) => Ok(Some(document)),
             Err(reject) => self.bad_line(line, &reject).map(|()| None),
         }
@@ -254,35 +268,28 @@ impl ChunkReader<'_> {
     }
 }
 
-/// Calls `each` with every document of a file, in order, and the bytes of its text. A bad line ends it with an error: a
+/// Calls `each` with every document of a file and the bytes of its line, in order. A bad line ends it with an error: a
 /// model fitted on half a file would be wrong without a sign of it.
 pub fn for_each_document(
     path: &Path,
     decoder: &Decoder,
-    mut each: impl FnMut(Document, u64) + Send,
+    each: impl FnMut(&DocumentRef<'_>, u64) + Send,
 ) -> Result<(), FileError> {
     let inputs = expand(std::slice::from_ref(&path.to_owned()))?;
     let settings = ReadSettings::new(decoder.clone());
     let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
-    let documents = |(): &mut (), chunk: &ChunkReader<'_>| {
-        let mut documents = Vec::new();
-        chunk.for_some_objects(
-            |_| true,
-            |_, line, json| {
-                documents.extend(chunk.decode(line, json)?);
-                Ok(())
-            },
-        )?;
-        Ok(documents)
+    // On one thread the chunks come in order.
+    let states = vec![(each, TextScratch::default())];
+    let documents = |(each, scratch): &mut (_, TextScratch), chunk: &ChunkReader<'_>| {
+        let each_line = |_, line, json: &[u8]| {
+            if let Some(document) = chunk.decode(line, json, scratch)? {
+                each(&document, json.len() as u64);
+            }
+            Ok(())
+        };
+        chunk.for_some_objects(|_| true, each_line).map(drop)
     };
-    let deliver = |documents: Vec<Document>| {
-        for document in documents {
-            let bytes = document.text.len() as u64;
-            each(document, bytes);
-        }
-        Ok::<(), FileError>(())
-    };
-    reader.scan(Wanted::All, vec![()], documents, deliver).map(drop)
+    reader.scan(Wanted::All, states, documents, |()| Ok::<(), FileError>(())).map(drop)
 }
 
 #[cfg(test)]

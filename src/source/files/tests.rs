@@ -15,7 +15,7 @@ fn read(name: &str, content: &[u8]) -> Result<Vec<String>, FileError> {
     File::create(&path).unwrap().write_all(content).unwrap();
     let mut texts = Vec::new();
     let decoder = Decoder::for_files();
-    for_each_document(&path, &decoder, |document, _| texts.push(document.text)).map(|()| texts)
+    for_each_document(&path, &decoder, |document, _| texts.push(document.text.to_string())).map(|()| texts)
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -138,7 +138,7 @@ fn rows_become_objects_with_all_their_columns() {
         (Arc::new(StringArray::from(vec!["a\n\"b\"", "c"])), Arc::new(Int64Array::from(vec![Some(7), None])));
     parquet(&path, vec![("text", text), ("id", id.clone()), ("n", id)], 10);
     let mut documents = Vec::new();
-    for_each_document(&path, &Decoder::for_files(), |document, _| documents.push(document)).unwrap();
+    for_each_document(&path, &Decoder::for_files(), |document, _| documents.push(document.to_document())).unwrap();
     assert_eq!((documents[0].text.as_str(), documents[0].id.as_str()), ("a\n\"b\"", "7"));
     assert_eq!(documents[0].metadata.as_deref(), Some("{\"n\":7}"));
     assert_eq!(documents[1].id, format!("{}/0/2", path.display()));

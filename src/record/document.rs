@@ -1,0 +1,71 @@
+//! Documents: owned, or still borrowing from their record.
+
+use std::borrow::Cow;
+
+use super::TopicPartition;
+
+/// One training example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    pub id: String,
+    pub text: String,
+    pub source: Option<String>,
+    /// Milliseconds since 1970 UTC: the document's own, else the record's.
+    pub timestamp_ms: Option<i64>,
+    /// The record's other fields, as one JSON object with their bytes unchanged; `None` when there are none.
+    pub metadata: Option<String>,
+}
+
+impl Document {
+    /// Bytes that it holds on to.
+    pub fn size_bytes(&self) -> usize {
+        let optional = |s: &Option<String>| s.as_ref().map_or(0, String::len);
+        size_of::<Document>() + self.id.len() + self.text.len() + optional(&self.source) + optional(&self.metadata)
+    }
+}
+
+/// A document that borrows from its record: enough to score it, and to make a [`Document`] of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DocumentRef<'a> {
+    /// Its own id; without one its position stands in, see [`DocumentRef::id`].
+    pub own_id: Option<Cow<'a, str>>,
+    pub at: &'a TopicPartition,
+    pub offset: i64,
+    pub text: Cow<'a, str>,
+    pub source: Option<Cow<'a, str>>,
+    /// Milliseconds since 1970 UTC: the document's own, else the record's.
+    pub timestamp_ms: Option<i64>,
+    /// The record's other fields: name, and the bytes of the value.
+    pub members: Vec<(Cow<'a, str>, &'a str)>,
+}
+
+impl DocumentRef<'_> {
+    pub fn id(&self) -> Cow<'_, str> {
+        match &self.own_id {
+            Some(id) => Cow::Borrowed(id),
+            None => Cow::Owned(self.at.position(self.offset)),
+        }
+    }
+
+    /// The other fields as one JSON object, their bytes unchanged: numbers keep their digits.
+    pub fn metadata(&self) -> Option<String> {
+        let mut object = String::new();
+        for (name, raw_value) in &self.members {
+            object.push(if object.is_empty() { '{' } else { ',' });
+            object.push_str(&serde_json::Value::from(&**name).to_string());
+            object.push(':');
+            object.push_str(raw_value);
+        }
+        (!object.is_empty()).then(|| object + "}")
+    }
+
+    pub fn to_document(&self) -> Document {
+        Document {
+            id: self.id().into_owned(),
+            text: self.text.clone().into_owned(),
+            source: self.source.as_deref().map(str::to_owned),
+            timestamp_ms: self.timestamp_ms,
+            metadata: self.metadata(),
+        }
+    }
+}
