@@ -1,0 +1,446 @@
+//! `winnowd fit`, `score`, `select` and `model show` on files, as a user runs them: the real binary.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, StringArray};
+use arrow::datatypes::{Float64Type, UInt32Type};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::Value;
+
+/// A folder with the bundled sample, cut into target and raw as for the reference vectors.
+struct Sandbox {
+    folder: tempfile::TempDir,
+}
+
+impl Sandbox {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let target_ids: HashSet<&str> = include_str!("reference/target_ids.txt").lines().collect();
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli/demo/sample.jsonl.zst");
+        let sample = zstd::decode_all(File::open(sample).unwrap()).unwrap();
+        let (mut target, mut raw) = (Vec::new(), Vec::new());
+        for line in sample.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let id = serde_json::from_slice::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
+            let side = if target_ids.contains(id.as_str()) { &mut target } else { &mut raw };
+            side.extend_from_slice(line);
+            side.push(b'\n');
+        }
+        let sandbox = Sandbox { folder };
+        std::fs::write(sandbox.path("target.jsonl"), target).unwrap();
+        std::fs::write(sandbox.path("raw.jsonl"), raw).unwrap();
+        sandbox
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs winnowd in the folder.
+    fn run(&self, arguments: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_winnowd"))
+            .args(arguments.split_whitespace())
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap()
+    }
+
+    fn succeed(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "winnowd {arguments}: {}\n{errors}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What it says on standard error when it is called wrongly.
+    fn refuse(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(64), "winnowd {arguments}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn report(&self, out: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.path(out).join("report.json")).unwrap()).unwrap()
+    }
+
+    /// The raw documents in all formats, their order kept.
+    fn write_other_formats(&self) {
+        let raw = std::fs::read(self.path("raw.jsonl")).unwrap();
+        std::fs::write(self.path("raw.jsonl.zst"), zstd::encode_all(&raw[..], 1).unwrap()).unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(File::create(self.path("raw.jsonl.gz")).unwrap(), Default::default());
+        gzip.write_all(&raw).unwrap();
+        gzip.finish().unwrap();
+        let rows = lines(&self.path("raw.jsonl"));
+        let column = |name: &str| -> arrow::array::ArrayRef {
+            Arc::new(StringArray::from_iter(rows.iter().map(|row| row[name].as_str())))
+        };
+        let columns = ["source", "text", "id"].map(|name| (name, column(name)));
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let mut writer =
+            ArrowWriter::try_new(File::create(self.path("raw.parquet")).unwrap(), batch.schema(), None).unwrap();
+        for from in (0..batch.num_rows()).step_by(500) {
+            writer.write(&batch.slice(from, 500.min(batch.num_rows() - from))).unwrap();
+            writer.flush().unwrap();
+        }
+        writer.close().unwrap();
+    }
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn batches(path: &Path) -> Vec<RecordBatch> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap().build().unwrap();
+    reader.map(Result::unwrap).collect()
+}
+
+/// One column of strings.
+fn strings(path: &Path, column: &str) -> Vec<String> {
+    let of = |batch: RecordBatch| {
+        let column = batch.column_by_name(column).unwrap().as_string::<i32>().clone();
+        (0..column.len()).map(|row| column.value(row).to_owned()).collect::<Vec<_>>()
+    };
+    batches(path).into_iter().flat_map(of).collect()
+}
+
+fn numbers(path: &Path, column: &str) -> Vec<f64> {
+    let of = |batch: RecordBatch| {
+        let column = batch.column_by_name(column).unwrap().clone();
+        match column.as_primitive_opt::<Float64Type>() {
+            Some(column) => column.values().to_vec(),
+            None => column.as_primitive::<UInt32Type>().values().iter().map(|n| f64::from(*n)).collect(),
+        }
+    };
+    batches(path).into_iter().flat_map(of).collect()
+}
+
+const SELECTED: &str = "selected-00000.parquet";
+
+#[test]
+fn weights_equal_the_published_package_in_every_format() {
+    let sandbox = Sandbox::new();
+    sandbox.write_other_formats();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    sandbox.succeed("score --model model.wnw --input raw.jsonl --out scores.parquet");
+    let ids = strings(&sandbox.path("scores.parquet"), "id");
+    let weights = numbers(&sandbox.path("scores.parquet"), "log_importance_weight");
+    let n_tokens = numbers(&sandbox.path("scores.parquet"), "n_tokens");
+    let reference: Vec<Vec<&str>> =
+        include_str!("reference/weights.tsv").lines().skip(1).map(|line| line.split('\t').collect()).collect();
+    assert_eq!(ids.len(), reference.len());
+    for (i, fields) in reference.iter().enumerate() {
+        assert_eq!((ids[i].as_str(), n_tokens[i]), (fields[0], fields[1].parse().unwrap()));
+        let difference = (weights[i] - fields[2].parse::<f64>().unwrap()).abs();
+        assert!(difference <= 1e-9, "{}: {difference:e}", ids[i]);
+    }
+
+    // The same from every format, by any number of threads; the model too.
+    let expected = lines_of_scores(&sandbox, "raw.jsonl", 1);
+    assert_eq!(expected.len(), reference.len());
+    for format in ["raw.jsonl.gz", "raw.jsonl.zst", "raw.parquet"] {
+        assert_eq!(lines_of_scores(&sandbox, format, 3), expected, "{format}");
+        sandbox.succeed(&format!("fit --target target.jsonl --raw {format} --out other.wnw"));
+        let counts = |model: &str| {
+            let shown = sandbox.succeed(&format!("model show {model} --json"));
+            let shown: Value = serde_json::from_str(&shown).unwrap();
+            (shown["raw"]["ngrams"].clone(), shown["raw"]["documents"].clone(), shown["targets"][0]["kl_from_raw_nats"].clone())
+        };
+        assert_eq!(counts("other.wnw"), counts("model.wnw"), "{format}");
+    }
+    let json = &expected[0];
+    assert_eq!(json["log_importance_weight"].as_f64().unwrap(), weights[0]);
+}
+
+fn lines_of_scores(sandbox: &Sandbox, input: &str, threads: u32) -> Vec<Value> {
+    sandbox.succeed(&format!("score --model model.wnw --input {input} --out scores.jsonl --threads {threads}"));
+    lines(&sandbox.path("scores.jsonl"))
+}
+
+#[test]
+fn a_selection_is_exact_repeatable_and_readable() {
+    let sandbox = Sandbox::new();
+    sandbox.write_other_formats();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    let select = |options: &str, out: &str| {
+        sandbox.succeed(&format!("select --model model.wnw --count 150 --temperature 50 {options} --out {out}"));
+        std::fs::read(sandbox.path(out).join(SELECTED)).unwrap()
+    };
+    let one = select("--input raw.jsonl --seed 5 --threads 1", "one");
+    assert!(one == select("--input raw.jsonl --seed 5 --threads 4", "four"), "threads change the bytes");
+    assert!(one != select("--input raw.jsonl --seed 6", "six"), "the seed does not matter");
+    let file = sandbox.path("one").join(SELECTED);
+    let ids = strings(&file, "id");
+    assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len()), (150, 150));
+    for format in ["raw.jsonl.gz", "raw.jsonl.zst", "raw.parquet"] {
+        let out = format.replace('.', "-");
+        select(&format!("--input {format} --seed 5"), &out);
+        assert_eq!(strings(&sandbox.path(&out).join(SELECTED), "id"), ids, "{format}");
+    }
+
+    // The rows are those that the weights and the keys say.
+    let weights = numbers(&file, "log_importance_weight");
+    let raw: HashMap<String, Value> =
+        lines(&sandbox.path("raw.jsonl")).into_iter().map(|row| (row["id"].as_str().unwrap().to_owned(), row)).collect();
+    let texts = strings(&file, "text");
+    let reference: HashMap<&str, f64> = include_str!("reference/weights.tsv")
+        .lines()
+        .skip(1)
+        .map(|line| line.split('\t').collect::<Vec<_>>())
+        .map(|fields| (fields[0], fields[2].parse().unwrap()))
+        .collect();
+    let (probabilities, sample_weights) = (numbers(&file, "inclusion_probability"), numbers(&file, "sample_weight"));
+    for (i, id) in ids.iter().enumerate() {
+        assert_eq!(raw[id]["text"].as_str().unwrap(), texts[i]);
+        assert!((weights[i] - reference[id.as_str()]).abs() < 1e-9);
+        assert!(probabilities[i] > 0.0 && probabilities[i] <= 1.0);
+        assert!((probabilities[i] * sample_weights[i] - 1.0).abs() < 1e-12);
+    }
+    assert!(numbers(&file, "n_tokens").iter().all(|n| *n >= 100.0));
+    let report = sandbox.report("one");
+    assert_eq!((&report["selected"], &report["requested"], &report["shortfall"]), (&150.into(), &150.into(), &0.into()));
+    assert_eq!(report["files"][0]["rows"], 150);
+    assert_eq!(report["documents"].as_u64().unwrap() as usize, raw.len());
+    assert!(report["kl_reduction_nats"].as_f64() > report["kl_reduction_of_random_nats"].as_f64());
+}
+
+#[test]
+fn top_k_takes_the_heaviest() {
+    let sandbox = Sandbox::new();
+    sandbox.succeed("select --input raw.jsonl --target target.jsonl --selector top_k --fraction 0.05 --out top");
+    let mut heaviest: Vec<(f64, &str)> = include_str!("reference/weights.tsv")
+        .lines()
+        .skip(1)
+        .map(|line| line.split('\t').collect::<Vec<_>>())
+        .filter(|fields| fields[1].parse::<u32>().unwrap() >= 100)
+        .map(|fields| (fields[2].parse().unwrap(), fields[0]))
+        .collect();
+    heaviest.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let n_documents = lines(&sandbox.path("raw.jsonl")).len() as f64;
+    let expected: HashSet<&str> = heaviest[..(n_documents * 0.05).round() as usize].iter().map(|(_, id)| *id).collect();
+    let selected = strings(&sandbox.path("top").join(SELECTED), "id");
+    assert_eq!(selected.iter().map(String::as_str).collect::<HashSet<_>>(), expected);
+    // The model was fitted here, so it stands beside the selection, and gives the same again.
+    sandbox.succeed("select --input raw.jsonl --model top/model.wnw --selector top_k --fraction 0.05 --out again");
+    assert_eq!(strings(&sandbox.path("again").join(SELECTED), "id"), selected);
+    assert!(!sandbox.path("again/model.wnw").exists());
+}
+
+#[test]
+fn more_than_there_is_is_said() {
+    let sandbox = Sandbox::new();
+    let shown = sandbox.succeed("select --input raw.jsonl --target target.jsonl --count 1000000 --out all");
+    let report = sandbox.report("all");
+    assert_eq!(report["selected"], report["candidates"]);
+    assert_eq!(report["shortfall"].as_u64().unwrap(), 1_000_000 - report["selected"].as_u64().unwrap());
+    assert!(shown.contains("WARNING: 1000000 documents were asked for"), "{shown}");
+    let probabilities = numbers(&sandbox.path("all").join(SELECTED), "inclusion_probability");
+    assert!(probabilities.iter().all(|p| *p == 1.0), "everything was certain to be selected");
+}
+
+#[test]
+fn jsonl_keeps_the_original_objects() {
+    let sandbox = Sandbox::new();
+    let mut file = File::create(sandbox.path("odd.jsonl")).unwrap();
+    let text = "select from where ".repeat(60);
+    writeln!(file, r#"{{"id": 17, "n": 1.50, "text": "{text}", "list": [1, {{"a": null}}], "sample_weight": "mine"}}"#).unwrap();
+    writeln!(file, "\n{{\"text\": \"{text}\", \"timestamp\": \"yesterday\"}}").unwrap();
+    for format in ["jsonl", "jsonl.zst"] {
+        let out = format.replace('.', "-");
+        sandbox.succeed(&format!(
+            "select --input odd.jsonl --target target.jsonl --raw raw.jsonl --count 2 --format {format} --out {out}"
+        ));
+        let bytes = std::fs::read(sandbox.path(&out).join(format!("selected-00000.{format}"))).unwrap();
+        let text = if format == "jsonl" { bytes } else { zstd::decode_all(&bytes[..]).unwrap() };
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("\"n\":1.50"), "{text}");
+        let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(rows.len(), 2);
+        assert_eq!((&rows[0]["id"], &rows[0]["list"][1]["a"]), (&17.into(), &Value::Null));
+        assert_eq!((&rows[0]["sample_weight"], &rows[0]["n_tokens"]), (&1.0.into(), &180.into()));
+        assert_eq!(rows[1]["timestamp"], "yesterday");
+        assert!(rows[1]["log_importance_weight"].is_f64() && rows[1]["selection_key"].is_f64());
+        assert_eq!(rows[1]["id"], Value::Null, "an id was made up");
+    }
+    // In columns, what has no column of its own is in the metadata, and the position is the id.
+    sandbox.succeed("select --input odd.jsonl --target target.jsonl --raw raw.jsonl --count 2 --out columns");
+    let file = sandbox.path("columns").join(SELECTED);
+    assert_eq!(strings(&file, "id"), ["17", "odd.jsonl/0/3"]);
+    assert_eq!(strings(&file, "metadata")[0], r#"{"n":1.50,"list":[1, {"a": null}],"sample_weight":"mine"}"#);
+}
+
+#[test]
+fn targets_and_sources_get_their_shares() {
+    let sandbox = Sandbox::new();
+    let rows = lines(&sandbox.path("target.jsonl"));
+    for source in ["python-doc", "rust-doc"] {
+        let of_source = rows.iter().filter(|row| row["source"] == source).map(|row| format!("{row}\n"));
+        std::fs::write(sandbox.path(&format!("{source}.jsonl")), of_source.collect::<String>()).unwrap();
+    }
+    let shown = sandbox.succeed(
+        "fit --target py=python-doc.jsonl rs=rust-doc.jsonl --proportion py=0.25 --proportion rs=0.75 --raw raw.jsonl --out two.wnw",
+    );
+    assert!(shown.contains("25.0 % of a selection"), "{shown}");
+    sandbox.succeed(
+        "select --input raw.jsonl --model two.wnw --count 40 --temperature 30 --source-proportion dict-jargon=0.5 sotu=0.1 --out two",
+    );
+    let file = sandbox.path("two").join(SELECTED);
+    let targets = strings(&file, "target");
+    let sources = strings(&file, "source");
+    assert_eq!(targets.len(), 40);
+    // In every pool: of 20, 4 and 16 documents.
+    for (is_pool, size) in [
+        ((|s: &str| s == "dict-jargon") as fn(&str) -> bool, 20),
+        (|s: &str| s == "sotu", 4),
+        (|s: &str| s != "dict-jargon" && s != "sotu", 16),
+    ] {
+        let of_pool: Vec<&String> = targets.iter().zip(&sources).filter(|(_, s)| is_pool(s)).map(|(t, _)| t).collect();
+        assert_eq!(of_pool.len(), size);
+        assert_eq!(of_pool.iter().filter(|t| **t == "py").count(), size / 4);
+    }
+    let chosen_by = numbers(&file, "log_importance_weight");
+    let (py, rs) = (numbers(&file, "log_importance_weight_py"), numbers(&file, "log_importance_weight_rs"));
+    for i in 0..40 {
+        assert_eq!(chosen_by[i], if targets[i] == "py" { py[i] } else { rs[i] });
+    }
+    sandbox.succeed("score --model two.wnw --input raw.jsonl --out scores.parquet");
+    assert_eq!(numbers(&sandbox.path("scores.parquet"), "log_importance_weight_rs").len(), lines(&sandbox.path("raw.jsonl")).len());
+
+    for (wrong, problem) in [
+        ("--target py=python-doc.jsonl rust-doc.jsonl", "name all of them or none"),
+        ("--target py=python-doc.jsonl rs=rust-doc.jsonl --proportion py=0.5 --proportion rs=0.6", "sum to 1.1"),
+        ("--target py=python-doc.jsonl rs=rust-doc.jsonl --proportion py=0.5", "target `rs` has none"),
+        ("--target py=python-doc.jsonl --proportion px=1", "no --target has this name"),
+        ("--target none.jsonl", "none.jsonl"),
+        ("--target target.jsonl --smoothing 0", "--smoothing 0"),
+        ("--target target.jsonl --raw-fraction 2", "--raw-fraction 2"),
+    ] {
+        let said = sandbox.refuse(&format!("fit --raw raw.jsonl --out x.wnw {wrong}"));
+        assert!(said.contains(problem), "`{said}` does not say `{problem}`");
+    }
+}
+
+#[test]
+fn raw_samples_are_exact_and_spread_over_all_files() {
+    let sandbox = Sandbox::new();
+    let documents = |options: &str, out: &str| -> u64 {
+        sandbox.succeed(&format!("fit --target target.jsonl --raw raw.jsonl target.jsonl {options} --out {out}"));
+        let shown: Value = serde_json::from_str(&sandbox.succeed(&format!("model show {out} --json"))).unwrap();
+        shown["raw"]["documents"].as_u64().unwrap()
+    };
+    assert_eq!(documents("--raw-sample 321 --threads 1", "a.wnw"), 321);
+    assert_eq!(documents("--raw-sample 321 --threads 3", "b.wnw"), 321);
+    let bytes = |name: &str| std::fs::read(sandbox.path(name)).unwrap();
+    assert!(bytes("a.wnw") == bytes("b.wnw"), "the sample depends on the threads");
+    assert_eq!(documents("--raw-sample 321 --sample-seed 1", "c.wnw"), 321);
+    assert!(bytes("a.wnw") != bytes("c.wnw"), "the sample does not depend on the seed");
+    let all = documents("", "d.wnw");
+    assert_eq!(documents("--raw-sample 999999", "e.wnw"), all);
+    let third = documents("--raw-fraction 0.333", "f.wnw") as f64;
+    // Five standard errors of a binomial.
+    assert!((third - all as f64 * 0.333).abs() < 5.0 * (all as f64 * 0.333 * 0.667).sqrt(), "{third} of {all}");
+}
+
+#[test]
+fn bad_lines_are_named_or_counted() {
+    let sandbox = Sandbox::new();
+    let mut raw = std::fs::read_to_string(sandbox.path("raw.jsonl")).unwrap();
+    let line_7 = raw.match_indices('\n').nth(5).unwrap().0 + 1;
+    raw.insert_str(line_7, "{\"text\": 42}\n");
+    std::fs::write(sandbox.path("bad.jsonl"), raw).unwrap();
+    let select = "select --input bad.jsonl --target target.jsonl --raw raw.jsonl --count 50 --temperature 50 --out x";
+    let said = sandbox.refuse(select);
+    assert!(said.contains("`bad.jsonl`, line 7: invalid_field: field `text` is a number"), "{said}");
+    assert!(!sandbox.path("x").exists());
+    sandbox.succeed(&format!("{select} --skip-bad-lines"));
+    let report = sandbox.report("x");
+    assert_eq!((&report["bad_lines"], &report["selected"]), (&1.into(), &50.into()));
+    let leftovers: Vec<_> = std::fs::read_dir(sandbox.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(leftovers.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{leftovers:?}");
+}
+
+#[test]
+fn a_folder_is_only_replaced_when_asked() {
+    let sandbox = Sandbox::new();
+    let select = "select --input raw.jsonl --target target.jsonl --count 5 --out x";
+    sandbox.succeed(select);
+    let said = sandbox.refuse(select);
+    assert!(said.contains("holds a selection already"), "{said}");
+    sandbox.succeed(&format!("{select} --overwrite --format jsonl"));
+    let names = |folder: &str| {
+        let mut names: Vec<_> =
+            std::fs::read_dir(sandbox.path(folder)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("x"), ["model.wnw", "report.json", "selected-00000.jsonl"]);
+    std::fs::write(sandbox.path("x/thesis.tex"), "").unwrap();
+    let said = sandbox.refuse(&format!("{select} --overwrite"));
+    assert!(said.contains("holds `thesis.tex`, which is not of a selection"), "{said}");
+    assert_eq!(names("x").len(), 4);
+    assert_eq!(names("").iter().filter(|name| name.starts_with('.')).count(), 0);
+}
+
+#[test]
+fn auto_temperature_reaches_the_effective_sample_size() {
+    let sandbox = Sandbox::new();
+    let select = "select --input raw.jsonl --target target.jsonl --count 50";
+    let shown = sandbox.succeed(&format!("{select} --out collapsed"));
+    assert!(shown.contains("WARNING: the sample has collapsed"), "{shown}");
+    assert!(shown.replace("\n  ", " ").contains("Set `--temperature "), "{shown}");
+    let shown = sandbox.succeed(&format!("{select} --temperature auto:0.3 --out auto"));
+    assert!(!shown.contains("WARNING"), "{shown}");
+    let target = &sandbox.report("auto")["targets"][0];
+    assert!((target["effective_sample_share"].as_f64().unwrap() - 0.3).abs() < 1e-4, "{target}");
+    sandbox.succeed(&format!("{select} --length-normalise --temperature auto --featuriser fast --out mean"));
+    let report = sandbox.report("mean");
+    assert!(report["selector"]["temperature"].as_f64().unwrap() < 1.0, "{report}");
+    for wrong in ["--temperature 0", "--temperature auto:2", "--fraction 0.1", "--count 0", "--source-proportion a"] {
+        sandbox.refuse(&format!("select --input raw.jsonl --target target.jsonl --count 5 --out y {wrong}"));
+    }
+}
+
+/// A pipe gives lines when we say so: the program is in the middle of its work when the signal comes.
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    let sandbox = Sandbox::new();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    let before = std::fs::read_dir(sandbox.folder.path()).unwrap().count();
+    let big = sandbox.path("big.jsonl");
+    let raw = std::fs::read(sandbox.path("raw.jsonl")).unwrap();
+    let mut file = File::create(&big).unwrap();
+    (0..100).for_each(|_| file.write_all(&raw).unwrap());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_winnowd"))
+        .args(["select", "--model", "model.wnw", "--input", "big.jsonl", "--count", "10", "--out", "x"])
+        .current_dir(sandbox.folder.path())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!sandbox.path("x").exists());
+    assert_eq!(std::fs::read_dir(sandbox.folder.path()).unwrap().count(), before + 1);
+}
+
+#[test]
+fn a_model_is_shown_to_people() {
+    let sandbox = Sandbox::new();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --keep-ngrams 30 --out model.wnw");
+    let shown = sandbox.succeed("model show model.wnw");
+    for part in ["sha256:", "reference, n-grams of 1 to 2 tokens in 10000 buckets", "nats from raw (KL)", "Most frequent n-grams", "  the", "what speaks most for target"] {
+        assert!(shown.contains(part), "no `{part}` in\n{shown}");
+    }
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --keep-ngrams 0 --out bare.wnw");
+    assert!(sandbox.succeed("model show bare.wnw").contains("No n-grams were kept"));
+    std::fs::write(sandbox.path("no.wnw"), "no model").unwrap();
+    assert!(sandbox.refuse("model show no.wnw").contains("`no.wnw`: not a model"));
+}

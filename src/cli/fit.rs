@@ -41,7 +41,7 @@ pub struct TargetArguments {
     #[arg(long, value_name = "[NAME=]PATH", num_args = 1..)]
     pub target: Vec<String>,
     /// Share of the selection that is meant for a named target [default: equal shares]
-    #[arg(long, value_name = "NAME=SHARE")]
+    #[arg(long, value_name = "NAME=SHARE", num_args = 1..)]
     proportion: Vec<String>,
 }
 

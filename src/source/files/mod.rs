@@ -270,17 +270,17 @@ impl ChunkReader<'_> {
 
 /// Calls `each` with every document of a file and the bytes of its line, in order. A bad line ends it with an error: a
 /// model fitted on half a file would be wrong without a sign of it.
-pub fn for_each_document(
+pub fn for_each_document<F: FnMut(&DocumentRef<'_>, u64) + Send>(
     path: &Path,
     decoder: &Decoder,
-    each: impl FnMut(&DocumentRef<'_>, u64) + Send,
+    each: F,
 ) -> Result<(), FileError> {
     let inputs = expand(std::slice::from_ref(&path.to_owned()))?;
     let settings = ReadSettings::new(decoder.clone());
     let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
     // On one thread the chunks come in order.
     let states = vec![(each, TextScratch::default())];
-    let documents = |(each, scratch): &mut (_, TextScratch), chunk: &ChunkReader<'_>| {
+    let documents = |(each, scratch): &mut (F, TextScratch), chunk: &ChunkReader<'_>| {
         let each_line = |_, line, json: &[u8]| {
             if let Some(document) = chunk.decode(line, json, scratch)? {
                 each(&document, json.len() as u64);
