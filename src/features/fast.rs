@@ -39,13 +39,34 @@ pub(super) fn buckets(
     {
         return first;
     }
+    if max_n == 2 {
+        return uni_and_bigrams(tokens, n_context, n_buckets, out);
+    }
     out.clear();
-    portable_buckets(tokens, n_context, max_n, n_buckets, out);
+    ngrams(tokens, n_context, max_n, n_buckets, out);
     0
 }
 
-/// The specification.
-fn portable_buckets(tokens: &Tokens, n_context: usize, max_n: u8, n_buckets: u32, out: &mut Vec<u32>) {
+/// The usual case, for any processor.
+fn uni_and_bigrams(tokens: &Tokens, n_context: usize, n_buckets: u32, out: &mut Vec<u32>) -> usize {
+    let (padded, starts, ends) = (tokens.padded_bytes(), tokens.starts(), tokens.ends());
+    // Per token its unigram and the bigram that ends in it.
+    out.resize(2 * starts.len(), 0);
+    let mut previous = 0;
+    for ((&start, &end), pair) in starts.iter().zip(ends).zip(out.as_chunks_mut::<2>().0) {
+        let token = token_hash(padded, start as usize, end as usize);
+        *pair = [bucket(token, n_buckets), bucket(join(previous, token), n_buckets)];
+        previous = token;
+    }
+    if n_context > 0 || starts.is_empty() {
+        return 2 * n_context;
+    }
+    // The first token has no bigram: its unigram takes that place.
+    out[1] = out[0];
+    1
+}
+
+fn ngrams(tokens: &Tokens, n_context: usize, max_n: u8, n_buckets: u32, out: &mut Vec<u32>) {
     let (padded, starts, ends) = (tokens.padded_bytes(), tokens.starts(), tokens.ends());
     // Hashes of the n-grams that end at the previous token, shorter ones first.
     let mut previous = [0u64; Featuriser::MAX_N as usize];

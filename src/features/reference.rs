@@ -1,18 +1,27 @@
-//! Buckets of the `reference` hash: SHA-256 of each n-gram.
+//! Buckets of the `reference` hash: SHA-256 of each n-gram, computed for many at a time and only if not remembered.
 
 use super::kernels::{DigestKernel, Digests, Tokens};
 use super::short_token;
 
-/// Digests, and a memory of the tokens that come all the time. It never changes a result, only saves its computation.
+/// Digests, and a memory of the n-grams that come all the time. It never changes a result, only saves its computation.
 #[derive(Debug)]
 pub(super) struct ReferenceHash {
     digests: Digests,
-    memo: Memo,
+    unigrams: Memo,
+    bigrams: Memo,
 }
+
+/// Slots of the memories, as powers of two: together they fit a core's second-level cache. Of mixed text in five
+/// languages, 89 % of the unigrams and 48 % of the bigrams are found. Larger ones find more, more slowly.
+const UNIGRAM_BITS: u32 = 13;
+const BIGRAM_BITS: u32 = 14;
+/// Tokens after which what was not remembered is digested, and is remembered from then on.
+const STRIDE: usize = 256;
 
 impl ReferenceHash {
     pub fn new(kernel: DigestKernel, n_buckets: u32) -> Self {
-        ReferenceHash { digests: Digests::new(kernel, n_buckets), memo: Memo::new() }
+        let digests = Digests::new(kernel, n_buckets);
+        ReferenceHash { digests, unigrams: Memo::new(UNIGRAM_BITS), bigrams: Memo::new(BIGRAM_BITS) }
     }
 
     pub fn is_for(&self, kernel: DigestKernel, n_buckets: u32) -> bool {
@@ -29,29 +38,31 @@ impl ReferenceHash {
         0
     }
 
-    /// The usual case: no bigram waits for another, so they are digested in order.
+    /// The usual case.
     fn uni_and_bigrams(&mut self, tokens: &Tokens, n_context: usize, out: &mut Vec<u32>) -> usize {
-        let ReferenceHash { digests, memo } = self;
         let (padded, starts, ends) = (tokens.padded_bytes(), tokens.starts(), tokens.ends());
         // Per token its unigram and the bigram that ends in it; the first token has no bigram.
         out.resize(2 * starts.len(), 0);
-        if starts.is_empty() {
-            return 0;
-        }
-        if starts.len() > 1 {
-            digests.bigrams(padded, starts, ends, &mut out[3..]);
-        }
-        for (i, (&start, &end)) in starts.iter().zip(ends).enumerate().skip(n_context) {
-            match memo.look_up(padded, start as usize, (end - start) as usize) {
-                Lookup::Known(bucket) => out[2 * i] = bucket,
-                Lookup::Unknown(slot) => {
-                    let token = [(start, end)].into_iter();
-                    digests.add(padded, token, 2 * i, slot, out, &mut |slot, bucket| memo.remember(slot, bucket));
-                }
+        let mut previous = Short::default();
+        for first in (0..starts.len()).step_by(STRIDE) {
+            self.unigrams.begin();
+            self.bigrams.begin();
+            let stride = starts[first..].iter().zip(&ends[first..]).take(STRIDE).zip(first..);
+            for (((&start, &end), i), pair) in stride.zip(out[2 * first..].as_chunks_mut::<2>().0) {
+                let token = Short::of(padded, start as usize, (end - start) as usize);
+                pair[0] = self.unigrams.look_up(token.key(), i);
+                pair[1] = self.bigrams.look_up(previous.joined(token), i);
+                previous = token;
             }
+            if first == 0 {
+                self.bigrams.forget_first();
+            }
+            self.digests.unigrams(padded, starts, ends, self.unigrams.missed(), out);
+            self.unigrams.remember(|i| out[2 * i]);
+            self.digests.bigrams(padded, starts, ends, self.bigrams.missed(), out);
+            self.bigrams.remember(|i| out[2 * i + 1]);
         }
-        digests.finish(out, &mut |slot, bucket| memo.remember(slot, bucket));
-        if n_context > 0 {
+        if n_context > 0 || starts.is_empty() {
             return 2 * n_context;
         }
         // The first token has no bigram: its unigram takes that place.
@@ -69,60 +80,112 @@ impl ReferenceHash {
         for last in n_context..starts.len() {
             for n in 1..=max_n.min(last + 1) {
                 let first = last + 1 - n;
-                let tokens = starts[first..=last].iter().copied().zip(ends[first..=last].iter().copied());
-                digests.add(padded, tokens, place, None, out, &mut |_, _| ());
+                digests.add(padded, &starts[first..=last], &ends[first..=last], place, out);
                 place += 1;
             }
         }
-        digests.finish(out, &mut |_, _| ());
+        digests.finish(out);
         out.truncate(place);
     }
 }
 
-const MEMO_BITS: u32 = 14;
-const MEMO_SLOTS: usize = 1 << MEMO_BITS;
-/// A slot whose bucket is still being computed.
-const UNKNOWN: u32 = u32::MAX;
-/// The longest token that is remembered; longer ones are rare.
-const MEMO_TOKEN: usize = 15;
-
-/// Buckets of recent short tokens, one to a slot. English text finds nine tokens in ten here.
-#[derive(Debug)]
-struct Memo {
-    /// The token's bytes, and its length in the last one.
-    keys: Vec<[u64; 2]>,
-    buckets: Vec<u32>,
+/// A token as a number, if it is short.
+#[derive(Clone, Copy, Default)]
+struct Short {
+    bytes: u128,
+    len: usize,
 }
 
-enum Lookup {
-    Known(u32),
-    /// With the slot that wants to know.
-    Unknown(Option<u32>),
+impl Short {
+    /// The longest n-gram that is remembered: its length takes the sixteenth byte of a key.
+    const MAX: usize = 15;
+
+    #[inline(always)]
+    fn of(padded: &[u8], start: usize, len: usize) -> Self {
+        let [low, high] = short_token(padded, start, len);
+        Short { bytes: u128::from(high) << 64 | u128::from(low), len }
+    }
+
+    /// The text and its length; no n-gram has [`Memo::NO_KEY`].
+    #[inline(always)]
+    fn key(self) -> u128 {
+        if self.len <= Self::MAX { self.bytes | (self.len as u128) << 120 } else { Memo::NO_KEY }
+    }
+
+    /// The key of the bigram.
+    #[inline(always)]
+    fn joined(self, next: Short) -> u128 {
+        let space = 8 * self.len as u32;
+        let bytes = self.bytes | u128::from(b' ').wrapping_shl(space) | next.bytes.wrapping_shl(space + 8);
+        Short { bytes, len: self.len + 1 + next.len }.key()
+    }
+}
+
+/// Buckets of recent short n-grams, one to a slot. A look-up does not branch on its outcome: what will be found in a text
+/// cannot be predicted.
+#[derive(Debug)]
+struct Memo {
+    bits: u32,
+    /// One more than there are slots, for n-grams without a key.
+    keys: Vec<u128>,
+    buckets: Vec<u32>,
+    /// What was not found since [`Memo::begin`]: the number of the token, its key and slot.
+    missed: Box<[u32; STRIDE]>,
+    missed_keys: Box<[(u128, u32); STRIDE]>,
+    n_missed: usize,
 }
 
 impl Memo {
-    fn new() -> Self {
-        Memo { keys: vec![[0; 2]; MEMO_SLOTS], buckets: vec![UNKNOWN; MEMO_SLOTS] }
+    /// Never found: all keys that are looked up have a length, or are this one, which is never remembered.
+    const NO_KEY: u128 = 1;
+
+    fn new(bits: u32) -> Self {
+        Memo {
+            bits,
+            keys: vec![0; (1 << bits) + 1],
+            buckets: vec![0; (1 << bits) + 1],
+            missed: Box::new([0; STRIDE]),
+            missed_keys: Box::new([(0, 0); STRIDE]),
+            n_missed: 0,
+        }
     }
 
-    #[inline]
-    fn look_up(&mut self, padded: &[u8], start: usize, len: usize) -> Lookup {
-        if len > MEMO_TOKEN {
-            return Lookup::Unknown(None);
-        }
-        let [low, high] = short_token(padded, start, len);
-        let key = [low, high | (len as u64) << 56];
-        let hash = (low ^ key[1].rotate_left(29)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let slot = (hash >> (64 - MEMO_BITS)) as usize;
-        if self.keys[slot] == key && self.buckets[slot] != UNKNOWN {
-            return Lookup::Known(self.buckets[slot]);
-        }
-        self.keys[slot] = key;
-        self.buckets[slot] = UNKNOWN;
-        Lookup::Unknown(Some(slot as u32))
+    fn begin(&mut self) {
+        self.n_missed = 0;
     }
 
-    fn remember(&mut self, slot: u32, bucket: u32) {
-        self.buckets[slot as usize] = bucket;
+    /// The bucket of token `i`'s n-gram; if it is not known, any number, and `i` is noted. At most [`STRIDE`] times after a
+    /// [`Memo::begin`].
+    #[inline(always)]
+    fn look_up(&mut self, key: u128, i: usize) -> u32 {
+        let hash = (key as u64 ^ ((key >> 64) as u64).rotate_left(29)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let slot = if key == Self::NO_KEY { 1 << self.bits } else { hash >> (64 - self.bits) };
+        let n = self.n_missed.min(STRIDE - 1);
+        self.missed[n] = i as u32;
+        self.missed_keys[n] = (key, slot as u32);
+        self.n_missed += usize::from(self.keys[slot as usize] != key);
+        self.buckets[slot as usize]
+    }
+
+    /// The first token that was looked up has no such n-gram.
+    fn forget_first(&mut self) {
+        if self.n_missed > 0 && self.missed[0] == 0 {
+            self.missed.copy_within(1.., 0);
+            self.missed_keys.copy_within(1.., 0);
+            self.n_missed -= 1;
+        }
+    }
+
+    fn missed(&self) -> &[u32] {
+        &self.missed[..self.n_missed]
+    }
+
+    /// Takes the buckets of what was not found.
+    fn remember(&mut self, bucket: impl Fn(usize) -> u32) {
+        for (&i, &(key, slot)) in self.missed.iter().zip(self.missed_keys.iter()).take(self.n_missed) {
+            let slot = slot as usize;
+            self.keys[slot] = if key == Self::NO_KEY { 0 } else { key };
+            self.buckets[slot] = bucket(i as usize);
+        }
     }
 }

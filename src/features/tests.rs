@@ -93,7 +93,7 @@ fn fast_bucket(ngram: &[&str], buckets: u32) -> u32 {
     };
     let join = |shorter: u64, next: u64| mix(shorter.wrapping_mul(0xE703_7ED1_A0B4_28DB).wrapping_add(next));
     let hash = ngram.iter().map(|t| token(t)).reduce(join).unwrap();
-    (u128::from(hash >> 32) * u128::from(buckets) >> 32) as u32
+    ((u128::from(hash >> 32) * u128::from(buckets)) >> 32) as u32
 }
 
 /// Buckets with given kernels, the text cut into segments of at least so many bytes.

@@ -23,13 +23,15 @@ pub(super) struct Lanes {
 }
 
 /// Turns n-grams into buckets: the 256-bit digest, as one big-endian integer, modulo the number of buckets.
+///
+/// Tokens are given as places in `padded`, where a byte stands before the first token and at least 64 behind the last.
 #[derive(Debug)]
 pub struct Digests {
     kernel: DigestKernel,
     modulus: Modulus,
     lanes: Lanes,
-    /// Where the bucket of each lane goes, and what remembers it.
-    waiting: [(usize, Option<u32>); LANES],
+    /// Where the bucket of each lane goes.
+    places: [usize; LANES],
 }
 
 /// Σ_k word_k · 2^(32 (7 - k)) modulo the number of buckets.
@@ -81,8 +83,7 @@ impl Lanes {
 
 impl Digests {
     pub fn new(kernel: DigestKernel, buckets: u32) -> Self {
-        let waiting = [(0, None); LANES];
-        Digests { kernel, modulus: Modulus::new(buckets), lanes: Lanes::new(), waiting }
+        Digests { kernel, modulus: Modulus::new(buckets), lanes: Lanes::new(), places: [0; LANES] }
     }
 
     /// Whether this is what would be made with these settings.
@@ -90,81 +91,73 @@ impl Digests {
         self.kernel == kernel && self.modulus.buckets == u64::from(buckets)
     }
 
-    /// Writes the buckets of all bigrams of neighbouring tokens into every second place of `out`: that of tokens `i` and
-    /// `i + 1` into `out[2 i]`. The tokens are places in `padded`, where a byte stands before the first and at least 64
-    /// behind the last.
-    pub fn bigrams(&mut self, padded: &[u8], starts: &[u32], ends: &[u32], out: &mut [u32]) {
-        debug_assert!(self.lanes.used == 0, "n-grams wait");
+    /// Writes the buckets of the tokens `which` into `out`, that of token `i` into `out[2 i]`.
+    pub fn unigrams(&mut self, padded: &[u8], starts: &[u32], ends: &[u32], which: &[u32], out: &mut [u32]) {
         #[cfg(target_arch = "x86_64")]
         if self.kernel.0 == DigestSet::Avx512 {
             // SAFETY: a kernel for an instruction set is only made when the processor has it.
-            unsafe { super::x86::avx512_sha::bigrams(padded, starts, ends, &self.modulus, out) };
+            unsafe { super::x86::avx512_sha::unigrams(padded, starts, ends, which, &self.modulus, out) };
             return;
         }
-        for (i, (starts, ends)) in starts.windows(2).zip(ends.windows(2)).enumerate() {
-            let tokens = starts.iter().copied().zip(ends.iter().copied());
-            self.add(padded, tokens, 2 * i, None, out, &mut |_, _| ());
+        for i in which.iter().map(|&i| i as usize) {
+            self.add(padded, &starts[i..=i], &ends[i..=i], 2 * i, out);
         }
-        self.finish(out, &mut |_, _| ());
+        self.finish(out);
     }
 
-    /// Digests the n-gram of `tokens` (places in `padded`, which goes on for at least 64 bytes behind the last one) into
-    /// `out[place]`, now or later. `done` learns of every `Some(note)` with its bucket.
-    #[inline]
-    pub fn add(
-        &mut self,
-        padded: &[u8],
-        tokens: impl Iterator<Item = (u32, u32)> + Clone,
-        place: usize,
-        note: Option<u32>,
-        out: &mut [u32],
-        done: &mut impl FnMut(u32, u32),
-    ) {
+    /// The same of bigrams: that of tokens `i - 1` and `i` into `out[2 i + 1]`.
+    pub fn bigrams(&mut self, padded: &[u8], starts: &[u32], ends: &[u32], which: &[u32], out: &mut [u32]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.kernel.0 == DigestSet::Avx512 {
+            // SAFETY: a kernel for an instruction set is only made when the processor has it.
+            unsafe { super::x86::avx512_sha::bigrams(padded, starts, ends, which, &self.modulus, out) };
+            return;
+        }
+        for i in which.iter().map(|&i| i as usize) {
+            self.add(padded, &starts[i - 1..=i], &ends[i - 1..=i], 2 * i + 1, out);
+        }
+        self.finish(out);
+    }
+
+    /// Digests the n-gram of some tokens into `out[place]`, now or later.
+    pub fn add(&mut self, padded: &[u8], starts: &[u32], ends: &[u32], place: usize, out: &mut [u32]) {
+        let tokens = || starts.iter().zip(ends).map(|(&start, &end)| start as usize..end as usize);
         let lane = &mut self.lanes.bytes[self.lanes.used];
         let mut n = 0;
-        for (start, end) in tokens.clone() {
-            let (start, end) = (start as usize, end as usize);
+        for token in tokens() {
             if n > 0 {
                 lane[n] = b' ';
                 n += 1;
             }
-            let len = end - start;
-            if n + len > MAX_SHORT {
-                let long: Vec<&[u8]> = tokens.map(|(start, end)| &padded[start as usize..end as usize]).collect();
-                let bucket = self.modulus.of_message(&long.join(&b' '));
-                out[place] = bucket;
-                if let Some(note) = note {
-                    done(note, bucket);
-                }
+            if n + token.len() > MAX_SHORT {
+                let long: Vec<&[u8]> = tokens().map(|token| &padded[token]).collect();
+                out[place] = self.modulus.of_message(&long.join(&b' '));
                 return;
             }
-            for piece in (0..len).step_by(PIECE) {
-                lane[n + piece..n + piece + PIECE].copy_from_slice(&padded[start + piece..start + piece + PIECE]);
+            for piece in (0..token.len()).step_by(PIECE) {
+                let from = token.start + piece;
+                lane[n + piece..n + piece + PIECE].copy_from_slice(&padded[from..from + PIECE]);
             }
-            n += len;
+            n += token.len();
         }
         lane[n] = 0x80;
         lane[n + 1..n + 1 + BLOCK].fill(0);
         lane[BLOCK - 2..BLOCK].copy_from_slice(&(8 * n as u16).to_be_bytes());
-        self.waiting[self.lanes.used] = (place, note);
+        self.places[self.lanes.used] = place;
         self.lanes.used += 1;
         if self.lanes.used == LANES {
-            self.finish(out, done);
+            self.finish(out);
         }
     }
 
     /// Digests what waits.
-    #[inline]
-    pub fn finish(&mut self, out: &mut [u32], done: &mut impl FnMut(u32, u32)) {
+    pub fn finish(&mut self, out: &mut [u32]) {
         if self.lanes.used == 0 {
             return;
         }
         let buckets = self.buckets();
-        for (&(place, note), bucket) in self.waiting[..self.lanes.used].iter().zip(buckets) {
+        for (&place, bucket) in self.places[..self.lanes.used].iter().zip(buckets) {
             out[place] = bucket;
-            if let Some(note) = note {
-                done(note, bucket);
-            }
         }
         self.lanes.used = 0;
     }

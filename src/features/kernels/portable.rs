@@ -21,37 +21,27 @@ impl BlockOperations for Portable {
     }
 }
 
-const WORD: u8 = 1;
-const SPACE: u8 = 2;
-const LEAD: u8 = 4;
-
-/// What each byte is. ASCII white space is Python's: tab to carriage return, the four separators, the space.
-const BYTE_CLASSES: [u8; 256] = {
-    let mut classes = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        classes[byte] = match byte as u8 {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'_' => WORD,
-            0x09..=0x0D | 0x1C..=0x20 => SPACE,
-            0xC0..=0xFF => LEAD,
-            _ => 0,
-        };
-        byte += 1;
-    }
-    classes
-};
-
+/// Byte by byte without branches, so that a compiler can take many bytes at a time.
 fn classify(block: &[u8; BLOCK], lowered: &mut [u8; BLOCK]) -> Masks {
-    *lowered = *block;
-    lowered.make_ascii_lowercase();
-    let mut masks = Masks::default();
+    let (mut word, mut space, mut lead) = ([0; BLOCK], [0; BLOCK], [0; BLOCK]);
     for (i, &byte) in block.iter().enumerate() {
-        let class = BYTE_CLASSES[byte as usize];
-        masks.word |= u64::from(class & 1) << i;
-        masks.space |= u64::from(class >> 1 & 1) << i;
-        masks.lead |= u64::from(class >> 2) << i;
+        let within = |first: u8, last: u8| byte.wrapping_sub(first) <= last - first;
+        let is_upper = within(b'A', b'Z');
+        lowered[i] = byte | u8::from(is_upper) << 5;
+        word[i] = u8::from(is_upper | within(b'a', b'z') | within(b'0', b'9') | (byte == b'_'));
+        // Python's: tab to carriage return, the four separators, the space.
+        space[i] = u8::from(within(0x09, 0x0D) | within(0x1C, 0x20));
+        lead[i] = u8::from(byte >= 0xC0);
     }
-    masks
+    Masks { word: bits(&word), space: bits(&space), lead: bits(&lead) }
+}
+
+/// Bit i is byte i, which is 0 or 1.
+fn bits(bytes: &[u8; BLOCK]) -> u64 {
+    // The multiplication brings byte i of eight to bit 56 + i.
+    let gather = |eight: &[u8; 8]| u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+    let (eights, _) = bytes.as_chunks::<8>();
+    eights.iter().rev().fold(0, |bits, eight| bits << 8 | gather(eight))
 }
 
 /// Writes the positions of the bits, lowest first.

@@ -1,6 +1,7 @@
 //! SHA-256 for AVX-512: sixteen one-block messages, one in each 32-bit lane.
 
 use core::arch::x86_64::*;
+use core::ops::Range;
 
 use super::{INITIAL, ROUND};
 use crate::features::kernels::digests::{LANES, Lanes, MAX_SHORT, Modulus};
@@ -15,67 +16,96 @@ pub(in crate::features::kernels) fn buckets(lanes: &Lanes, modulus: &Modulus) ->
     buckets_of_rows(rows, modulus)
 }
 
+/// See [`Digests::unigrams`](crate::features::kernels::digests::Digests::unigrams).
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2")]
+pub(in crate::features::kernels) fn unigrams(
+    padded: &[u8],
+    starts: &[u32],
+    ends: &[u32],
+    which: &[u32],
+    modulus: &Modulus,
+    out: &mut [u32],
+) {
+    for group in which.chunks(LANES) {
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        for (row, &i) in rows.iter_mut().zip(group) {
+            *row = unigram_block(padded, starts[i as usize] as usize, ends[i as usize] as usize);
+        }
+        let buckets = buckets_of_rows(rows, modulus);
+        for (&i, bucket) in group.iter().zip(buckets) {
+            let i = i as usize;
+            let len = ends[i] - starts[i];
+            out[2 * i] = if len as usize <= MAX_SHORT {
+                bucket
+            } else {
+                modulus.of_message(&padded[starts[i] as usize..ends[i] as usize])
+            };
+        }
+    }
+}
+
 /// See [`Digests::bigrams`](crate::features::kernels::digests::Digests::bigrams).
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2")]
 pub(in crate::features::kernels) fn bigrams(
     padded: &[u8],
     starts: &[u32],
     ends: &[u32],
+    which: &[u32],
     modulus: &Modulus,
     out: &mut [u32],
 ) {
-    let n = starts.len().saturating_sub(1);
-    let mut first = 0;
-    while first < n {
+    let token = |i: usize| starts[i] as usize..ends[i] as usize;
+    for group in which.chunks(LANES) {
         let mut rows = [_mm512_setzero_si512(); LANES];
-        let mut has_long = false;
-        for (lane, row) in rows.iter_mut().enumerate() {
-            // Lanes without a bigram of their own repeat the last one.
-            let i = (first + lane).min(n - 1);
-            let (start, end, next, next_end) = (starts[i], ends[i], starts[i + 1], ends[i + 1]);
-            match bigram_block(padded, start as usize, end as usize, next as usize, next_end as usize) {
-                Some(block) => *row = block,
-                None => has_long = true,
-            }
+        for (row, &i) in rows.iter_mut().zip(group) {
+            *row = bigram_block(padded, token(i as usize - 1), token(i as usize));
         }
         let buckets = buckets_of_rows(rows, modulus);
-        for (i, bucket) in (first..n).zip(buckets) {
-            out[2 * i] = bucket;
+        for (&i, bucket) in group.iter().zip(buckets) {
+            let (first, second) = (token(i as usize - 1), token(i as usize));
+            out[2 * i as usize + 1] = if first.len() + 1 + second.len() <= MAX_SHORT {
+                bucket
+            } else {
+                modulus.of_message(&[&padded[first], &padded[second]].join(&b' '))
+            };
         }
-        if has_long {
-            for i in first..n.min(first + LANES) {
-                let [a, b] = [i, i + 1].map(|t| &padded[starts[t] as usize..ends[t] as usize]);
-                if a.len() + 1 + b.len() > MAX_SHORT {
-                    out[2 * i] = modulus.of_message(&[a, b].join(&b' '));
-                }
-            }
-        }
-        first += LANES;
     }
 }
 
-/// The padded message of two tokens and a space between them, unless it is too long for a block.
+/// The padded message of a token; of one that is too long for a block, anything.
 #[target_feature(enable = "avx512f,avx512bw,bmi2")]
 #[inline]
-fn bigram_block(padded: &[u8], start: usize, end: usize, next: usize, next_end: usize) -> Option<__m512i> {
-    let (len, next_len) = (end - start, next_end - next);
-    let total = len + 1 + next_len;
-    if total > MAX_SHORT {
-        return None;
-    }
+fn unigram_block(padded: &[u8], start: usize, end: usize) -> __m512i {
+    let len = (end - start).min(MAX_SHORT);
+    let Some(bytes) = padded[start..].first_chunk() else { unreachable!("tokens are followed by padding") };
+    finished(_mm512_maskz_mov_epi8(_bzhi_u64(u64::MAX, len as u32), load(bytes)), len)
+}
+
+/// The same of two tokens with a space between them.
+#[target_feature(enable = "avx512f,avx512bw,bmi2")]
+#[inline]
+fn bigram_block(padded: &[u8], first: Range<usize>, second: Range<usize>) -> __m512i {
+    let len = first.len().min(MAX_SHORT - 1);
+    let total = (len + 1 + second.len()).min(MAX_SHORT);
     let is_first = _bzhi_u64(u64::MAX, len as u32);
     let is_second = _bzhi_u64(u64::MAX, total as u32) & (u64::MAX << (len + 1));
-    // The second token stands behind the first, so this is where the byte before the text is needed at most.
-    let shifted = next - len - 1;
-    let (Some(first), Some(second)) = (padded[start..].first_chunk(), padded[shifted..].first_chunk()) else {
+    // The second token stands behind the first, so at most the byte before the text is touched.
+    let shifted = second.start - len - 1;
+    let (Some(first), Some(second)) = (padded[first.start..].first_chunk(), padded[shifted..].first_chunk()) else {
         unreachable!("tokens are followed by padding")
     };
     let block = _mm512_maskz_mov_epi8(is_first, load(first));
     let block = _mm512_mask_mov_epi8(block, is_second, load(second));
-    let block = _mm512_mask_mov_epi8(block, 1 << len, _mm512_set1_epi8(b' ' as i8));
-    let block = _mm512_mask_mov_epi8(block, 1 << total, _mm512_set1_epi8(0x80u8 as i8));
-    let bits = (8 * total as u32).swap_bytes();
-    Some(_mm512_mask_mov_epi32(block, 1 << 15, _mm512_set1_epi32(bits as i32)))
+    finished(_mm512_mask_mov_epi8(block, 1 << len, _mm512_set1_epi8(b' ' as i8)), total)
+}
+
+/// Marks the end of a message of `len` bytes and adds its length in bits.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn finished(block: __m512i, len: usize) -> __m512i {
+    let block = _mm512_mask_mov_epi8(block, 1 << len, _mm512_set1_epi8(0x80u8 as i8));
+    let bits = (8 * len as u32).swap_bytes();
+    _mm512_mask_mov_epi32(block, 1 << 15, _mm512_set1_epi32(bits as i32))
 }
 
 #[target_feature(enable = "avx512f")]
