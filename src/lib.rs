@@ -10,7 +10,7 @@
 //! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason |
 //! | [`features`] | a text → tokens, hashed n-grams |
 //! | [`score`] | n-grams and a [`score::Model`] → log importance weight |
-//! | [`select`] | log weights and noise by position → the selection, with inclusion probabilities |
+//! | [`select`] | log weights and noise by position → the selection, within budgets, with inclusion probabilities |
 //! | [`checkpoint`] | intervals of offsets → what a publication advances |
 //! | [`window`] | scored records of one partition → a decided [`window::ClosedWindow`] |
 //! | [`manifest`] | what a shard is, for the catalog and for trainers |
@@ -22,8 +22,8 @@
 //! | --- | --- |
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
 //! | `telemetry` | metrics, health and status on one HTTP port |
-//! | `source` | Kafka; files of documents |
-//! | `sink` | Parquet shards on an object store |
+//! | `source` | Kafka; files of documents (JSONL, Parquet), in order on all cores |
+//! | `sink` | Parquet shards on an object store; selections of files |
 //! | `catalog` | the database that is the authority on offsets and shards |
 //! | `pipeline` | the wiring: worker, publisher, shutdown |
 //! | `cli` | arguments → one of the above → exit code |

@@ -75,7 +75,8 @@ impl Sandbox {
     fn write_other_formats(&self) {
         let raw = std::fs::read(self.path("raw.jsonl")).unwrap();
         std::fs::write(self.path("raw.jsonl.zst"), zstd::encode_all(&raw[..], 1).unwrap()).unwrap();
-        let mut gzip = flate2::write::GzEncoder::new(File::create(self.path("raw.jsonl.gz")).unwrap(), Default::default());
+        let mut gzip =
+            flate2::write::GzEncoder::new(File::create(self.path("raw.jsonl.gz")).unwrap(), Default::default());
         gzip.write_all(&raw).unwrap();
         gzip.finish().unwrap();
         let rows = lines(&self.path("raw.jsonl"));
@@ -153,7 +154,11 @@ fn weights_equal_the_published_package_in_every_format() {
         let counts = |model: &str| {
             let shown = sandbox.succeed(&format!("model show {model} --json"));
             let shown: Value = serde_json::from_str(&shown).unwrap();
-            (shown["raw"]["ngrams"].clone(), shown["raw"]["documents"].clone(), shown["targets"][0]["kl_from_raw_nats"].clone())
+            (
+                shown["raw"]["ngrams"].clone(),
+                shown["raw"]["documents"].clone(),
+                shown["targets"][0]["kl_from_raw_nats"].clone(),
+            )
         };
         assert_eq!(counts("other.wnw"), counts("model.wnw"), "{format}");
     }
@@ -189,8 +194,10 @@ fn a_selection_is_exact_repeatable_and_readable() {
 
     // The rows are those that the weights and the keys say.
     let weights = numbers(&file, "log_importance_weight");
-    let raw: HashMap<String, Value> =
-        lines(&sandbox.path("raw.jsonl")).into_iter().map(|row| (row["id"].as_str().unwrap().to_owned(), row)).collect();
+    let raw: HashMap<String, Value> = lines(&sandbox.path("raw.jsonl"))
+        .into_iter()
+        .map(|row| (row["id"].as_str().unwrap().to_owned(), row))
+        .collect();
     let texts = strings(&file, "text");
     let reference: HashMap<&str, f64> = include_str!("reference/weights.tsv")
         .lines()
@@ -207,7 +214,10 @@ fn a_selection_is_exact_repeatable_and_readable() {
     }
     assert!(numbers(&file, "n_tokens").iter().all(|n| *n >= 100.0));
     let report = sandbox.report("one");
-    assert_eq!((&report["selected"], &report["requested"], &report["shortfall"]), (&150.into(), &150.into(), &0.into()));
+    assert_eq!(
+        (&report["selected"], &report["requested"], &report["shortfall"]),
+        (&150.into(), &150.into(), &0.into())
+    );
     assert_eq!(report["files"][0]["rows"], 150);
     assert_eq!(report["documents"].as_u64().unwrap() as usize, raw.len());
     assert!(report["kl_reduction_nats"].as_f64() > report["kl_reduction_of_random_nats"].as_f64());
@@ -252,7 +262,8 @@ fn jsonl_keeps_the_original_objects() {
     let sandbox = Sandbox::new();
     let mut file = File::create(sandbox.path("odd.jsonl")).unwrap();
     let text = "select from where ".repeat(60);
-    writeln!(file, r#"{{"id": 17, "n": 1.50, "text": "{text}", "list": [1, {{"a": null}}], "sample_weight": "mine"}}"#).unwrap();
+    writeln!(file, r#"{{"id": 17, "n": 1.50, "text": "{text}", "list": [1, {{"a": null}}], "sample_weight": "mine"}}"#)
+        .unwrap();
     writeln!(file, "\n{{\"text\": \"{text}\", \"timestamp\": \"yesterday\"}}").unwrap();
     for format in ["jsonl", "jsonl.zst"] {
         let out = format.replace('.', "-");
@@ -281,7 +292,7 @@ fn jsonl_keeps_the_original_objects() {
 #[test]
 fn targets_and_sources_get_their_shares() {
     let sandbox = Sandbox::new();
-    let rows = lines(&sandbox.path("target.jsonl"));
+    let rows = lines(&sandbox.path("raw.jsonl"));
     for source in ["python-doc", "rust-doc"] {
         let of_source = rows.iter().filter(|row| row["source"] == source).map(|row| format!("{row}\n"));
         std::fs::write(sandbox.path(&format!("{source}.jsonl")), of_source.collect::<String>()).unwrap();
@@ -313,7 +324,10 @@ fn targets_and_sources_get_their_shares() {
         assert_eq!(chosen_by[i], if targets[i] == "py" { py[i] } else { rs[i] });
     }
     sandbox.succeed("score --model two.wnw --input raw.jsonl --out scores.parquet");
-    assert_eq!(numbers(&sandbox.path("scores.parquet"), "log_importance_weight_rs").len(), lines(&sandbox.path("raw.jsonl")).len());
+    assert_eq!(
+        numbers(&sandbox.path("scores.parquet"), "log_importance_weight_rs").len(),
+        lines(&sandbox.path("raw.jsonl")).len()
+    );
 
     for (wrong, problem) in [
         ("--target py=python-doc.jsonl rust-doc.jsonl", "name all of them or none"),
@@ -377,8 +391,10 @@ fn a_folder_is_only_replaced_when_asked() {
     assert!(said.contains("holds a selection already"), "{said}");
     sandbox.succeed(&format!("{select} --overwrite --format jsonl"));
     let names = |folder: &str| {
-        let mut names: Vec<_> =
-            std::fs::read_dir(sandbox.path(folder)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = std::fs::read_dir(sandbox.path(folder))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     };
@@ -404,6 +420,8 @@ fn auto_temperature_reaches_the_effective_sample_size() {
     sandbox.succeed(&format!("{select} --length-normalise --temperature auto --featuriser fast --out mean"));
     let report = sandbox.report("mean");
     assert!(report["selector"]["temperature"].as_f64().unwrap() < 1.0, "{report}");
+    let said = sandbox.refuse("select --input raw.jsonl --model auto/model.wnw --featuriser fast --count 5 --out y");
+    assert!(said.contains("cannot be used with"), "a model has its own featuriser: {said}");
     for wrong in ["--temperature 0", "--temperature auto:2", "--fraction 0.1", "--count 0", "--source-proportion a"] {
         sandbox.refuse(&format!("select --input raw.jsonl --target target.jsonl --count 5 --out y {wrong}"));
     }
@@ -436,7 +454,14 @@ fn a_model_is_shown_to_people() {
     let sandbox = Sandbox::new();
     sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --keep-ngrams 30 --out model.wnw");
     let shown = sandbox.succeed("model show model.wnw");
-    for part in ["sha256:", "reference, n-grams of 1 to 2 tokens in 10000 buckets", "nats from raw (KL)", "Most frequent n-grams", "  the", "what speaks most for target"] {
+    for part in [
+        "sha256:",
+        "reference, n-grams of 1 to 2 tokens in 10000 buckets",
+        "nats from raw (KL)",
+        "Most frequent n-grams",
+        "  the",
+        "what speaks most for target",
+    ] {
         assert!(shown.contains(part), "no `{part}` in\n{shown}");
     }
     sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --keep-ngrams 0 --out bare.wnw");

@@ -41,10 +41,9 @@ impl ReadArguments {
             source: Some(self.source_field.clone()),
             timestamp: None,
         };
-        let threads = self.threads.map_or_else(
-            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            usize::from,
-        );
+        let threads = self
+            .threads
+            .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
         let decoder = Decoder { fields, ..Decoder::for_files() };
         ReadSettings { decoder, threads, skip_bad_lines: self.skip_bad_lines }
     }

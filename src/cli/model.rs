@@ -125,7 +125,10 @@ fn ngrams(model: &Model) -> String {
         let kept = &side.provenance.top_ngrams;
         let mut ranked: Vec<_> = kept.iter().zip(ratios(model, kept)).map(|((ngram, _), r)| (ngram, r[i])).collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(b.0)));
-        let _ = write!(text, "\n\nOf these, what speaks most for {name} (nats that one occurrence adds; buckets are shared)\n");
+        let _ = write!(
+            text,
+            "\n\nOf these, what speaks most for {name} (nats that one occurrence adds; buckets are shared)\n"
+        );
         for (ngram, ratio) in ranked.iter().take(10) {
             let _ = writeln!(text, "  {ratio:>+7.3}  {ngram}");
         }
@@ -142,9 +145,10 @@ fn cell(text: &str) -> String {
 fn as_json(model: &Model, id: &ModelId) -> serde_json::Value {
     let side = |side: &Side| {
         let kept = &side.provenance.top_ngrams;
-        let ngrams = kept.iter().zip(ratios(model, kept)).map(|((ngram, count), r)| {
-            json!({ "ngram": ngram, "count_in_sample": count, "log_ratios": r })
-        });
+        let ngrams = kept
+            .iter()
+            .zip(ratios(model, kept))
+            .map(|((ngram, count), r)| json!({ "ngram": ngram, "count_in_sample": count, "log_ratios": r }));
         json!({
             "documents": side.provenance.documents,
             "ngrams": side.counts.total(),

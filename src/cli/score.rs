@@ -40,8 +40,7 @@ pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
     let (model, id) = super::model::load(&arguments.model)?;
     let inputs = inputs(&arguments.input, false)?;
     let files = Files::new(&arguments.read)?;
-    let unwritable =
-        |e: std::io::Error| UsageError(format!("`{}` cannot be written: {e}", arguments.out.display()));
+    let unwritable = |e: std::io::Error| UsageError(format!("`{}` cannot be written: {e}", arguments.out.display()));
     let scratch = scratch_file_for(&arguments.out).map_err(unwritable)?;
     let weights = super::weights::Weights::new(&model);
     let columns = weights.columns().to_vec();

@@ -21,6 +21,20 @@ use output::Folder;
 
 pub use output::Format;
 
+/// Options that say how a model is fitted: one that exists has been.
+const FITTING: [&str; 10] = [
+    "target",
+    "proportion",
+    "raw",
+    "raw_sample",
+    "raw_fraction",
+    "sample_seed",
+    "featuriser",
+    "ngrams",
+    "buckets",
+    "smoothing",
+];
+
 #[derive(clap::Args)]
 pub struct SelectArguments {
     /// Documents to select from: JSONL (plain, .gz, .zst), Parquet, or folders of them
@@ -42,7 +56,7 @@ pub struct SelectArguments {
     #[arg(long, value_name = "PATH", num_args = 1.., requires = "target")]
     raw: Vec<PathBuf>,
     /// A model that `winnowd fit` made, instead of --target and --raw
-    #[arg(long, value_name = "MODEL", conflicts_with_all = ["target", "raw"], required_unless_present = "target")]
+    #[arg(long, value_name = "MODEL", conflicts_with_all = FITTING, required_unless_present = "target")]
     model: Option<PathBuf>,
     #[command(flatten)]
     featuriser: FeaturiserArguments,
@@ -106,9 +120,7 @@ impl std::str::FromStr for Temperature {
         let number = |text: &str| text.parse::<f64>().ok().filter(|t| t.is_finite() && *t > 0.0);
         let wanted = match text.strip_prefix("auto") {
             Some("") => Some(Temperature::Auto(0.1)),
-            Some(share) => {
-                share.strip_prefix(':').and_then(number).filter(|share| *share < 1.0).map(Temperature::Auto)
-            }
+            Some(share) => share.strip_prefix(':').and_then(number).filter(|share| *share < 1.0).map(Temperature::Auto),
             None => number(text).map(Temperature::Fixed),
         };
         wanted.ok_or_else(|| "expected a number above 0, `auto`, or `auto:SHARE` with a share below 1".to_owned())

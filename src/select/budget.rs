@@ -25,8 +25,7 @@ pub fn apportion(total: u64, shares: &[f64], available: &[u64]) -> Vec<u64> {
                 available[i] as f64 / open.iter().map(|&j| available[j] as f64).sum::<f64>()
             }
         };
-        let (full, rest): (Vec<_>, Vec<_>) =
-            open.iter().partition(|&&i| share(i) * left as f64 >= available[i] as f64);
+        let (full, rest): (Vec<_>, Vec<_>) = open.iter().partition(|&&i| share(i) * left as f64 >= available[i] as f64);
         if full.is_empty() {
             round(left, &rest, share, &mut parts);
             break;
@@ -102,9 +101,14 @@ pub fn select_within_budgets(
         // A document may be chosen for any target, so no target falls short before the pool is empty.
         let shares = apportion(budget, target_shares, &vec![budget; target_shares.len()]);
         for (target, count) in shares.into_iter().enumerate() {
-            let threshold = take_best(documents, count as usize, |document| key(document, target), |document, key| {
-                selection.picks.push(Pick { document, target, key });
-            });
+            let threshold = take_best(
+                documents,
+                count as usize,
+                |document| key(document, target),
+                |document, key| {
+                    selection.picks.push(Pick { document, target, key });
+                },
+            );
             selection.turns.push(Turn { pool, target, count, threshold });
         }
     }
@@ -196,10 +200,10 @@ mod tests {
             prop_assert!(documents.is_sorted_by(|a, b| a < b), "a document was chosen twice");
             prop_assert_eq!(documents.len() as u64, count.min(keys.len() as u64));
             let budgets = apportion(count, &shares, &sizes);
-            for pool in 0..3 {
+            for (pool, budget) in budgets.into_iter().enumerate() {
                 let of_pool = |p: &&Pick| keys[p.document as usize].0 == pool;
                 let chosen = selection.picks.iter().filter(of_pool).count() as u64;
-                prop_assert_eq!(chosen, budgets[pool]);
+                prop_assert_eq!(chosen, budget);
                 let first = selection.picks.iter().filter(of_pool).filter(|p| p.target == 0).count() as f64;
                 prop_assert!((first - chosen as f64 * share).abs() <= 1.0, "{} of {}", first, chosen);
             }

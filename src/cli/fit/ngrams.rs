@@ -98,7 +98,9 @@ mod tests {
             let mut merged = Kept::new(3);
             for part in 0..parts {
                 let mut kept = Kept::new(3);
-                all.iter().filter(|n| **n as usize % parts == part).for_each(|&n| kept.offer(1, n, &format!("w{} x", n % 7)));
+                all.iter()
+                    .filter(|n| **n as usize % parts == part)
+                    .for_each(|&n| kept.offer(1, n, &format!("w{} x", n % 7)));
                 merged.merge(kept);
             }
             top_ngrams(merged, 2, 9)

@@ -39,7 +39,8 @@ impl Folder {
             for entry in entries {
                 let name = entry?.file_name().to_string_lossy().into_owned();
                 if !is_own(&name) {
-                    let problem = format!("--out `{shown}` holds `{name}`, which is not of a selection: name another folder");
+                    let problem =
+                        format!("--out `{shown}` holds `{name}`, which is not of a selection: name another folder");
                     return Err(UsageError(problem).into());
                 }
                 replaces = true;
@@ -77,7 +78,12 @@ impl Folder {
         if self.replaces {
             std::fs::rename(&self.out, &old).map_err(cannot)?;
         }
-        std::fs::rename(self.path(), &self.out).map_err(cannot)?;
+        if let Err(e) = std::fs::rename(self.path(), &self.out) {
+            if self.replaces {
+                std::fs::rename(&old, &self.out).map_err(cannot)?;
+            }
+            return Err(cannot(e).into());
+        }
         if let Some(parent) = self.out.parent() {
             File::open(parent)?.sync_all()?;
         }

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::SelectionPlan;
 use super::draw::Draw;
 use super::rows::Written;
 use super::scores::Scores;
-use super::SelectionPlan;
 use crate::cli::bars::bar;
 use crate::cli::model::target_name;
 use crate::score::{Model, ModelId};
@@ -188,10 +188,8 @@ impl Report {
         }
         text.push_str("\nAcceptance by source\n");
         let share = |documents: u64, selected: u64| selected as f64 / documents.max(1) as f64;
-        let mut rows: Vec<_> = sources
-            .iter()
-            .map(|s| (s.source.as_deref().unwrap_or("(no source)"), s.documents, s.selected))
-            .collect();
+        let mut rows: Vec<_> =
+            sources.iter().map(|s| (s.source.as_deref().unwrap_or("(no source)"), s.documents, s.selected)).collect();
         rows.sort_by(|a, b| share(b.1, b.2).total_cmp(&share(a.1, a.2)));
         if *other_documents > 0 {
             rows.push(("(all others)", *other_documents, *other_selected));
@@ -199,18 +197,17 @@ impl Report {
         for (name, documents, selected) in rows {
             let name: String = name.chars().take(20).collect();
             let share = share(documents, selected);
-            let _ = writeln!(
-                text,
-                "  {name:<20} {} {:>5.1} %  {selected:>6} of {documents:>6}",
-                bar(share),
-                100.0 * share
-            );
+            let _ =
+                writeln!(text, "  {name:<20} {} {:>5.1} %  {selected:>6} of {documents:>6}", bar(share), 100.0 * share);
         }
     }
 
     fn add_divergence(&self, text: &mut String) {
         let to_raw = self.kl_to_raw_nats;
-        let _ = writeln!(text, "\nHow much nearer to the target than the raw text, which is {to_raw:.3} nats away (KL reduction)");
+        let _ = writeln!(
+            text,
+            "\nHow much nearer to the target than the raw text, which is {to_raw:.3} nats away (KL reduction)"
+        );
         for (what, reduction) in
             [("this selection", self.kl_reduction_nats), ("random, same size", self.kl_reduction_of_random_nats)]
         {

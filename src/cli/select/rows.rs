@@ -4,10 +4,10 @@ use std::io::Write;
 
 use anyhow::Context;
 
+use super::SelectionPlan;
 use super::draw::Draw;
 use super::output::{Folder, Format, Output};
 use super::scores::Scores;
-use super::SelectionPlan;
 use crate::cli::UsageError;
 use crate::cli::files::{Files, total_bytes};
 use crate::cli::progress::Progress;
@@ -211,7 +211,11 @@ impl Writing<'_> {
             Rows::Columns(rows) => rows.push(row),
             Rows::Lines(lines) => {
                 let several = self.model.targets.len() > 1;
-                add_fields(lines, json, &fields(&row, several.then(|| self.model.targets[pick.target].name.as_str()), weights));
+                add_fields(
+                    lines,
+                    json,
+                    &fields(&row, several.then(|| self.model.targets[pick.target].name.as_str()), weights),
+                );
             }
         }
     }

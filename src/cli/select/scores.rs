@@ -70,12 +70,7 @@ impl Scores {
 }
 
 /// Scores every document of the inputs.
-pub fn score_all(
-    inputs: &[Input],
-    files: &Files,
-    weights: &Weights,
-    plan: &SelectionPlan,
-) -> anyhow::Result<Scores> {
+pub fn score_all(inputs: &[Input], files: &Files, weights: &Weights, plan: &SelectionPlan) -> anyhow::Result<Scores> {
     let progress = Progress::new("score", total_bytes(inputs));
     let mut all = Scores { n_targets: weights.len(), ..Scores::default() };
     files.reader(inputs).scan(

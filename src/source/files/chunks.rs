@@ -85,7 +85,7 @@ impl<'a> Chunks<'a> {
 
     fn next_of_file(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Chunk>, (Option<u64>, String)> {
         if self.open.is_none() {
-            let opened = Open::open(&self.inputs[self.input], self.decoder, self.wanted);
+            let opened = Open::input(&self.inputs[self.input], self.decoder, self.wanted);
             self.open = Some(opened.map_err(|problem| (None, problem))?);
         }
         let Some(open) = &mut self.open else { return Ok(None) };
@@ -106,7 +106,7 @@ impl<'a> Chunks<'a> {
 }
 
 impl Open {
-    fn open(input: &Input, decoder: &Decoder, wanted: Wanted) -> Result<Self, String> {
+    fn input(input: &Input, decoder: &Decoder, wanted: Wanted) -> Result<Self, String> {
         let file = File::open(&input.path).map_err(|e| e.to_string())?;
         if input.format == Format::Parquet {
             let file = super::columns::ParquetFile::open(input.path.clone(), &file, decoder, wanted)?;

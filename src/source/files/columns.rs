@@ -43,12 +43,7 @@ pub(super) struct ParquetFile {
 
 /// A piece of it.
 pub(super) enum Rows {
-    RowGroup {
-        path: Arc<PathBuf>,
-        metadata: ArrowReaderMetadata,
-        projection: ProjectionMask,
-        row_group: usize,
-    },
+    RowGroup { path: Arc<PathBuf>, metadata: ArrowReaderMetadata, projection: ProjectionMask, row_group: usize },
     Batch(RecordBatch),
 }
 
@@ -212,7 +207,8 @@ pub(super) fn objects(
     if chosen.is_empty() {
         return Ok(());
     }
-    let rows = arrow::compute::take_record_batch(batch, &UInt32Array::from(chosen.to_vec())).map_err(|e| e.to_string())?;
+    let rows =
+        arrow::compute::take_record_batch(batch, &UInt32Array::from(chosen.to_vec())).map_err(|e| e.to_string())?;
     let mut writer = LineDelimitedWriter::new(Vec::new());
     writer.write(&rows).and_then(|()| writer.finish()).map_err(|e| e.to_string())?;
     let json = writer.into_inner();

@@ -148,10 +148,15 @@ mod tests {
                 std::thread::sleep(std::time::Duration::from_micros((n * 7919) % 200));
                 n * n
             };
-            let states = in_order(vec![0; threads], |_| pieces.next(), work, |n| {
-                seen.push(n);
-                Ok::<(), ()>(())
-            });
+            let states = in_order(
+                vec![0; threads],
+                |_| pieces.next(),
+                work,
+                |n| {
+                    seen.push(n);
+                    Ok::<(), ()>(())
+                },
+            );
             assert_eq!(seen, (0..500).map(|n| n * n).collect::<Vec<_>>());
             assert_eq!(states.unwrap().iter().sum::<u64>(), 500);
         }
@@ -161,9 +166,14 @@ mod tests {
     fn an_error_ends_it_and_is_the_first_one() {
         for threads in 1..4 {
             let mut taken = 0..1_000_000;
-            let result = in_order(vec![(); threads], |()| taken.next(), |(), n| n, |n| {
-                if n >= 100 { Err(n) } else { Ok(()) }
-            });
+            let result = in_order(
+                vec![(); threads],
+                |()| taken.next(),
+                |(), n| n,
+                |n| {
+                    if n >= 100 { Err(n) } else { Ok(()) }
+                },
+            );
             assert_eq!(result, Err(100));
             assert!(taken.start < 200, "{} pieces were taken after the error", taken.start);
         }

@@ -202,7 +202,8 @@ impl ChunkReader<'_> {
                 let first = self.chunk.first_line;
                 let mut failed = None;
                 let result = rows.for_each_batch(|batch| {
-                    let chosen: Vec<u32> = (0..batch.num_rows() as u32).filter(|&row| wanted(n + u64::from(row))).collect();
+                    let chosen: Vec<u32> =
+                        (0..batch.num_rows() as u32).filter(|&row| wanted(n + u64::from(row))).collect();
                     columns::objects(batch, &chosen, |row, object| {
                         let at = n + u64::from(row);
                         each(at, first + at, object).map_err(|e| failed.insert(e).problem.clone())
@@ -247,22 +248,21 @@ impl ChunkReader<'_> {
         if self.reader.settings.skip_bad_lines {
             return Ok(());
         }
-        let problem = format!("{}: {} (--skip-bad-lines passes over such lines)", reject.reason.as_str(), reject.detail);
+        let problem =
+            format!("{}: {} (--skip-bad-lines passes over such lines)", reject.reason.as_str(), reject.detail);
         Err(self.error(Some(line), problem))
     }
 
     /// Lines that are not blank, with their numbers.
     fn for_each_line(&self, mut each: impl FnMut(u64, &[u8]) -> Result<(), FileError>) -> Result<(), FileError> {
         let mut start = 0;
-        let mut number = self.chunk.first_line;
         let ends = memchr::memchr_iter(b'\n', self.lines).chain([self.lines.len()]);
-        for end in ends {
+        for (number, end) in (self.chunk.first_line..).zip(ends) {
             let line = self.lines[start..end].trim_ascii_end();
             if !line.is_empty() {
                 each(number, line)?;
             }
             start = (end + 1).min(self.lines.len());
-            number += 1;
         }
         Ok(())
     }

@@ -91,7 +91,8 @@ fn the_first_bad_line_is_the_error_whatever_the_threads() {
     let mut file = File::create(&path).unwrap();
     for n in 1..=20_000 {
         let bad = n == 9_000 || n == 19_000;
-        writeln!(file, "{{\"text\":{}}}", if bad { "1".to_owned() } else { format!("\"{}\"", "y".repeat(300)) }).unwrap();
+        writeln!(file, "{{\"text\":{}}}", if bad { "1".to_owned() } else { format!("\"{}\"", "y".repeat(300)) })
+            .unwrap();
     }
     for threads in [1, 3] {
         let error = scan(std::slice::from_ref(&path), threads, false).unwrap_err();
