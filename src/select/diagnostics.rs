@@ -226,10 +226,13 @@ impl From<StoredQuantiles> for Quantiles {
 }
 
 impl Quantiles {
+    pub const NAMES: [&str; 7] = ["min", "p01", "p25", "median", "p75", "p99", "max"];
+
     /// Names and values, in order.
     pub fn named(&self) -> [(&'static str, f64); 7] {
         let Quantiles { min, p01, p25, median, p75, p99, max } = *self;
-        [("min", min), ("p01", p01), ("p25", p25), ("median", median), ("p75", p75), ("p99", p99), ("max", max)]
+        let values = [min, p01, p25, median, p75, p99, max];
+        std::array::from_fn(|i| (Self::NAMES[i], values[i]))
     }
 
     /// `None` of nothing.
