@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::score::ModelId;
-use crate::select::{Quantiles, SelectorSettings};
+use crate::select::{AcceptanceBySource, Quantiles, SelectorSettings};
 use crate::window::WindowSummary;
 
 /// Everything that is known of a published shard.
@@ -21,6 +21,9 @@ pub struct ShardManifest {
     pub selector: SelectorSettings,
     /// Of the log importance weights of its rows.
     pub log_importance_weights: Option<Quantiles>,
+    /// Over all its windows.
+    #[serde(default)]
+    pub sources: AcceptanceBySource,
     pub windows: Vec<WindowSummary>,
     pub created_at_ms: i64,
 }
@@ -66,5 +69,26 @@ pub fn rfc3339(ms: i64) -> String {
     match chrono::DateTime::from_timestamp_millis(ms) {
         Some(time) => time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
         None => format!("{ms} ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catalogs keep what earlier versions wrote.
+    #[test]
+    fn manifests_of_the_first_version_are_read() {
+        let old = r#"{"shard":"s","pipeline":"p","path":"shards/s.parquet","rows":1,"bytes":9,"digest":"sha256:00",
+            "model":"sha256:11","selector":{"kind":"importance_resampling","fraction":"0.1","temperature":1.0,
+            "min_tokens":100,"seed":0},
+            "log_importance_weights":{"min":-1.0,"q25":-1.0,"median":-1.0,"q75":-1.0,"max":-1.0},
+            "windows":[{"topic":"t","partition":0,"from_offset":0,"to_offset":10,"closed_by":"idle","n_records":10,
+            "n_selected":1,"n_rejected":9,"n_too_short":0,"n_dead_letters":0,"payload_bytes":5,"threshold":null,
+            "kl_reduction":0.5}],"created_at_ms":0}"#;
+        let manifest: ShardManifest = serde_json::from_str(old).unwrap();
+        let window = &manifest.windows[0];
+        assert_eq!((window.raw_version, window.diagnostics, window.random_kl_reduction), (None, None, None));
+        assert_eq!((manifest.sources.sources.len(), manifest.selector.length_normalise), (0, false));
     }
 }

@@ -169,6 +169,71 @@ fn endpoints_tell_the_state_and_sigterm_is_polite() {
     let list = deployment.winnowd(&["shards", "--json"]);
     let first: serde_json::Value = serde_json::from_slice(list.stdout.split(|&b| b == b'\n').next().unwrap()).unwrap();
     assert_eq!((&first["sequence"], first["windows"][0]["n_records"].as_u64()), (&1.into(), Some(100)));
+    check_diagnostics(&first, &status);
+}
+
+/// What the manifest of a shard and `/status` say of windows of a hundred documents from three sources in turn.
+fn check_diagnostics(manifest: &serde_json::Value, status: &serde_json::Value) {
+    for window in manifest["windows"].as_array().unwrap().iter().chain([&status["last_window"]]) {
+        let diagnostics = &window["diagnostics"];
+        assert_eq!((&diagnostics["n_candidates"], &diagnostics["n_selected"]), (&100.into(), &10.into()), "{window}");
+        let number = |name: &str| diagnostics[name].as_f64().unwrap_or_else(|| panic!("no {name} in {window}"));
+        let size = number("effective_sample_size");
+        assert!((1.0..=100.0).contains(&size) && number("effective_sample_share") == size / 100.0, "{window}");
+        assert!((0.0..=1.0).contains(&number("top_k_overlap")), "{window}");
+        let weights = &diagnostics["log_weights"];
+        assert!(weights["min"].as_f64() < weights["median"].as_f64(), "{window}");
+        assert!(weights["median"].as_f64() < weights["max"].as_f64(), "{window}");
+        // All documents have 24 tokens.
+        assert_eq!(diagnostics["weight_length_correlation"], serde_json::Value::Null);
+        assert_eq!(diagnostics["is_collapsed"], false, "{window}");
+        assert!(window["kl_reduction"].as_f64() > window["random_kl_reduction"].as_f64(), "{window}");
+        assert_eq!(window.get("raw_version"), None);
+    }
+    let sum = |of: &serde_json::Value, what: &str| {
+        of["sources"]["sources"].as_array().unwrap().iter().map(|source| source[what].as_u64().unwrap()).sum::<u64>()
+    };
+    assert_eq!((sum(status, "documents"), sum(status, "selected")), (1000, 100), "{status}");
+    let n_windows = manifest["windows"].as_array().unwrap().len() as u64;
+    assert_eq!((sum(manifest, "documents"), sum(manifest, "selected")), (100 * n_windows, 10 * n_windows));
+    let first = &status["sources"]["sources"][0];
+    assert_eq!((&first["source"], &first["documents"]), (&"s0".into(), &334.into()), "{status}");
+    assert_eq!((&status["raw_version"], &status["warning"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+}
+
+/// Weights that leave nothing to chance are warned of, once, with the way out.
+#[test]
+fn a_collapsed_draw_is_warned_of_once() {
+    let broker = Broker::with_topic("collapse", 2);
+    let deployment = Deployment::new(&broker, "window.max_documents = 500\nselection.temperature = 0.01");
+    let daemon = deployment.start();
+    produce(&broker, 0, 4_000);
+    wait_decided(&deployment, 4_000);
+    assert_eq!(daemon.metric("winnowd_collapsed_windows_total"), 8.0);
+    assert!(daemon.metric("winnowd_window_effective_sample_ratio") < 0.02);
+    assert!(daemon.metric("winnowd_window_top_k_overlap_ratio") > 0.95);
+    let weight = |point: &str| daemon.metric(&format!("winnowd_window_log_weight_nats{{point=\"{point}\"}}"));
+    assert!(weight("min") < weight("p25") && weight("p25") < weight("p75") && weight("p75") < weight("max"));
+    let status: serde_json::Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
+    let warning = status["warning"].as_str().unwrap().to_owned();
+    assert_eq!(daemon.stop(), Some(0));
+    let log = deployment.log();
+    assert_eq!(log.matches("the sample has collapsed").count(), 1, "{log}");
+    assert!(warning.contains("50 of 500 documents") && log.contains(&warning), "{warning}");
+    let (_, suggested) = warning.split_once("`selection.temperature = ").unwrap();
+    let suggested = suggested.split_once('`').unwrap().0;
+
+    // What the warning says helps.
+    let deployment =
+        Deployment::new(&broker, &format!("window.max_documents = 500\nselection.temperature = {suggested}"));
+    let daemon = deployment.start();
+    wait_decided(&deployment, 4_000);
+    assert_eq!(daemon.metric("winnowd_collapsed_windows_total"), 0.0);
+    let share = daemon.metric("winnowd_window_effective_sample_ratio");
+    // A tenth of the window that was warned of; others have another heaviest document.
+    assert!((0.03..0.5).contains(&share), "{share}");
+    assert_eq!(daemon.stop(), Some(0));
+    assert!(!deployment.log().contains("collapsed"), "{}", deployment.log());
 }
 
 /// By promtool, where it is installed.
@@ -259,7 +324,7 @@ fn fit_check_and_migrate_work_together() {
     let check = winnowd(&["check", "-c", &path("c.toml")]);
     assert!(String::from_utf8_lossy(&check.stdout).contains("1 target and 2 raw documents"), "{check:?}");
     let migrate = || String::from_utf8_lossy(&winnowd(&["migrate", "-c", &path("c.toml")]).stdout).into_owned();
-    assert!(migrate().contains("1 migration applied"));
+    assert!(migrate().contains("2 migrations applied"));
     assert!(migrate().contains("is up to date"));
 
     std::fs::write(path("m.wnw"), "not a model").unwrap();

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::features::Featuriser;
 use crate::record::{Reject, RejectReason};
-use crate::select::{SelectorKind, SelectorSettings};
+use crate::score::Probabilities;
+use crate::select::{Diagnostics, Quantiles, SelectorKind, SelectorSettings, SourceCounts};
 use crate::window::CloseReason;
 
 /// A catalog under test with whatever must live as long as it.
@@ -16,7 +18,7 @@ struct Subject<C> {
 async fn sqlite() -> Subject<SqliteCatalog> {
     let folder = tempfile::tempdir().unwrap();
     let catalog = SqliteCatalog::open(&folder.path().join("catalog.db"), Access::Exclusive).await.unwrap();
-    assert_eq!(catalog.migrate().await.unwrap(), 1);
+    assert_eq!(catalog.migrate().await.unwrap(), 2);
     Subject { catalog: Arc::new(catalog), _keep: folder }
 }
 
@@ -43,6 +45,9 @@ every_catalog! {
     one_fenced_partition_rolls_the_others_back
     racing_publications_of_one_interval_have_one_winner
     pipelines_do_not_touch_each_other
+    counts_begin_once_and_anew_for_another_featuriser
+    counts_move_with_the_publication_and_only_with_it
+    old_counts_are_forgotten_and_the_newest_never
 }
 
 const PIPELINE: &str = "p";
@@ -78,7 +83,14 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
         n_dead_letters: 0,
         payload_bytes: 10,
         threshold: Some(-1.5),
-        kl_reduction: None,
+        kl_reduction: Some(0.1),
+        random_kl_reduction: Some(-1.0 / 3.0),
+        raw_version: Some(17),
+        diagnostics: Some(Diagnostics {
+            effective_sample_size: Some(100.000_030_639_418_81),
+            log_weights: Quantiles::of(vec![-0.1, 0.2, 0.3]),
+            ..Diagnostics::default()
+        }),
     }
 }
 
@@ -102,6 +114,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         model: model_id(),
         selector,
         log_importance_weights: None,
+        sources: SourceCounts::default().top(20),
         windows,
         created_at_ms: 0,
     }
@@ -117,7 +130,7 @@ async fn publish<C: Catalog>(
     advances: &[Advance],
 ) -> Result<Option<i64>, CatalogError> {
     catalog.stage(&manifest.pipeline, &manifest.shard, manifest.path.as_deref()).await.unwrap();
-    catalog.publish(&PublishRequest { manifest, advances, dead_letters: &[] }).await
+    catalog.publish(&PublishRequest { manifest, advances, dead_letters: &[], counts: &[] }).await
 }
 
 async fn next_offset<C: CatalogReader>(catalog: &C, partition: i32) -> Option<i64> {
@@ -160,6 +173,7 @@ async fn publication_moves_everything_together<C: Catalog + CatalogReader>(catal
         manifest: &manifest,
         advances: &[advance(0, 100, 110, epoch)],
         dead_letters: &[(at(0), letter)],
+        counts: &[],
     };
     assert_eq!(catalog.publish(&request).await.unwrap(), Some(1));
     assert_eq!(catalog.shard_state("s1").await.unwrap(), Some(ShardState::Published));
@@ -225,9 +239,9 @@ async fn a_stale_interval_changes_nothing<C: Catalog + CatalogReader>(catalog: &
 async fn a_shard_is_published_once_and_only_when_staged<C: Catalog + CatalogReader>(catalog: &C) {
     let epoch = owned(catalog, 0).await;
     let first = manifest("s", vec![window(0, 100, 110, 1)]);
-    let unstaged = catalog
-        .publish(&PublishRequest { manifest: &first, advances: &[advance(0, 100, 110, epoch)], dead_letters: &[] })
-        .await;
+    let advances = &[advance(0, 100, 110, epoch)];
+    let unstaged =
+        catalog.publish(&PublishRequest { manifest: &first, advances, dead_letters: &[], counts: &[] }).await;
     assert!(matches!(unstaged, Err(CatalogError::NotStaged(_))), "{unstaged:?}");
     assert_eq!(next_offset(catalog, 0).await, Some(100));
     publish(catalog, &first, &[advance(0, 100, 110, epoch)]).await.unwrap();
@@ -265,6 +279,96 @@ async fn pipelines_do_not_touch_each_other<C: Catalog + CatalogReader>(catalog: 
     assert_eq!(catalog.totals("none").await.unwrap(), None);
 }
 
+const BUCKETS: u32 = 4;
+
+fn initial(buckets: u32) -> DecayedCounts {
+    let featuriser = Featuriser { buckets, ..Featuriser::default() };
+    DecayedCounts::prior(featuriser, &Probabilities::from_weights(vec![1.0; buckets as usize]), 100)
+}
+
+/// Publishes one window of partition 0 that adds `counts`.
+async fn publish_counts<C: Catalog>(
+    catalog: &C,
+    shard: &str,
+    (from, owner_epoch): (i64, i64),
+    counts: &[u64],
+    history_bytes: u64,
+) -> Result<Option<i64>, CatalogError> {
+    let manifest = manifest(shard, vec![window(0, from, from + 10, 1)]);
+    let advances = [advance(0, from, from + 10, owner_epoch)];
+    let counts = NgramCounts::from_vec(counts.to_vec());
+    let addition = CountsAddition { kind: CountsKind::Raw, counts: &counts, half_life_ngrams: Some(50), history_bytes };
+    catalog.stage(PIPELINE, shard, manifest.path.as_deref()).await.unwrap();
+    let request = PublishRequest { manifest: &manifest, advances: &advances, dead_letters: &[], counts: &[addition] };
+    catalog.publish(&request).await
+}
+
+async fn counts_begin_once_and_anew_for_another_featuriser<C: Catalog + CountsCatalog>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    let raw = CountsKind::Raw;
+    assert_eq!(catalog.newest_counts(PIPELINE, raw).await.unwrap(), None);
+    let first = catalog.begin_counts(PIPELINE, raw, &initial(BUCKETS)).await.unwrap();
+    assert_eq!(first, CountsVersion { version: 0, counts: initial(BUCKETS) });
+    assert_eq!(catalog.begin_counts(PIPELINE, raw, &initial(BUCKETS)).await.unwrap(), first);
+    // Nothing was added yet: another prior replaces the first.
+    let flat = Probabilities::from_weights(vec![1.0, 0.0, 0.0, 3.0]);
+    let other = DecayedCounts::prior(*initial(BUCKETS).featuriser(), &flat, 7);
+    assert_eq!(catalog.begin_counts(PIPELINE, raw, &other).await.unwrap().version, 1);
+    publish_counts(catalog, "s1", (100, epoch), &[1, 0, 0, 0], 1 << 20).await.unwrap();
+    let newest = catalog.newest_counts(PIPELINE, raw).await.unwrap().unwrap();
+    assert_eq!((newest.version, newest.counts.total() > 7.0), (2, true));
+    assert_eq!(catalog.begin_counts(PIPELINE, raw, &initial(BUCKETS)).await.unwrap(), newest, "the stream goes on");
+    assert_eq!(catalog.begin_counts(PIPELINE, raw, &initial(8)).await.unwrap().version, 3);
+    let wrong = publish_counts(catalog, "s2", (110, epoch), &[1, 0, 0, 0], 1 << 20).await;
+    assert!(matches!(wrong, Err(CatalogError::Damaged { .. })), "{wrong:?}");
+    let lines = catalog.counts_lines(PIPELINE, raw).await.unwrap();
+    assert_eq!(lines.iter().map(|l| l.shard.as_deref()).collect::<Vec<_>>(), [None, None, Some("s1"), None]);
+}
+
+async fn counts_move_with_the_publication_and_only_with_it<C: Catalog + CatalogReader + CountsCatalog>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    let none = publish_counts(catalog, "s0", (100, epoch), &[5, 0, 0, 0], 1 << 20).await;
+    assert!(matches!(none, Err(CatalogError::Damaged { .. })), "{none:?}");
+    assert_eq!(
+        (next_offset(catalog, 0).await, catalog.shard_state("s0").await.unwrap()),
+        (Some(100), Some(ShardState::Staged))
+    );
+
+    let mut expected = catalog.begin_counts(PIPELINE, CountsKind::Raw, &initial(BUCKETS)).await.unwrap().counts;
+    for (i, counts) in [[10, 0, 40, 0], [0, 3, 0, 0]].iter().enumerate() {
+        publish_counts(catalog, &format!("s{}", i + 1), (100 + 10 * i as i64, epoch), counts, 1 << 20).await.unwrap();
+        expected.add(&NgramCounts::from_vec(counts.to_vec()), Some(50));
+    }
+    let newest = CountsVersion { version: 2, counts: expected };
+    assert_eq!(catalog.newest_counts(PIPELINE, CountsKind::Raw).await.unwrap().as_ref(), Some(&newest));
+
+    // A zombie, a stale interval and a repeated commit change nothing.
+    for (shard, from, epoch) in [("z1", 120, epoch - 1), ("z2", 110, epoch), ("s2", 120, epoch)] {
+        publish_counts(catalog, shard, (from, epoch), &[9, 9, 9, 9], 1 << 20).await.unwrap_err();
+        assert_eq!(catalog.newest_counts(PIPELINE, CountsKind::Raw).await.unwrap().as_ref(), Some(&newest));
+    }
+    let lines = catalog.counts_lines(PIPELINE, CountsKind::Raw).await.unwrap();
+    let line =
+        CountsLine { version: 1, shard: Some("s1".into()), half_life_ngrams: Some(50), n_ngrams: 50, is_kept: true };
+    assert_eq!((lines.len(), &lines[1]), (3, &line));
+    assert_eq!(catalog.counts_lines("other", CountsKind::Raw).await.unwrap(), []);
+}
+
+async fn old_counts_are_forgotten_and_the_newest_never<C: Catalog + CountsCatalog>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    let begin = catalog.begin_counts(PIPELINE, CountsKind::Raw, &initial(BUCKETS)).await.unwrap();
+    let state = begin.counts.to_bytes().len() as u64;
+    let kept = async |version| catalog.counts(PIPELINE, CountsKind::Raw, version).await.unwrap().is_some();
+    for i in 0..5 {
+        publish_counts(catalog, &format!("s{i}"), (100 + 10 * i, epoch), &[1; 4], 3 * state).await.unwrap();
+    }
+    assert_eq!((kept(2).await, kept(3).await, kept(4).await, kept(5).await), (false, true, true, true));
+    publish_counts(catalog, "last", (150, epoch), &[1; 4], 0).await.unwrap();
+    assert_eq!((kept(5).await, kept(6).await, kept(7).await), (false, true, false));
+    let lines = catalog.counts_lines(PIPELINE, CountsKind::Raw).await.unwrap();
+    assert_eq!(lines.iter().map(|l| l.is_kept).collect::<Vec<_>>(), [false, false, false, false, false, false, true]);
+}
+
 #[tokio::test]
 async fn sqlite_refuses_a_second_process_but_lets_people_look() {
     let subject = sqlite().await;
@@ -284,10 +388,10 @@ async fn sqlite_names_a_newer_or_missing_schema() {
     let file = folder.path().join("catalog.db");
     let catalog = SqliteCatalog::open(&file, Access::Exclusive).await.unwrap();
     let missing = catalog.check_schema().await.unwrap_err().to_string();
-    assert!(missing.contains("1 migrations are not applied: run `winnowd migrate`"), "{missing}");
+    assert!(missing.contains("2 migrations are not applied: run `winnowd migrate`"), "{missing}");
     catalog.migrate().await.unwrap();
     catalog.pretend_newer_schema().await;
     let newer = catalog.check_schema().await.unwrap_err().to_string();
-    assert!(newer.contains("its schema has version 99, this build knows versions up to 1"), "{newer}");
+    assert!(newer.contains("its schema has version 99, this build knows versions up to 2"), "{newer}");
     assert!(catalog.migrate().await.is_err());
 }

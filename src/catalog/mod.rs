@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::checkpoint::Interval;
 use crate::manifest::ShardManifest;
 use crate::record::TopicPartition;
-use crate::score::ModelId;
+use crate::score::{DecayedCounts, ModelId, NgramCounts};
 use crate::window::{DeadLetter, WindowSummary};
 
 pub use sqlite::{Access, SqliteCatalog};
@@ -64,6 +64,54 @@ pub struct PublishRequest<'a> {
     pub manifest: &'a ShardManifest,
     pub advances: &'a [Advance],
     pub dead_letters: &'a [(TopicPartition, DeadLetter)],
+    /// What the windows add to counts of the pipeline: at most one for each kind.
+    pub counts: &'a [CountsAddition<'a>],
+}
+
+/// Which counts of a pipeline decay and grow with its publications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountsKind {
+    /// N-grams of all documents.
+    Raw,
+}
+
+impl CountsKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CountsKind::Raw => "raw",
+        }
+    }
+}
+
+/// N-grams of all windows of a publication: they make the next version of the counts of a kind.
+#[derive(Debug, Clone, Copy)]
+pub struct CountsAddition<'a> {
+    pub kind: CountsKind,
+    pub counts: &'a NgramCounts,
+    /// `None`: nothing is forgotten.
+    pub half_life_ngrams: Option<u64>,
+    /// Older versions are forgotten beyond this; the newest one is always kept.
+    pub history_bytes: u64,
+}
+
+/// One version of decayed counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CountsVersion {
+    pub version: i64,
+    pub counts: DecayedCounts,
+}
+
+/// How a version came to be. These lines are kept for ever, so that every version can be computed again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CountsLine {
+    pub version: i64,
+    /// The publication whose windows were added to the version before; `None` where counts began.
+    pub shard: Option<String>,
+    pub half_life_ngrams: Option<i64>,
+    /// N-grams added.
+    pub n_ngrams: i64,
+    /// Whether the counts themselves are still there.
+    pub is_kept: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,4 +206,31 @@ pub trait CatalogReader: Send + Sync {
 
     /// The first `limit` dead letters by position.
     async fn dead_letters(&self, pipeline: &str, limit: i64) -> Result<Vec<StoredDeadLetter>, CatalogError>;
+}
+
+/// Counts that decay and grow with the publications of a pipeline, version by version. Additions are a part of
+/// [`Catalog::publish`].
+#[async_trait]
+pub trait CountsCatalog: Send + Sync {
+    /// Gives the newest version. Where there is none, or only of another featuriser, or nothing has been added to it yet
+    /// and it is not `initial`, counts begin anew with `initial` as the next version.
+    async fn begin_counts(
+        &self,
+        pipeline: &str,
+        kind: CountsKind,
+        initial: &DecayedCounts,
+    ) -> Result<CountsVersion, CatalogError>;
+
+    async fn newest_counts(&self, pipeline: &str, kind: CountsKind) -> Result<Option<CountsVersion>, CatalogError>;
+
+    /// `None`: there is no such version, or its counts have been forgotten.
+    async fn counts(
+        &self,
+        pipeline: &str,
+        kind: CountsKind,
+        version: i64,
+    ) -> Result<Option<CountsVersion>, CatalogError>;
+
+    /// Every version, in order.
+    async fn counts_lines(&self, pipeline: &str, kind: CountsKind) -> Result<Vec<CountsLine>, CatalogError>;
 }

@@ -1,5 +1,6 @@
 //! The catalog in a SQLite file, for one worker: write-ahead log, every commit synced to disk.
 
+mod counts;
 mod publish;
 mod reader;
 
@@ -15,7 +16,10 @@ use sqlx::{Row, SqlSafeStr, Sqlite, SqlitePool, Transaction};
 use super::*;
 
 /// Only ever added to: (version, description, SQL).
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "catalog", include_str!("../../migrations/sqlite/0001_catalog.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "catalog", include_str!("../../migrations/sqlite/0001_catalog.sql")),
+    (2, "diagnostics and counts", include_str!("../../migrations/sqlite/0002_diagnostics_and_counts.sql")),
+];
 
 pub struct SqliteCatalog {
     pool: SqlitePool,

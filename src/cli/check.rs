@@ -4,7 +4,7 @@ use anyhow::Context;
 
 use super::{ConfigArguments, load_model, print, runtime};
 use crate::catalog::{Access, SqliteCatalog};
-use crate::config::{Bootstrap, DEFAULT_TOML};
+use crate::config::{Bootstrap, DEFAULT_TOML, RawDistribution};
 
 #[derive(clap::Args)]
 pub struct CheckArguments {
@@ -30,9 +30,10 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     println!("  pipeline   {} (group {})", config.pipeline, config.kafka.group);
     println!("  from       {} on {bootstrap}", config.kafka.topics.join(", "));
     println!(
-        "  selects    {} of every window by {}, temperature {}, seed {}",
+        "  selects    {} of every window by {}{}, temperature {}, seed {}",
         selector.fraction,
         selector.kind.as_str(),
+        if selector.length_normalise { " of mean weights" } else { "" },
         selector.temperature,
         selector.seed
     );
@@ -40,6 +41,9 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     let documents = |side: &crate::score::Side| side.provenance.documents;
     let (target, raw) = (documents(&model.model.targets[0].side), documents(&model.model.raw));
     println!("             {target} target and {raw} raw documents");
+    if let RawDistribution::Adaptive { half_life_ngrams, prior_ngrams, .. } = config.raw {
+        println!("             raw follows the stream: half-life {half_life_ngrams} n-grams, prior {prior_ngrams}");
+    }
     println!("  to         {}", config.sink.url);
     println!("  catalog    sqlite://{}", config.catalog.sqlite_file.display());
     Ok(())

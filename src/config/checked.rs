@@ -11,6 +11,8 @@ use crate::select::SelectorKind;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+/// Doubles count exactly up to here.
+const MAX_NGRAMS: u64 = 1 << 53;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -94,6 +96,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         decoder,
         payload_head_bytes,
         model_path: r.optional("model.path").map(PathBuf::from),
+        raw: raw(r),
         selector,
         window,
         idle_timeout,
@@ -104,6 +107,16 @@ pub(super) fn check(r: &mut Reader) -> Config {
         http_listen,
         shutdown_grace: r.duration("shutdown.grace", Duration::ZERO..=HOUR),
         log: LogConfig { level, json: r.choice("log.format", &["text", "json"]) == "json" },
+    }
+}
+
+fn raw(r: &mut Reader) -> RawDistribution {
+    let half_life_ngrams = r.integer("model.raw_half_life_ngrams", 1..=MAX_NGRAMS);
+    let prior_ngrams = r.integer("model.raw_prior_ngrams", 1..=MAX_NGRAMS);
+    let history_bytes = r.bytes("model.raw_history_bytes", 0..=1024 * GIB);
+    match r.choice("model.raw", &["pinned", "adaptive"]).as_str() {
+        "adaptive" => RawDistribution::Adaptive { half_life_ngrams, prior_ngrams, history_bytes },
+        _ => RawDistribution::Pinned,
     }
 }
 

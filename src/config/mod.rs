@@ -27,6 +27,7 @@ pub struct Config {
     pub payload_head_bytes: usize,
     /// `None` only while the caller makes the model itself (the demo).
     pub model_path: Option<PathBuf>,
+    pub raw: RawDistribution,
     pub selector: SelectorSettings,
     pub window: WindowPolicy,
     pub idle_timeout: Duration,
@@ -73,6 +74,15 @@ pub enum StartPolicy {
     Latest,
     /// The first record at or after this time, in milliseconds since 1970; the end if there is none.
     Timestamp(i64),
+}
+
+/// What documents are weighed against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RawDistribution {
+    /// The raw distribution that is fitted in the model.
+    Pinned,
+    /// One that begins there and follows the stream.
+    Adaptive { half_life_ngrams: u64, prior_ngrams: u64, history_bytes: u64 },
 }
 
 #[derive(Debug, Clone)]

@@ -17,6 +17,16 @@ fn defaults_are_valid_and_say_what_the_docs_say() {
     assert_eq!(config.selector.fraction.of(1000, 0.5), 100);
     assert_eq!(config.window.max_age_ms, 600_000);
     assert!(config.sink.url.path().ends_with("/winnowd-data/"));
+    assert_eq!((config.raw, config.selector.length_normalise), (RawDistribution::Pinned, false));
+}
+
+#[test]
+fn an_adaptive_raw_distribution_has_its_own_settings() {
+    let config =
+        load("[model]\nraw = \"adaptive\"\nraw_half_life_ngrams = 5000\nraw_history_bytes = \"1MiB\"").unwrap();
+    let expected =
+        RawDistribution::Adaptive { half_life_ngrams: 5000, prior_ngrams: 100_000_000, history_bytes: 1 << 20 };
+    assert_eq!(config.raw, expected);
 }
 
 #[test]
@@ -79,6 +89,10 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[selection]\ntemperature = 0.0", "`selection.temperature` = `0`: expected a number above 0"),
     ("[selection]\ntemperature = nan", "`selection.temperature` = `NaN`: expected a number above 0"),
     ("[selection]\nmin_tokens = -1", "`selection.min_tokens` = `-1`: expected an integer from 0"),
+    ("[selection]\nlength_normalise = 2", "`selection.length_normalise` = `2`: expected true or false"),
+    ("[model]\nraw = \"live\"", "`model.raw` = `live`: expected one of: pinned, adaptive"),
+    ("[model]\nraw_half_life_ngrams = 0", "`model.raw_half_life_ngrams` = `0`: expected an integer from 1"),
+    ("[model]\nraw_prior_ngrams = 0.5", "`model.raw_prior_ngrams` = `0.5`: expected an integer from 1"),
     ("[window]\nmax_documents = 0", "`window.max_documents` = `0`: expected an integer from 1"),
     ("[window]\nmax_age = \"soon\"", "`window.max_age` = `soon`: expected a duration such as 30s"),
     ("[window]\nmax_bytes = \"big\"", "`window.max_bytes` = `big`: expected a size such as 64MiB"),

@@ -4,9 +4,12 @@
 //! person must settle, or by one that a new beginning settles: a fenced publication, a catalog that was away for too
 //! long. Beginning again is the same path as after a crash, so every restart exercises recovery.
 
+mod adaptive;
 mod assignments;
 mod memory;
+mod open_shard;
 mod publisher;
+mod quality;
 mod scoring;
 mod session;
 mod worker;
@@ -16,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::catalog::{Catalog, CatalogError, CatalogReader, SqliteCatalog};
+use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, SqliteCatalog};
 use crate::config::{Bootstrap, Config};
 use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution};
 use crate::sink::{ShardStore, SinkError};
@@ -24,6 +27,7 @@ use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError};
 
+use quality::SharedCollapseWatch;
 pub use scoring::score_batch;
 use session::SessionEnd;
 
@@ -91,8 +95,8 @@ impl LoadedModel {
 }
 
 /// The database behind the daemon.
-pub trait FullCatalog: Catalog + CatalogReader {}
-impl<C: Catalog + CatalogReader> FullCatalog for C {}
+pub trait FullCatalog: Catalog + CatalogReader + CountsCatalog {}
+impl<C: Catalog + CatalogReader + CountsCatalog> FullCatalog for C {}
 
 /// What all sessions share.
 struct Shared {
@@ -104,6 +108,7 @@ struct Shared {
     telemetry: Arc<Telemetry>,
     owner: String,
     limits: Limits,
+    collapse: SharedCollapseWatch,
 }
 
 /// How the memory budget is shared out.
@@ -163,7 +168,9 @@ impl Daemon {
         let limits = Limits::of_budget(config.memory_budget_bytes, config.shard.row_group_bytes);
         let name = config.kafka.instance_id.clone().or_else(|| std::env::var("HOSTNAME").ok());
         let owner = format!("{}-{}", name.unwrap_or_else(|| "worker".to_owned()), std::process::id());
-        let shared = Shared { config, bootstrap, model, catalog: Arc::new(catalog), store, telemetry, owner, limits };
+        let catalog = Arc::new(catalog);
+        let collapse = SharedCollapseWatch::default();
+        let shared = Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse };
         Ok(Daemon { shared: Arc::new(shared), http, embedded })
     }
 

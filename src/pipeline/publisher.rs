@@ -2,30 +2,24 @@
 //!
 //! [`crate::publish::Publication`] decides what comes next; here each step meets the catalog and the store.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use uuid::Uuid;
 
-use super::Shared;
 use super::memory::InFlight;
+use super::open_shard::OpenShard;
+use super::{Shared, adaptive};
 use crate::catalog::{Advance, CatalogError, PublishRequest, ShardState};
-use crate::checkpoint::Progress;
 use crate::manifest::ShardManifest;
 use crate::publish::{Event, Publication, Step};
 use crate::record::TopicPartition;
-use crate::select::Quantiles;
-use crate::sink::{FinishedShard, ShardStore, ShardWriter, SinkError, WriterSettings};
+use crate::score::VersionedWeight;
+use crate::sink::FinishedShard;
 use crate::source::OffsetMirror;
 use crate::telemetry::Step as TimedStep;
-use crate::window::{ClosedWindow, DeadLetter, WindowSummary};
+use crate::window::{ClosedWindow, WindowSummary};
 
-/// Dead letters and windows that wait for a shard to fill roll it when they come to this much.
-const MAX_PENDING_DEAD_LETTERS: usize = 10_000;
-const MAX_PENDING_DEAD_LETTER_BYTES: usize = 8 << 20;
-const MAX_PENDING_WINDOWS: usize = 10_000;
 /// How soon a failed write of the manifest is tried again.
 const MANIFEST_RETRY: Duration = Duration::from_secs(5);
 
@@ -59,20 +53,8 @@ pub(super) struct Publisher {
     pub shutdown: watch::Receiver<bool>,
     /// The last sequence number in `manifest.jsonl`; `None` when that is not known.
     pub announced: Option<i64>,
-}
-
-/// A shard that still takes windows.
-struct OpenShard {
-    id: String,
-    /// `None` until something is selected.
-    writer: Option<ShardWriter>,
-    progress: Progress,
-    epochs: BTreeMap<TopicPartition, i64>,
-    windows: Vec<WindowSummary>,
-    dead_letters: Vec<(TopicPartition, DeadLetter)>,
-    dead_letter_bytes: usize,
-    log_importance_weights: Vec<f64>,
-    opened: Instant,
+    /// Where the worker finds the weights in force.
+    pub weights: watch::Sender<Arc<VersionedWeight>>,
 }
 
 impl Publisher {
@@ -95,7 +77,8 @@ impl Publisher {
             let step = match message {
                 None => Ok(()),
                 Some(ToPublisher::Window { window, owner_epoch, held_bytes }) => {
-                    let appended = self.append(&mut open, *window, owner_epoch);
+                    let shard = open.get_or_insert_with(OpenShard::new);
+                    let appended = shard.append(*window, owner_epoch, &self.shared);
                     self.in_flight.release(held_bytes);
                     appended
                 }
@@ -104,7 +87,7 @@ impl Publisher {
                     Ok(())
                 }
                 Some(ToPublisher::Lost(partitions)) => match (&open, partitions) {
-                    (Some(shard), lost) if lost.iter().any(|at| shard.progress.contains(at)) => {
+                    (Some(shard), lost) if lost.iter().any(|at| shard.contains(at)) => {
                         Err("partitions of the open shard were lost to another worker".to_owned())
                     }
                     _ => Ok(()),
@@ -113,7 +96,7 @@ impl Publisher {
             if let Err(reason) = step {
                 return PublisherEnd::Restart(reason);
             }
-            let is_due = open.as_ref().is_some_and(|shard| flushed.is_some() || self.is_full(shard));
+            let is_due = open.as_ref().is_some_and(|shard| flushed.is_some() || shard.is_full(&self.shared));
             if is_due && let Some(shard) = open.take() {
                 match self.publish(shard).await {
                     Ok(wrote_rows) => manifest_is_behind |= wrote_rows,
@@ -128,60 +111,20 @@ impl Publisher {
                 self.announced = self.write_manifest(self.announced).await;
                 manifest_is_behind = self.announced.is_none();
             }
-            let held = open.as_ref().and_then(|s| s.writer.as_ref()).map_or(0, ShardWriter::held_bytes);
+            let held = open.as_ref().map_or(0, OpenShard::held_bytes);
             self.shared.telemetry.metrics.held_bytes.with_label_values(&["shard"]).set(held as i64);
         }
-    }
-
-    fn append(&self, open: &mut Option<OpenShard>, window: ClosedWindow, owner_epoch: i64) -> Result<(), String> {
-        let Shared { config, model, limits, .. } = &*self.shared;
-        let shard = open.get_or_insert_with(OpenShard::new);
-        let at = window.summary.at.clone();
-        if *shard.epochs.entry(at.clone()).or_insert(owner_epoch) != owner_epoch {
-            return Err(format!("partition {at} was lost and came back while its windows waited for publication"));
-        }
-        shard.progress.append(&at, window.summary.interval).map_err(|e| e.to_string())?;
-        if !window.selected.is_empty() {
-            let settings = WriterSettings {
-                row_group_rows: config.shard.row_group_rows,
-                row_group_bytes: limits.row_group_bytes,
-                zstd_level: config.shard.zstd_level,
-            };
-            let writer = match &mut shard.writer {
-                Some(writer) => writer,
-                none => none.insert(
-                    ShardWriter::create(&shard.id, config.sink.scratch_dir.as_deref(), settings)
-                        .map_err(|e| e.to_string())?,
-                ),
-            };
-            // Compression takes its time; other tasks of this thread move elsewhere meanwhile.
-            tokio::task::block_in_place(|| writer.append(&window, &model.id)).map_err(|e| e.to_string())?;
-        }
-        shard.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
-        shard.dead_letter_bytes += window.dead_letters.iter().map(DeadLetter::size_bytes).sum::<usize>();
-        shard.dead_letters.extend(window.dead_letters.into_iter().map(|letter| (at.clone(), letter)));
-        shard.windows.push(window.summary);
-        Ok(())
-    }
-
-    fn is_full(&self, shard: &OpenShard) -> bool {
-        let limits = &self.shared.config.shard;
-        let (rows, bytes) = shard.writer.as_ref().map_or((0, 0), |w| (w.rows(), w.bytes()));
-        rows >= limits.max_rows
-            || bytes >= limits.target_bytes
-            || shard.opened.elapsed() >= limits.max_age
-            || shard.dead_letters.len() >= MAX_PENDING_DEAD_LETTERS
-            || shard.dead_letter_bytes >= MAX_PENDING_DEAD_LETTER_BYTES
-            || shard.windows.len() >= MAX_PENDING_WINDOWS
     }
 
     /// Publishes one shard, however long it takes, unless a shutdown comes while a step is failing. Tells whether the
     /// manifest has a new line.
     async fn publish(&mut self, shard: OpenShard) -> Result<bool, PublisherEnd> {
         let began = Instant::now();
-        let (manifest, file, advances, dead_letters) =
-            tokio::task::block_in_place(|| self.finish(shard)).map_err(|e| PublisherEnd::Restart(e.to_string()))?;
-        let request = PublishRequest { manifest: &manifest, advances: &advances, dead_letters: &dead_letters };
+        let finished = tokio::task::block_in_place(|| shard.finish(&self.shared));
+        let finished = finished.map_err(|e| PublisherEnd::Restart(e.to_string()))?;
+        let additions = finished.additions(self.shared.config.raw);
+        let request = finished.request(&additions);
+        let (manifest, file) = (&finished.manifest, finished.file.as_ref());
         let mut publication = Publication::new(file.is_some());
         let mut fenced_by = None;
         loop {
@@ -192,7 +135,7 @@ impl Publisher {
                     let reason = fenced_by.unwrap_or_else(|| "another worker took a partition over".to_owned());
                     return Err(PublisherEnd::Restart(format!("shard {} is not published: {reason}", manifest.shard)));
                 }
-                step => self.carry_out(step, &request, file.as_ref(), &mut fenced_by).await,
+                step => self.carry_out(step, &request, file, &mut fenced_by).await,
             };
             publication.observe(event);
             self.shared.telemetry.status().readiness.catalog_reachable =
@@ -206,40 +149,6 @@ impl Publisher {
         }
         self.published(&request, began.elapsed()).await;
         Ok(manifest.path.is_some())
-    }
-
-    /// Ends the file and states what it holds.
-    #[expect(clippy::type_complexity, reason = "the parts of one publication, taken apart at the only call")]
-    fn finish(
-        &self,
-        shard: OpenShard,
-    ) -> Result<(ShardManifest, Option<FinishedShard>, Vec<Advance>, Vec<(TopicPartition, DeadLetter)>), SinkError>
-    {
-        let Shared { config, model, .. } = &*self.shared;
-        let OpenShard { id, writer, progress, epochs, windows, dead_letters, log_importance_weights, .. } = shard;
-        let advance =
-            |(at, interval): (&TopicPartition, _)| Advance { at: at.clone(), interval, owner_epoch: epochs[at] };
-        let advances: Vec<_> = progress.iter().map(advance).collect();
-        let mut manifest = ShardManifest {
-            shard: id,
-            pipeline: config.pipeline.clone(),
-            path: None,
-            rows: 0,
-            bytes: 0,
-            digest: None,
-            model: model.id.clone(),
-            selector: config.selector,
-            log_importance_weights: Quantiles::of(log_importance_weights),
-            windows,
-            created_at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64),
-        };
-        let Some(writer) = writer else { return Ok((manifest, None, advances, dead_letters)) };
-        let file = writer.finish(footer(&manifest, &advances))?;
-        manifest.path = Some(ShardStore::shard_path(&manifest.shard));
-        manifest.rows = file.rows;
-        manifest.bytes = file.bytes;
-        manifest.digest = Some(file.digest.clone());
-        Ok((manifest, Some(file), advances, dead_letters))
     }
 
     async fn carry_out(
@@ -299,7 +208,7 @@ impl Publisher {
 
     /// After the transaction: show it, and tell the group. Nothing here can undo it.
     async fn published(&self, request: &PublishRequest<'_>, took: Duration) {
-        let PublishRequest { manifest, advances, dead_letters } = *request;
+        let PublishRequest { manifest, advances, dead_letters, counts } = *request;
         let Shared { config, catalog, telemetry, .. } = &*self.shared;
         let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>();
         let (selected, rejected) = (sum(|w| w.n_selected), sum(|w| w.n_rejected));
@@ -340,6 +249,13 @@ impl Publisher {
             Ok(None) => {}
             Err(e) => tracing::warn!("{e}; /metrics shows the sums of the publication before"),
         }
+        if !counts.is_empty() {
+            match adaptive::newest(&self.shared).await {
+                Ok(Some(weight)) => drop(self.weights.send_replace(weight)),
+                Ok(None) => {}
+                Err(e) => tracing::warn!("{e}; windows go on with the raw distribution of the publication before"),
+            }
+        }
         self.mirror.commit(advances.iter().map(|a| (a.at.clone(), a.interval.to)).collect());
     }
 
@@ -364,45 +280,6 @@ impl Publisher {
         telemetry.metrics.manifest_failures.inc();
         tracing::warn!("manifest.jsonl is behind: {problem}; trying again");
         None
-    }
-}
-
-/// What a reader finds in the shard's own key-value metadata.
-fn footer(manifest: &ShardManifest, advances: &[Advance]) -> Vec<(String, String)> {
-    let offsets: Vec<_> = advances
-        .iter()
-        .map(|a| {
-            let (topic, partition) = (&a.at.topic, a.at.partition);
-            serde_json::json!({ "topic": topic, "partition": partition, "from_offset": a.interval.from, "to_offset": a.interval.to })
-        })
-        .collect();
-    let json = |value: serde_json::Result<serde_json::Value>| value.map(|v| v.to_string()).unwrap_or_default();
-    [
-        ("shard", manifest.shard.clone()),
-        ("pipeline", manifest.pipeline.clone()),
-        ("model", manifest.model.to_string()),
-        ("seed", manifest.selector.seed.to_string()),
-        ("selector", json(serde_json::to_value(manifest.selector))),
-        ("offsets", serde_json::Value::from(offsets).to_string()),
-        ("windows", json(serde_json::to_value(&manifest.windows))),
-    ]
-    .map(|(key, value)| (format!("winnowd.{key}"), value))
-    .to_vec()
-}
-
-impl OpenShard {
-    fn new() -> Self {
-        OpenShard {
-            id: Uuid::now_v7().to_string(),
-            writer: None,
-            progress: Progress::default(),
-            epochs: BTreeMap::new(),
-            windows: Vec::new(),
-            dead_letters: Vec::new(),
-            dead_letter_bytes: 0,
-            log_importance_weights: Vec::new(),
-            opened: Instant::now(),
-        }
     }
 }
 

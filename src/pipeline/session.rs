@@ -11,8 +11,9 @@ use super::assignments::CatalogAssignments;
 use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
 use super::worker::{Worker, WorkerEnd};
-use super::{DaemonError, Shared};
+use super::{DaemonError, Shared, adaptive};
 use crate::catalog::CatalogError;
+use crate::score::VersionedWeight;
 use crate::sink::SinkError;
 use crate::source::{KafkaSource, SourceError, queue};
 
@@ -32,8 +33,8 @@ pub(super) enum SessionEnd {
 }
 
 pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) -> SessionEnd {
-    let announced = match prepare(&shared).await {
-        Ok(announced) => announced,
+    let Prepared { announced, weight } = match prepare(&shared).await {
+        Ok(prepared) => prepared,
         Err(
             error @ (DaemonError::Sink(SinkError::ForeignManifest { .. })
             | DaemonError::Catalog(CatalogError::Schema { .. } | CatalogError::Damaged { .. })),
@@ -63,6 +64,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     };
     let (to_publisher, windows) = mpsc::channel(WINDOWS_IN_FLIGHT);
     let in_flight = Arc::new(InFlight::default());
+    let (weights, weights_in_force) = watch::channel(weight);
     let publisher = Publisher {
         shared: shared.clone(),
         windows,
@@ -70,9 +72,10 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         mirror: source.mirror(),
         shutdown: stopped,
         announced: Some(announced),
+        weights,
     };
     let mut publisher = tokio::spawn(publisher.run());
-    let worker = Worker::new(shared.clone(), from_source, to_publisher, in_flight);
+    let worker = Worker::new(shared.clone(), from_source, to_publisher, in_flight, weights_in_force);
     let (runtime, worker_stopped) = (Handle::current(), stop.subscribe());
     let mut worker = tokio::task::spawn_blocking(move || worker.run(&runtime, &worker_stopped));
 
@@ -141,9 +144,16 @@ impl PartEnd {
     }
 }
 
-/// Makes the model known and brings the manifest up to the catalog, which a crash may have kept behind. Gives the
-/// manifest's last sequence number.
-async fn prepare(shared: &Shared) -> Result<i64, DaemonError> {
+/// What a session begins with.
+struct Prepared {
+    /// The last sequence number of the manifest.
+    announced: i64,
+    weight: Arc<VersionedWeight>,
+}
+
+/// Makes the model known, finds the weights in force, and brings the manifest up to the catalog, which a crash may have
+/// kept behind.
+async fn prepare(shared: &Shared) -> Result<Prepared, DaemonError> {
     let Shared { config, model, catalog, store, telemetry, .. } = shared;
     let registered = catalog.register(&config.pipeline, &model.id, &model.bytes).await;
     telemetry.status().readiness.catalog_reachable = registered.is_ok();
@@ -154,7 +164,7 @@ async fn prepare(shared: &Shared) -> Result<i64, DaemonError> {
     if let Some(totals) = catalog.totals(&config.pipeline).await? {
         telemetry.set_totals(totals);
     }
-    Ok(lines.len() as i64)
+    Ok(Prepared { announced: lines.len() as i64, weight: adaptive::begin(shared).await? })
 }
 
 fn publisher_end(end: Result<PublisherEnd, tokio::task::JoinError>) -> Option<PartEnd> {

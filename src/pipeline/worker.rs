@@ -9,13 +9,14 @@ use tokio::sync::{mpsc, watch};
 
 use super::memory::InFlight;
 use super::publisher::ToPublisher;
+use super::quality::Quality;
 use super::{Shared, score_batch};
 use crate::record::TopicPartition;
-use crate::score::NgramCounts;
+use crate::score::VersionedWeight;
 use crate::select::Noise;
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
-use crate::window::{CloseReason, ClosedWindow, OpenWindow, ScoredRecord};
+use crate::window::{CloseReason, OpenWindow, ScoredRecord};
 
 /// How often idle windows are looked for.
 const TICK: Duration = Duration::from_millis(100);
@@ -37,6 +38,7 @@ pub(super) struct Worker {
     in_flight: Arc<InFlight>,
     partitions: BTreeMap<TopicPartition, Partition>,
     quality: Quality,
+    weights: watch::Receiver<Arc<VersionedWeight>>,
 }
 
 struct Partition {
@@ -47,22 +49,16 @@ struct Partition {
     idle_since: Option<Instant>,
 }
 
-/// N-grams of everything this process decided, for the running KL reduction.
-struct Quality {
-    raw: NgramCounts,
-    selected: NgramCounts,
-}
-
 impl Worker {
     pub fn new(
         shared: Arc<Shared>,
         queue: QueueReceiver,
         publisher: mpsc::Sender<ToPublisher>,
         in_flight: Arc<InFlight>,
+        weights: watch::Receiver<Arc<VersionedWeight>>,
     ) -> Self {
-        let zero = NgramCounts::zero(shared.model.model.featuriser.buckets as usize);
-        let quality = Quality { raw: zero.clone(), selected: zero };
-        Worker { shared, queue, publisher, in_flight, partitions: BTreeMap::new(), quality }
+        let quality = Quality::new(shared.model.model.featuriser.buckets as usize);
+        Worker { shared, queue, publisher, in_flight, partitions: BTreeMap::new(), quality, weights }
     }
 
     /// Works until the source or the publisher ends, or the session does.
@@ -133,16 +129,16 @@ impl Worker {
     fn on_batch(&mut self, batch: &Batch) -> Result<(), WorkerEnd> {
         let shared = self.shared.clone();
         let timer = shared.telemetry.metrics.score_seconds.start_timer();
-        let model = &shared.model;
+        let weight = self.weights.borrow_and_update().clone();
         let head_bytes = shared.config.payload_head_bytes;
-        let scored = score_batch(batch, &shared.config.decoder, head_bytes, &model.weight);
+        let scored = score_batch(batch, &shared.config.decoder, head_bytes, &weight.weight);
         timer.observe_duration();
         for (i, record) in scored.into_iter().enumerate() {
             let seen = batch.get(i);
             let owned = self.partitions.get(seen.at).is_some_and(|p| p.owner_epoch == seen.owner_epoch);
             // Otherwise the partition was revoked after this record had been read: its next owner decides it.
             if owned {
-                self.on_record(seen.at, record)?;
+                self.on_record(seen.at, record, &weight)?;
             }
         }
         self.show_consumed();
@@ -158,7 +154,12 @@ impl Worker {
         }
     }
 
-    fn on_record(&mut self, at: &TopicPartition, record: ScoredRecord) -> Result<(), WorkerEnd> {
+    fn on_record(
+        &mut self,
+        at: &TopicPartition,
+        record: ScoredRecord,
+        scored_with: &Arc<VersionedWeight>,
+    ) -> Result<(), WorkerEnd> {
         let metrics = &self.shared.telemetry.metrics;
         metrics.consumed_records.inc();
         metrics.consumed_bytes.inc_by(record.payload_bytes);
@@ -180,7 +181,7 @@ impl Worker {
             self.close(at, CloseReason::Age)?;
         }
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
-        partition.window.push(record, &self.shared.model.model.featuriser, &selector, &partition.noise);
+        partition.window.push(record, scored_with, &selector, &partition.noise);
         match partition.window.closes_now(&policy) {
             Some(reason) => self.close(at, reason),
             None => Ok(()),
@@ -232,7 +233,7 @@ impl Worker {
         let window = std::mem::replace(&mut partition.window, next);
         let held_bytes = window.held_bytes();
         let closed = window.close(reason, &self.shared.config.selector, &noise, &self.shared.model.target);
-        self.observe(&closed);
+        self.quality.observe(&closed, &self.shared);
         self.in_flight.add(held_bytes);
         self.send(ToPublisher::Window { window: Box::new(closed), owner_epoch, held_bytes })
     }
@@ -246,19 +247,6 @@ impl Worker {
             &config.selector,
             self.shared.model.model.featuriser.buckets as usize,
         )
-    }
-
-    fn observe(&mut self, closed: &ClosedWindow) {
-        let metrics = &self.shared.telemetry.metrics;
-        metrics.windows_closed.with_label_values(&[closed.summary.closed_by.as_str()]).inc();
-        self.quality.raw.merge(&closed.raw_counts);
-        self.quality.selected.merge(&closed.selected_counts);
-        if let Some(kl_reduction) = closed.summary.kl_reduction {
-            metrics.window_kl_reduction.set(kl_reduction);
-            let target = &self.shared.model.target;
-            let Quality { raw, selected } = &self.quality;
-            metrics.kl_reduction.set(target.divergence_from(raw) - target.divergence_from(selected));
-        }
     }
 
     fn send(&self, message: ToPublisher) -> Result<(), WorkerEnd> {

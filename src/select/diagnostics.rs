@@ -95,18 +95,28 @@ fn shown(temperature: f64) -> String {
 /// (Kish 1965, "Survey sampling", section 11.7). From 1, where one document has all the weight, to n, where all have the
 /// same. `None` of nothing, and of weights or a temperature that are not finite.
 pub fn effective_sample_size(log_weights: &[f64], temperature: f64) -> Option<f64> {
-    if !(temperature.is_finite() && temperature > 0.0 && log_weights.iter().all(|w| w.is_finite())) {
-        return None;
-    }
-    let largest = log_weights.iter().copied().reduce(f64::max)?;
-    // Relative to the largest weight, which becomes 1, so that nothing overflows and the sums are at least 1.
+    let (_, largest) = range(log_weights)?;
+    (temperature.is_finite() && temperature > 0.0).then(|| size_below(log_weights, largest, temperature))
+}
+
+/// Smallest and largest; `None` of nothing, or if one is not finite.
+fn range(log_weights: &[f64]) -> Option<(f64, f64)> {
+    let widen = |(least, most): (f64, f64), w: &f64| (least.min(*w), most.max(*w));
+    let (least, most) = log_weights.iter().fold((f64::INFINITY, f64::NEG_INFINITY), widen);
+    // A minimum skips what is not a number, a sum does not.
+    let sum: f64 = log_weights.iter().map(|w| w * 0.0).sum();
+    (least.is_finite() && most.is_finite() && sum == 0.0).then_some((least, most))
+}
+
+/// Weights are relative to the largest, which becomes 1: nothing overflows and both sums are at least 1.
+fn size_below(log_weights: &[f64], largest: f64, temperature: f64) -> f64 {
     let (mut sum, mut sum_of_squares) = (0.0, 0.0);
     for log_weight in log_weights {
         let weight = ((log_weight - largest) / temperature).exp();
         sum += weight;
         sum_of_squares += weight * weight;
     }
-    Some((sum * sum / sum_of_squares).clamp(1.0, log_weights.len() as f64))
+    (sum * sum / sum_of_squares).clamp(1.0, log_weights.len() as f64)
 }
 
 /// The temperature at which [`effective_sample_size`] is `wanted`, to six digits.
@@ -117,30 +127,45 @@ pub fn effective_sample_size(log_weights: &[f64], temperature: f64) -> Option<f6
 /// number of all documents, both excluded. (Of equal weights every temperature gives n, so 1 is the answer to n.)
 pub fn temperature_for_effective_sample_size(log_weights: &[f64], wanted: f64) -> Option<f64> {
     let n = log_weights.len() as f64;
-    let size = |temperature| effective_sample_size(log_weights, temperature);
-    size(1.0)?;
-    let largest = log_weights.iter().copied().reduce(f64::max)?;
-    let smallest = log_weights.iter().copied().reduce(f64::min)?;
-    let n_largest = log_weights.iter().filter(|w| **w == largest).count() as f64;
-    if n_largest == n {
+    let (smallest, largest) = range(log_weights)?;
+    if smallest == largest {
         return (wanted == n).then_some(1.0);
     }
+    let n_largest = log_weights.iter().filter(|w| **w == largest).count() as f64;
     if !(wanted > n_largest && wanted < n) {
         return None;
     }
-    // At the range of the weights they differ by a factor of e at most. From there to a bracket by powers of two.
-    let (mut low, mut high) = (largest - smallest, largest - smallest);
-    while size(high)? < wanted {
-        (low, high) = (high, high * 2.0);
+    // How far above the wanted size, by the logarithm of the temperature: smooth and rising.
+    let excess = |log_t: f64| size_below(log_weights, largest, log_t.exp()).ln() - wanted.ln();
+    // At the range of the weights they differ by a factor of e at most. From there to a bracket.
+    let start = (largest - smallest).ln();
+    let (mut low, mut high) = ((start, excess(start)), (start, excess(start)));
+    while high.1 < 0.0 {
+        low = high;
+        high = (high.0 + 1.0, excess(high.0 + 1.0));
     }
-    while size(low)? >= wanted {
-        (low, high) = (low / 2.0, low);
+    while low.1 >= 0.0 {
+        high = low;
+        low = (low.0 - 1.0, excess(low.0 - 1.0));
     }
-    while high / low > 1.0 + 1e-6 {
-        let middle = (low * high).sqrt();
-        if size(middle)? < wanted { low = middle } else { high = middle }
+    // Where the line between the ends crosses zero, and every third time the middle, so that neither end stays.
+    for step in 0.. {
+        if high.0 - low.0 < 1e-6 || high.1 < 1e-9 {
+            break;
+        }
+        let middle = match step % 3 {
+            2 => 0.5 * (low.0 + high.0),
+            // A little to the far side of the crossing, so that the bracket closes from both ends.
+            side => {
+                let crossing = low.0 + (high.0 - low.0) * low.1 / (low.1 - high.1);
+                let towards = if side == 0 { high.0 } else { low.0 };
+                crossing + 1e-3 * (towards - crossing)
+            }
+        };
+        let at = (middle, excess(middle));
+        if at.1 < 0.0 { low = at } else { high = at }
     }
-    Some((low * high).sqrt())
+    Some(high.0.exp())
 }
 
 /// A draw whose effective sample size is below a tenth of what it selects: after the first few documents it has no
@@ -226,10 +251,13 @@ impl From<StoredQuantiles> for Quantiles {
 }
 
 impl Quantiles {
+    pub const NAMES: [&str; 7] = ["min", "p01", "p25", "median", "p75", "p99", "max"];
+
     /// Names and values, in order.
     pub fn named(&self) -> [(&'static str, f64); 7] {
         let Quantiles { min, p01, p25, median, p75, p99, max } = *self;
-        [("min", min), ("p01", p01), ("p25", p25), ("median", median), ("p75", p75), ("p99", p99), ("max", max)]
+        let values = [min, p01, p25, median, p75, p99, max];
+        std::array::from_fn(|i| (Self::NAMES[i], values[i]))
     }
 
     /// `None` of nothing.

@@ -1,11 +1,12 @@
 //! Every metric with its name, help and labels, in one place. No label takes values from the data.
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::record::RejectReason;
+use crate::select::Quantiles;
 use crate::window::CloseReason;
 
 /// The steps of a publication that take time.
@@ -55,7 +56,15 @@ pub struct Metrics {
     pub catalog_documents: IntGaugeVec,
     pub catalog_shards: IntGauge,
     pub window_kl_reduction: Gauge,
+    pub window_random_kl_reduction: Gauge,
     pub kl_reduction: Gauge,
+    pub window_effective_sample_ratio: Gauge,
+    pub window_log_weight: GaugeVec,
+    pub window_weight_length_correlation: Gauge,
+    pub window_top_k_overlap_ratio: Gauge,
+    pub collapsed_windows: IntCounter,
+    pub raw_version: IntGauge,
+    pub raw_drift: Gauge,
 }
 
 pub const DECISIONS: [&str; 3] = ["selected", "rejected", "dead_letter"];
@@ -166,7 +175,49 @@ impl Default for Metrics {
             kl_reduction: float_gauge(
                 &r,
                 "kl_reduction_nats",
-                "The same over all windows closed since the last beginning at the checkpoints.",
+                "KL(target, all) - KL(target, selected) over all windows closed since the last beginning at the checkpoints.",
+            ),
+            window_random_kl_reduction: float_gauge(
+                &r,
+                "window_random_kl_reduction_nats",
+                "The same of a random sample of as many documents: what a selection must beat.",
+            ),
+            window_effective_sample_ratio: float_gauge(
+                &r,
+                "window_effective_sample_ratio",
+                "Effective sample size of the last window's weights, over its candidates.",
+            ),
+            window_log_weight: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new("winnowd_window_log_weight_nats", "Quantiles of the last window's log weights."),
+                    &["point"],
+                ),
+            ),
+            window_weight_length_correlation: float_gauge(
+                &r,
+                "window_weight_length_correlation",
+                "Pearson's correlation of log weight and length in the last window.",
+            ),
+            window_top_k_overlap_ratio: float_gauge(
+                &r,
+                "window_top_k_overlap_ratio",
+                "Share of the last window's selection that plain top-k takes as well.",
+            ),
+            collapsed_windows: counter(
+                &r,
+                "collapsed_windows_total",
+                "Windows whose draw was no sample: its effective size was below a tenth of what was selected.",
+            ),
+            raw_version: gauge(
+                &r,
+                "raw_version",
+                "Version of the adaptive raw distribution in force; 0 where it is pinned.",
+            ),
+            raw_drift: float_gauge(
+                &r,
+                "raw_drift_nats",
+                "KL(adaptive raw distribution, the one fitted in the model); 0 where it is pinned.",
             ),
             registry: r,
         };
@@ -175,6 +226,9 @@ impl Default for Metrics {
         }
         for decision in DECISIONS {
             metrics.catalog_documents.with_label_values(&[decision]);
+        }
+        for point in Quantiles::NAMES {
+            metrics.window_log_weight.with_label_values(&[point]);
         }
         for step in Step::ALL {
             metrics.publish_seconds.with_label_values(&[step.as_str()]);

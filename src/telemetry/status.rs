@@ -9,7 +9,9 @@ use serde::Serialize;
 use super::Metrics;
 use crate::catalog::Totals;
 use crate::record::TopicPartition;
+use crate::select::AcceptanceBySource;
 use crate::source::PollHeartbeat;
+use crate::window::WindowSummary;
 
 /// Shared by the pipeline and the HTTP server.
 pub struct Telemetry {
@@ -26,12 +28,20 @@ pub struct Telemetry {
 pub struct Status {
     pub pipeline: String,
     pub model: String,
+    /// Version of the raw distribution in force; `null` where it is pinned.
+    pub raw_version: Option<i64>,
     pub readiness: Readiness,
     pub totals: Totals,
     #[serde(serialize_with = "partitions_as_list")]
     pub partitions: BTreeMap<TopicPartition, PartitionStatus>,
     /// Path of the newest shard.
     pub last_shard: Option<String>,
+    /// What a person should change: draws that have collapsed, until they recover.
+    pub warning: Option<String>,
+    /// The window closed last, with its diagnostics.
+    pub last_window: Option<WindowSummary>,
+    /// Documents and selected ones by source, of the windows closed since the last beginning at the checkpoints.
+    pub sources: AcceptanceBySource,
     /// The last error that ended a session, until a publication succeeds.
     pub last_error: Option<String>,
 }

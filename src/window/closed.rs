@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::statistics::Statistics;
 use super::{Candidate, CloseReason, DeadLetter, OpenWindow};
 use crate::checkpoint::Interval;
 use crate::features::Scratch;
 use crate::record::{Document, TopicPartition};
 use crate::score::{NgramCounts, Score, TargetDistribution};
-use crate::select::{Chosen, Noise, SelectorSettings};
+use crate::select::{Chosen, Diagnostics, Noise, SelectorSettings, SourceCounts};
 
 /// A document of the selection.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +29,8 @@ pub struct ClosedWindow {
     /// N-grams of all documents, and of the selected ones.
     pub raw_counts: NgramCounts,
     pub selected_counts: NgramCounts,
+    /// Documents and selected ones by source.
+    pub sources: SourceCounts,
 }
 
 /// What the catalog and the manifest say of a window. Every record is selected, rejected or a dead letter:
@@ -50,6 +53,15 @@ pub struct WindowSummary {
     pub threshold: Option<f64>,
     /// KL(target ‖ all documents) − KL(target ‖ selected), in nats; `None` without a selection.
     pub kl_reduction: Option<f64>,
+    /// The same of a random sample of the same share instead of the selection: what is lost by being few.
+    #[serde(default)]
+    pub random_kl_reduction: Option<f64>,
+    /// Version of the adaptive raw distribution that its documents were scored with; `None`: the one fitted in the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw_version: Option<i64>,
+    /// `None` of windows published by earlier versions.
+    #[serde(default)]
+    pub diagnostics: Option<Diagnostics>,
 }
 
 impl WindowSummary {
@@ -78,7 +90,8 @@ impl OpenWindow {
             payload_bytes,
             dead_letters,
             candidates,
-            counts,
+            statistics: Statistics { raw, baseline, mut sources, log_weights, n_tokens, .. },
+            pinned,
             ..
         } = self;
         let k = selector.fraction.of(n_documents, noise.rounding(from)) as usize;
@@ -86,13 +99,18 @@ impl OpenWindow {
         let threshold = selection.threshold;
         // Whether there is a selection at all was left to chance where the share is less than one document.
         let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
-        let to_selected = |Chosen { offset, key, item: Candidate { document, score } }| SelectedDocument {
-            offset,
-            document,
-            score,
-            selection_key: key,
-            inclusion_probability: chance
-                * selector.inclusion_probability(selector.total_log_weight(&score, &target.featuriser), threshold),
+        let mut numbers = Vec::with_capacity(selection.chosen.len());
+        let to_selected = |Chosen { offset, key, item: Candidate { document, score, number } }| {
+            numbers.push(number);
+            sources.selected(document.source.as_deref());
+            let probability = selector.inclusion_probability(log_weights[number], threshold);
+            SelectedDocument {
+                offset,
+                document,
+                score,
+                selection_key: key,
+                inclusion_probability: chance * probability,
+            }
         };
         let selected: Vec<_> = selection.chosen.into_iter().map(to_selected).collect();
 
@@ -101,8 +119,9 @@ impl OpenWindow {
         for row in &selected {
             selected_counts.add_text(&row.document.text, &target.featuriser, &mut scratch);
         }
-        let kl_reduction = (selected_counts.total() > 0)
-            .then(|| target.divergence_from(&counts) - target.divergence_from(&selected_counts));
+        let raw_divergence = target.divergence_from(&raw);
+        let reduction =
+            |counts: &NgramCounts| (counts.total() > 0).then(|| raw_divergence - target.divergence_from(counts));
         let n_selected = selected.len() as u64;
         let summary = WindowSummary {
             at,
@@ -115,8 +134,11 @@ impl OpenWindow {
             n_dead_letters: dead_letters.len() as u64,
             payload_bytes,
             threshold,
-            kl_reduction,
+            kl_reduction: reduction(&selected_counts),
+            random_kl_reduction: reduction(&baseline),
+            raw_version: pinned.and_then(|pinned| pinned.raw_version),
+            diagnostics: Some(Diagnostics::of(selector, &log_weights, &n_tokens, &numbers)),
         };
-        ClosedWindow { summary, selected, dead_letters, raw_counts: counts, selected_counts }
+        ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources }
     }
 }

@@ -5,16 +5,20 @@
 //! idleness and memory pressure also close one, and the recorded extent lets a replay repeat it.
 
 mod closed;
+mod statistics;
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use closed::{ClosedWindow, SelectedDocument, WindowSummary};
 
 use crate::checkpoint::Interval;
-use crate::features::{Featuriser, Scratch};
+use crate::features::Scratch;
 use crate::record::{Document, Reject, TopicPartition};
-use crate::score::{NgramCounts, Score};
+use crate::score::{Score, VersionedWeight};
 use crate::select::{Noise, Reservoir, SelectorSettings};
+use statistics::Statistics;
 
 /// When a window closes by its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +76,16 @@ pub struct ScoredDocument {
     pub buckets: Option<Vec<u32>>,
 }
 
+impl ScoredDocument {
+    /// The same document by other weights of the same featuriser.
+    fn score_again(&mut self, by: &VersionedWeight) {
+        self.score.log_importance_weight = match &self.buckets {
+            Some(buckets) => by.weight.add(0.0, buckets),
+            None => by.weight.score(&self.document.text, &mut Scratch::default()).log_importance_weight,
+        };
+    }
+}
+
 /// A record that could not be read, as it is kept for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
@@ -104,13 +118,17 @@ pub struct OpenWindow {
     held_bytes: usize,
     dead_letters: Vec<DeadLetter>,
     candidates: Reservoir<Candidate>,
-    counts: NgramCounts,
+    statistics: Statistics,
+    /// What all its documents are scored with, whatever came into force since its first record.
+    pinned: Option<Arc<VersionedWeight>>,
 }
 
 #[derive(Debug)]
 struct Candidate {
     document: Document,
     score: Score,
+    /// Among the candidates of the window.
+    number: usize,
 }
 
 impl Candidate {
@@ -138,10 +156,11 @@ impl OpenWindow {
             n_documents: 0,
             n_too_short: 0,
             payload_bytes: 0,
-            held_bytes: buckets * size_of::<u64>(),
+            held_bytes: 0,
             dead_letters: Vec::new(),
             candidates: Reservoir::new(capacity),
-            counts: NgramCounts::zero(buckets),
+            statistics: Statistics::new(buckets, selector),
+            pinned: None,
         }
     }
 
@@ -154,9 +173,9 @@ impl OpenWindow {
         self.next_offset == self.from
     }
 
-    /// Bytes of the n-gram counts, candidates and dead letters that it holds.
+    /// Bytes of the statistics, candidates and dead letters that it holds.
     pub fn held_bytes(&self) -> usize {
-        self.held_bytes
+        self.held_bytes + self.statistics.held_bytes()
     }
 
     /// Whether a record with this timestamp is too late for this window, so that it must be closed first.
@@ -178,41 +197,66 @@ impl OpenWindow {
         }
     }
 
-    /// Takes the next record.
+    /// Takes the next record, whose score was made by `scored_with`. The first record pins that version of the weights:
+    /// later records that were scored with another one are scored again.
     ///
     /// # Panics
     /// If its offset is below the window's next one: it would be decided twice.
-    pub fn push(&mut self, record: ScoredRecord, featuriser: &Featuriser, selector: &SelectorSettings, noise: &Noise) {
+    pub fn push(
+        &mut self,
+        record: ScoredRecord,
+        scored_with: &Arc<VersionedWeight>,
+        selector: &SelectorSettings,
+        noise: &Noise,
+    ) {
         let ScoredRecord { offset, record_timestamp_ms, payload_bytes, outcome } = record;
         self.advance_to(offset);
         self.next_offset = offset + 1;
         self.first_timestamp_ms = self.first_timestamp_ms.or(record_timestamp_ms);
         self.n_records += 1;
         self.payload_bytes += payload_bytes;
+        let pinned = self.pinned.get_or_insert_with(|| scored_with.clone());
         match outcome {
             Err(dead_letter) => {
                 self.held_bytes += dead_letter.size_bytes();
                 self.dead_letters.push(dead_letter);
             }
-            Ok(ScoredDocument { document, score, buckets }) => {
-                self.n_documents += 1;
-                match buckets {
-                    Some(buckets) => self.counts.add_buckets(&buckets),
-                    None => {
-                        self.counts.add_text(&document.text, featuriser, &mut Scratch::default());
-                    }
+            Ok(mut scored) => {
+                if pinned.raw_version != scored_with.raw_version {
+                    scored.score_again(pinned);
                 }
-                if score.n_tokens < selector.min_tokens {
-                    self.n_too_short += 1;
-                    return;
-                }
-                let key = selector.key(noise, offset, selector.total_log_weight(&score, featuriser));
-                let candidate = Candidate { document, score };
-                self.held_bytes += candidate.size_bytes();
-                if let Some(out) = self.candidates.offer(offset, key, candidate) {
-                    self.held_bytes -= out.size_bytes();
-                }
+                self.take(offset, scored, scored_with, selector, noise);
             }
+        }
+    }
+
+    fn take(
+        &mut self,
+        offset: i64,
+        scored: ScoredDocument,
+        scored_with: &VersionedWeight,
+        selector: &SelectorSettings,
+        noise: &Noise,
+    ) {
+        let ScoredDocument { document, score, buckets } = scored;
+        let featuriser = scored_with.weight.featuriser();
+        self.n_documents += 1;
+        self.statistics.count(offset, document.source.as_deref(), noise, |count| match &buckets {
+            Some(buckets) => count(buckets),
+            None => {
+                featuriser.for_each_chunk(&document.text, &mut Scratch::default(), count);
+            }
+        });
+        if score.n_tokens < selector.min_tokens {
+            self.n_too_short += 1;
+            return;
+        }
+        let total_log_weight = selector.total_log_weight(&score, featuriser);
+        let number = self.statistics.candidate(&score, total_log_weight);
+        let candidate = Candidate { document, score, number };
+        self.held_bytes += candidate.size_bytes();
+        if let Some(out) = self.candidates.offer(offset, selector.key(noise, offset, total_log_weight), candidate) {
+            self.held_bytes -= out.size_bytes();
         }
     }
 

@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::features::Featuriser;
 use crate::record::RejectReason;
-use crate::score::{ImportanceWeight, Model, Side};
+use crate::score::{ImportanceWeight, Model, NgramCounts, Side};
 use crate::select::SelectorKind;
 
 const BUCKETS: u32 = 64;
@@ -15,6 +16,10 @@ fn model() -> Model {
         Side::of(counts)
     };
     Model::of_one_target(featuriser, count("good words only"), count("bad noise good words noise")).unwrap()
+}
+
+fn weight(model: &Model) -> Arc<VersionedWeight> {
+    VersionedWeight::pinned(ImportanceWeight::of_targets(model).remove(0))
 }
 
 fn selector(fraction: &str) -> SelectorSettings {
@@ -31,8 +36,8 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
     let mut buckets = Vec::new();
     model.featuriser.for_each_chunk(text, &mut Scratch::default(), |c| buckets.extend_from_slice(c));
     let score = ImportanceWeight::of_targets(model)[0].score(text, &mut Scratch::default());
-    let document =
-        Document { id: offset.to_string(), text: text.into(), source: None, timestamp_ms: None, metadata: None };
+    let source = Some(format!("s{}", offset % 3));
+    let document = Document { id: offset.to_string(), text: text.into(), source, timestamp_ms: None, metadata: None };
     let outcome = Ok(ScoredDocument { document, score, buckets: (offset % 2 == 0).then_some(buckets) });
     ScoredRecord { offset, record_timestamp_ms: Some(offset * 10), payload_bytes: text.len() as u64, outcome }
 }
@@ -71,14 +76,15 @@ proptest! {
     #[test]
     fn every_record_is_decided_once(kinds in kinds(), tenths in 1u32..=10) {
         let model = model();
+        let weight = weight(&model);
         let selector = selector(&format!("{}.{}", tenths / 10, tenths % 10));
         let (mut window, noise) = open(&selector);
         let mut offset = 100;
         let (mut n_texts, mut n_dead) = (0, 0);
         for kind in &kinds {
             match kind {
-                Kind::Text(text) => { window.push(record(offset, text, &model), &model.featuriser, &selector, &noise); n_texts += 1; offset += 1 }
-                Kind::Dead => { window.push(dead(offset), &model.featuriser, &selector, &noise); n_dead += 1; offset += 1 }
+                Kind::Text(text) => { window.push(record(offset, text, &model), &weight, &selector, &noise); n_texts += 1; offset += 1 }
+                Kind::Dead => { window.push(dead(offset), &weight, &selector, &noise); n_dead += 1; offset += 1 }
                 Kind::Gap(n) => { offset += i64::from(*n); window.advance_to(offset) }
             }
         }
@@ -93,40 +99,50 @@ proptest! {
         prop_assert!(closed.selected.windows(2).all(|w| w[0].offset < w[1].offset));
         prop_assert!(closed.selected.iter().all(|d| d.score.n_tokens >= 2 && s.threshold.is_none_or(|t| d.selection_key >= t)));
         prop_assert_eq!(closed.selected.is_empty(), s.kl_reduction.is_none());
+        let d = s.diagnostics.unwrap();
+        prop_assert_eq!((d.n_candidates, d.n_selected), (n_texts - s.n_too_short, s.n_selected));
+        prop_assert_eq!(d.effective_sample_size.is_some(), d.n_candidates > 0);
+        let sources = closed.sources.top(20);
+        let (documents, accepted) = sources.sources.iter().fold((0, 0), |(d, a), s| (d + s.documents, a + s.selected));
+        prop_assert_eq!((documents, accepted), (n_texts, s.n_selected));
+        prop_assert_eq!(s.raw_version, None);
     }
 }
 
 #[test]
 fn held_bytes_fall_back_when_candidates_are_beaten() {
     let model = model();
+    let weight = weight(&model);
     let selector = selector("0.1");
     let (mut window, noise) = open(&selector);
     let mut largest = 0;
     for offset in 100..120 {
-        window.push(record(offset, "good noise words", &model), &model.featuriser, &selector, &noise);
+        window.push(record(offset, "good noise words", &model), &weight, &selector, &noise);
         largest = largest.max(window.held_bytes());
     }
     // Two can be chosen and one sets the threshold, whatever the number of documents.
-    let one = size_of::<Candidate>() + size_of::<Document>() + "100good noise words".len();
-    let counts = BUCKETS as usize * 8;
-    assert_eq!(largest, counts + 3 * one);
-    assert_eq!(window.held_bytes(), counts + 3 * one);
+    let one = size_of::<Candidate>() + size_of::<Document>() + "100good noise wordss1".len();
+    let statistics = window.statistics.held_bytes();
+    assert!(statistics >= 2 * BUCKETS as usize * 8 + 20 * (8 + 4), "{statistics}");
+    assert_eq!(window.held_bytes(), statistics + 3 * one);
+    assert!(largest <= statistics + 3 * one, "{largest}");
     assert_eq!(window.closes_now(&policy()), Some(CloseReason::Documents));
 }
 
 #[test]
 fn closes_by_bytes_and_by_record_time() {
     let model = model();
+    let weight = weight(&model);
     let selector = selector("0.5");
     let (mut window, noise) = open(&selector);
     assert!(!window.closes_before(Some(5_000_000), &policy()), "an empty window has no age");
-    window.push(record(100, "good words", &model), &model.featuriser, &selector, &noise);
+    window.push(record(100, "good words", &model), &weight, &selector, &noise);
     assert!(!window.closes_before(Some(2_000), &policy()));
     assert!(window.closes_before(Some(2_001), &policy()));
     assert!(!window.closes_before(Some(-5), &policy()), "time that runs backwards does not close a window");
     assert!(!window.closes_before(None, &policy()));
     assert_eq!(window.closes_now(&policy()), None);
-    window.push(record(101, &"x ".repeat(5_000), &model), &model.featuriser, &selector, &noise);
+    window.push(record(101, &"x ".repeat(5_000), &model), &weight, &selector, &noise);
     assert_eq!(window.closes_now(&policy()), Some(CloseReason::Bytes));
 }
 
@@ -134,16 +150,18 @@ fn closes_by_bytes_and_by_record_time() {
 #[should_panic(expected = "docs/1: offset 100 after 101")]
 fn an_offset_is_never_taken_twice() {
     let (model, selector) = (model(), selector("0.5"));
+    let weight = weight(&model);
     let (mut window, noise) = open(&selector);
-    window.push(record(100, "good", &model), &model.featuriser, &selector, &noise);
-    window.push(record(100, "good", &model), &model.featuriser, &selector, &noise);
+    window.push(record(100, "good", &model), &weight, &selector, &noise);
+    window.push(record(100, "good", &model), &weight, &selector, &noise);
 }
 
 #[test]
 fn a_summary_reads_well_as_json() {
     let (model, selector) = (model(), selector("1"));
+    let weight = weight(&model);
     let (mut window, noise) = open(&selector);
-    window.push(dead(100), &model.featuriser, &selector, &noise);
+    window.push(dead(100), &weight, &selector, &noise);
     let closed = window.close(CloseReason::Idle, &selector, &noise, &model.target_distribution());
     assert_eq!(closed.summary.id(), "docs/1/100-101");
     let json = serde_json::to_value(&closed.summary).unwrap();
@@ -156,16 +174,79 @@ fn a_summary_reads_well_as_json() {
 #[test]
 fn weights_of_tiny_windows_are_unbiased() {
     let model = model();
+    let weight = weight(&model);
     let n_windows = 4_000;
     let mut total = 0.0;
     for seed in 0..n_windows {
         let selector = SelectorSettings { seed, ..selector("0.25") };
         let (mut window, noise) = open(&selector);
-        window.push(record(100, "good words", &model), &model.featuriser, &selector, &noise);
+        window.push(record(100, "good words", &model), &weight, &selector, &noise);
         let closed = window.close(CloseReason::Idle, &selector, &noise, &model.target_distribution());
         total += closed.selected.iter().map(|row| row.inclusion_probability.recip()).sum::<f64>();
     }
     // Each window holds one document; five standard errors of 4 × Bernoulli(1/4) over 4,000 windows are 0.137.
     let mean = total / n_windows as f64;
     assert!((mean - 1.0).abs() < 0.137, "mean of the estimated counts {mean}");
+}
+
+/// However records were scored before they came, a window's weights are those of the version it opened with.
+#[test]
+fn a_window_keeps_the_version_that_it_opened_with() {
+    let model = model();
+    let selector = selector("1");
+    let target = model.target_distribution();
+    let version = |raw_version, raw: &str| {
+        let mut counts = NgramCounts::zero(BUCKETS as usize);
+        counts.add_text(raw, &model.featuriser, &mut Scratch::default());
+        let raw = counts.probabilities();
+        let weight = ImportanceWeight::new(model.featuriser, &target.probabilities, &raw, model.smoothing);
+        Arc::new(VersionedWeight { raw_version: Some(raw_version), weight })
+    };
+    let (old, new) = (version(7, "bad noise good words noise"), version(8, "good good good words only noise bad"));
+    let texts = ["good words only", "bad noise", "good noise bad words", "only bad words", "noise noise only"];
+    // Odd offsets come without their buckets, as long texts do.
+    let scored_with = |offset: i64, weight: &VersionedWeight| {
+        let mut record = record(offset, texts[(offset - 100) as usize], &model);
+        if let Ok(scored) = &mut record.outcome {
+            scored.score = weight.weight.score(&scored.document.text, &mut Scratch::default());
+        }
+        record
+    };
+    let weights_of = |versions: &[&Arc<VersionedWeight>]| {
+        let (mut window, noise) = open(&selector);
+        for (offset, weight) in (100..).zip(versions) {
+            window.push(scored_with(offset, weight), weight, &selector, &noise);
+        }
+        let closed = window.close(CloseReason::Idle, &selector, &noise, &target);
+        let weights: Vec<_> = closed.selected.iter().map(|row| row.score.log_importance_weight).collect();
+        (closed.summary.raw_version, weights, closed.summary.diagnostics.unwrap().log_weights)
+    };
+    let all_old = weights_of(&[&old; 5]);
+    assert_eq!(all_old.0, Some(7));
+    assert_eq!(weights_of(&[&old, &old, &new, &new, &old]), all_old);
+    let all_new = weights_of(&[&new; 5]);
+    assert_ne!(all_new.1, all_old.1);
+    assert_eq!(weights_of(&[&new, &old, &old, &new, &old]), all_new);
+}
+
+/// The random sample that a selection is compared with has its share of the documents, whatever is selected.
+#[test]
+fn the_baseline_is_a_sample_of_all_documents() {
+    let model = model();
+    let weight = weight(&model);
+    let selector = selector("0.25");
+    let policy = WindowPolicy { max_documents: 4_000, ..policy() };
+    let at = TopicPartition::new("docs", 1);
+    let noise = Noise::new(selector.seed, &at);
+    let mut window = OpenWindow::new(at, 100, &policy, &selector, BUCKETS as usize);
+    for offset in 100..4_100 {
+        let text = if offset % 4 == 0 { "good words only" } else { "bad noise bad" };
+        window.push(record(offset, text, &model), &weight, &selector, &noise);
+    }
+    // Five n-grams each; five standard errors of a sum of 4,000 Bernoulli(0.25) are 137.
+    let sampled = window.statistics.baseline.total() / 5;
+    assert!((863..1_137).contains(&sampled), "{sampled} of 4,000");
+    let summary = window.close(CloseReason::Documents, &selector, &noise, &model.target_distribution()).summary;
+    let (selected, random) = (summary.kl_reduction.unwrap(), summary.random_kl_reduction.unwrap());
+    assert!(selected > random + 0.1 && random.abs() < 0.05, "{selected} against {random}");
 }

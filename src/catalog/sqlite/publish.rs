@@ -79,6 +79,12 @@ impl SqliteCatalog {
         }
         insert_windows(&mut tx, manifest).await?;
         insert_dead_letters(&mut tx, pipeline, request.dead_letters).await?;
+        for addition in request.counts {
+            if let Err(error) = self.add_counts(&mut tx, manifest, addition).await? {
+                tx.rollback().await?;
+                return Ok(Err(error));
+            }
+        }
         if let Some(entry) = sequence.and_then(|sequence| manifest.entry(sequence)) {
             sqlx::query("INSERT INTO manifest_entries (pipeline, sequence, entry) VALUES (?, ?, ?)")
                 .bind(pipeline)
@@ -95,8 +101,9 @@ async fn insert_windows(tx: &mut Transaction<'static, Sqlite>, manifest: &ShardM
     for window in &manifest.windows {
         sqlx::query(
             r#"INSERT INTO windows (pipeline, topic, "partition", from_offset, to_offset, shard, model, closed_by,
-                   n_records, n_selected, n_rejected, n_too_short, n_dead_letters, payload_bytes, threshold, kl_reduction)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"#,
+                   n_records, n_selected, n_rejected, n_too_short, n_dead_letters, payload_bytes, threshold, kl_reduction,
+                   random_kl_reduction, raw_version, diagnostics)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"#,
         )
         .bind(&manifest.pipeline)
         .bind(&*window.at.topic)
@@ -114,6 +121,9 @@ async fn insert_windows(tx: &mut Transaction<'static, Sqlite>, manifest: &ShardM
         .bind(window.payload_bytes as i64)
         .bind(window.threshold)
         .bind(window.kl_reduction)
+        .bind(window.random_kl_reduction)
+        .bind(window.raw_version)
+        .bind(window.diagnostics.as_ref().map(to_json))
         .execute(&mut **tx)
         .await?;
     }

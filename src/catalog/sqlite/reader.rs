@@ -70,7 +70,7 @@ impl CatalogReader for SqliteCatalog {
     async fn windows(&self, pipeline: &str) -> Result<Vec<WindowSummary>, CatalogError> {
         let rows = sqlx::query(
             r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
-                   n_dead_letters, payload_bytes, threshold, kl_reduction
+                   n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics
                FROM windows WHERE pipeline = ? ORDER BY topic, "partition", from_offset"#,
         )
         .bind(pipeline)
@@ -81,6 +81,8 @@ impl CatalogReader for SqliteCatalog {
         let window = |row: &SqliteRow| {
             let closed_by: String = row.get(4);
             let reason = CloseReason::ALL.into_iter().find(|reason| reason.as_str() == closed_by);
+            let diagnostics: Option<String> = row.get(15);
+            let diagnostics = diagnostics.map(|json| serde_json::from_str(&json)).transpose();
             Ok(WindowSummary {
                 at: TopicPartition::new(row.get::<String, _>(0), row.get(1)),
                 interval: Interval { from: row.get(2), to: row.get(3) },
@@ -93,6 +95,9 @@ impl CatalogReader for SqliteCatalog {
                 payload_bytes: count(row, 10),
                 threshold: row.get(11),
                 kl_reduction: row.get(12),
+                random_kl_reduction: row.get(13),
+                raw_version: row.get(14),
+                diagnostics: diagnostics.map_err(|e| self.damaged(format!("diagnostics of a window: {e}")))?,
             })
         };
         rows.iter().map(window).collect()

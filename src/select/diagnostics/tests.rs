@@ -101,7 +101,7 @@ fn what_cannot_be_answered_is_none() {
     assert_eq!(temperature_for_effective_sample_size(&[2.0, 2.0], 2.0), Some(1.0));
     assert_eq!(temperature_for_effective_sample_size(&[-7.0], 1.0), Some(1.0));
     assert_eq!(weight_length_correlation(&[], &[]), None);
-    assert_eq!(weight_length_correlation(&[0.1; 30], &[1; 30].map(|n: u32| n)), None);
+    assert_eq!(weight_length_correlation(&[0.1; 30], &[1; 30]), None);
     assert_eq!(weight_length_correlation(&[0.1; 3], &[1, 2, 3]), None);
     assert_eq!(weight_length_correlation(&[0.1, 0.2], &[7, 7]), None);
     assert_eq!(top_k_overlap(&[1.0, 2.0], &[]), None);

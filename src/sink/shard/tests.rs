@@ -7,6 +7,7 @@ use super::*;
 use crate::checkpoint::Interval;
 use crate::record::{Document, TopicPartition};
 use crate::score::{NgramCounts, Score};
+use crate::select::SourceCounts;
 use crate::window::{CloseReason, WindowSummary};
 
 fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
@@ -40,9 +41,13 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         payload_bytes: 0,
         threshold: None,
         kl_reduction: None,
+        random_kl_reduction: None,
+        raw_version: None,
+        diagnostics: None,
     };
-    let counts = NgramCounts::zero(2);
-    ClosedWindow { summary, selected, dead_letters: vec![], raw_counts: counts.clone(), selected_counts: counts }
+    let (counts, sources) = (NgramCounts::zero(2), SourceCounts::default());
+    let (raw_counts, selected_counts) = (counts.clone(), counts);
+    ClosedWindow { summary, selected, dead_letters: vec![], raw_counts, selected_counts, sources }
 }
 
 fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedShard {

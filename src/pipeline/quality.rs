@@ -1,0 +1,151 @@
+//! How good the selection is, window by window and since the beginning at the checkpoints, for metrics and status.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::Shared;
+use crate::score::NgramCounts;
+use crate::select::{Diagnostics, SourceCounts};
+use crate::window::ClosedWindow;
+
+/// Sources that `/status` and manifests name; all others are summed up.
+pub(super) const TOP_SOURCES: usize = 20;
+
+/// Sums over everything that was decided since the beginning at the checkpoints.
+pub(super) struct Quality {
+    raw: NgramCounts,
+    selected: NgramCounts,
+    sources: SourceCounts,
+}
+
+impl Quality {
+    pub fn new(buckets: usize) -> Self {
+        let zero = NgramCounts::zero(buckets);
+        Quality { raw: zero.clone(), selected: zero, sources: SourceCounts::default() }
+    }
+
+    /// Takes note of a window and shows it.
+    pub fn observe(&mut self, closed: &ClosedWindow, shared: &Shared) {
+        let metrics = &shared.telemetry.metrics;
+        let summary = &closed.summary;
+        metrics.windows_closed.with_label_values(&[summary.closed_by.as_str()]).inc();
+        self.raw.merge(&closed.raw_counts);
+        self.selected.merge(&closed.selected_counts);
+        self.sources.merge(&closed.sources);
+        if let Some(kl_reduction) = summary.kl_reduction {
+            metrics.window_kl_reduction.set(kl_reduction);
+            let target = &shared.model.target;
+            metrics.kl_reduction.set(target.divergence_from(&self.raw) - target.divergence_from(&self.selected));
+        }
+        let random = (&metrics.window_random_kl_reduction, summary.random_kl_reduction);
+        let diagnostics = summary.diagnostics.unwrap_or_default();
+        let numbers = [
+            random,
+            (&metrics.window_effective_sample_ratio, diagnostics.effective_sample_share),
+            (&metrics.window_weight_length_correlation, diagnostics.weight_length_correlation),
+            (&metrics.window_top_k_overlap_ratio, diagnostics.top_k_overlap),
+        ];
+        for (gauge, number) in numbers {
+            // What cannot be said of this window keeps the number of the one before.
+            if let Some(number) = number {
+                gauge.set(number);
+            }
+        }
+        for (point, value) in diagnostics.log_weights.iter().flat_map(|q| q.named()) {
+            metrics.window_log_weight.with_label_values(&[point]).set(value);
+        }
+        if diagnostics.is_collapsed {
+            metrics.collapsed_windows.inc();
+        }
+        let change = shared.collapse.lock().unwrap_or_else(PoisonError::into_inner).observe(&diagnostics);
+        let mut status = shared.telemetry.status();
+        match change {
+            Some(Change::Collapsed(warning)) => {
+                tracing::warn!("window {}: {warning}", summary.id());
+                status.warning = Some(warning);
+            }
+            Some(Change::Recovered) => {
+                tracing::info!("the last {RECOVERED_AFTER} windows were samples again, not collapsed ones");
+                status.warning = None;
+            }
+            None => {}
+        }
+        status.sources = self.sources.top(TOP_SOURCES);
+        status.last_window = Some(summary.clone());
+    }
+}
+
+/// Windows in a row without a collapse that count as recovered.
+const RECOVERED_AFTER: u32 = 10;
+/// A draw of fewer cannot be told from a collapsed one.
+const LEAST_SELECTED: u64 = 11;
+
+/// Says once that draws collapse, and once that they do not any more.
+#[derive(Debug, Default)]
+pub(super) struct CollapseWatch {
+    warned: bool,
+    sound_in_a_row: u32,
+}
+
+/// Shared by all sessions of a daemon.
+pub(super) type SharedCollapseWatch = Mutex<CollapseWatch>;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// With a warning for people.
+    Collapsed(String),
+    Recovered,
+}
+
+impl CollapseWatch {
+    pub fn observe(&mut self, diagnostics: &Diagnostics) -> Option<Change> {
+        if diagnostics.is_collapsed {
+            self.sound_in_a_row = 0;
+            let first = !std::mem::replace(&mut self.warned, true);
+            let warning = diagnostics.warning("selection.temperature =").filter(|_| first)?;
+            return Some(Change::Collapsed(format!(
+                "{warning}, or try `selection.length_normalise = true`. Windows like this one are counted in \
+                 winnowd_collapsed_windows_total and not logged again"
+            )));
+        }
+        if diagnostics.n_selected < LEAST_SELECTED || !self.warned {
+            return None;
+        }
+        self.sound_in_a_row += 1;
+        if self.sound_in_a_row < RECOVERED_AFTER {
+            return None;
+        }
+        *self = CollapseWatch::default();
+        Some(Change::Recovered)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collapse_is_told_once_until_it_is_over() {
+        let sound = Diagnostics { n_candidates: 1_000, n_selected: 100, ..Diagnostics::default() };
+        let collapsed = Diagnostics {
+            effective_sample_size: Some(1.5),
+            is_collapsed: true,
+            suggested_temperature: Some(120.0),
+            ..sound
+        };
+        let tiny = Diagnostics { n_selected: 3, ..sound };
+        let mut watch = CollapseWatch::default();
+        assert_eq!(watch.observe(&sound), None);
+        let Some(Change::Collapsed(warning)) = watch.observe(&collapsed) else { panic!("the first is told") };
+        assert!(warning.contains("`selection.temperature = 120`"), "{warning}");
+        assert!(warning.contains("`selection.length_normalise = true`"), "{warning}");
+        for _ in 0..3 {
+            assert_eq!(watch.observe(&collapsed), None);
+            (0..9).for_each(|_| assert_eq!(watch.observe(&sound), None));
+        }
+        assert_eq!(watch.observe(&collapsed), None, "nine sound windows are no recovery");
+        (0..100).for_each(|_| assert_eq!(watch.observe(&tiny), None, "tiny windows say nothing"));
+        (0..9).for_each(|_| assert_eq!(watch.observe(&sound), None));
+        assert_eq!(watch.observe(&sound), Some(Change::Recovered));
+        assert!(matches!(watch.observe(&collapsed), Some(Change::Collapsed(_))));
+    }
+}

@@ -1,0 +1,170 @@
+//! The daemon with a raw distribution that follows the stream, killed while it works: `KAFKA_BOOTSTRAP`, or else the
+//! in-process cluster in a process of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use support::*;
+use winnowd::catalog::{Access, CatalogReader, CountsCatalog, CountsKind, CountsLine, CountsVersion, SqliteCatalog};
+use winnowd::features::{Featuriser, Scratch};
+use winnowd::manifest::ShardManifest;
+use winnowd::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts, kl_divergence};
+
+/// See [`support::embedded_broker_process`]: a part of the other test, not a test.
+#[test]
+fn embedded_broker_process() {
+    support::embedded_broker_process();
+}
+
+const PARTITIONS: u64 = 4;
+const HALF_LIFE_NGRAMS: u64 = 40_000;
+const PRIOR_NGRAMS: u64 = 20_000;
+
+/// The text of a document, whose mix of words is another one from `switch` on.
+fn text(n: u64, switch: u64) -> String {
+    const OLD: [&str; 8] = ["select", "table", "index", "king", "thou", "query", "night", "vacuum"];
+    const NEW: [&str; 8] = ["query", "kernel", "thread", "mutex", "select", "page", "fault", "cache"];
+    let words = if n < switch { OLD } else { NEW };
+    let mut random = Random::new(n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    (0..24).map(|_| words[random.below(8) as usize]).collect::<Vec<_>>().join(" ")
+}
+
+/// What the catalog says of the versions of the raw distribution.
+struct Versions {
+    lines: Vec<CountsLine>,
+    kept: HashMap<i64, DecayedCounts>,
+    newest: CountsVersion,
+    shards: BTreeMap<String, ShardManifest>,
+}
+
+fn read_versions(deployment: &Deployment) -> Versions {
+    block_on(async {
+        let file = deployment.folder.path().join("catalog.db");
+        let catalog = SqliteCatalog::open(&file, Access::Read).await.unwrap();
+        let lines = catalog.counts_lines("test", CountsKind::Raw).await.unwrap();
+        let mut kept = HashMap::new();
+        for line in &lines {
+            let version = catalog.counts("test", CountsKind::Raw, line.version).await.unwrap();
+            assert_eq!(version.is_some(), line.is_kept);
+            kept.extend(version.map(|v| (v.version, v.counts)));
+        }
+        let newest = catalog.newest_counts("test", CountsKind::Raw).await.unwrap().unwrap();
+        let shards = catalog.shards("test").await.unwrap();
+        let shards = shards.into_iter().map(|(_, shard)| (shard.shard.clone(), shard)).collect();
+        Versions { lines, kept, newest, shards }
+    })
+}
+
+/// Every version is the one before, decayed, plus the n-grams of the windows of one publication: no window is missing or
+/// counted twice, however often the daemon died, and what it used is what it stored.
+#[test]
+fn versions_are_the_sums_of_published_windows_and_windows_are_scored_with_the_version_they_name() {
+    let broker = Broker::with_topic("adaptive", PARTITIONS as i32);
+    let (kills, n_documents) = if broker.is_real() { (12, 60_000) } else { (3, 12_000) };
+    let switch = n_documents / 2;
+    let extra = format!(
+        "model.raw = \"adaptive\"\nmodel.raw_half_life_ngrams = {HALF_LIFE_NGRAMS}\n\
+         model.raw_prior_ngrams = {PRIOR_NGRAMS}\nwindow.max_documents = 150\nshard.max_rows = 700\n\
+         selection.fraction = 1.0"
+    );
+    let deployment = Deployment::new(&broker, &extra);
+    let seed = random_seed();
+    println!("{kills} kills, WINNOWD_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let producer = broker.producer();
+    let produce = |numbers: std::ops::Range<u64>| {
+        for n in numbers {
+            let payload = serde_json::json!({ "id": n.to_string(), "text": text(n, switch) }).to_string();
+            producer.send((n % PARTITIONS) as i32, Some(payload.as_bytes()));
+        }
+        producer.flush();
+    };
+    let chunk = n_documents / (kills + 1);
+    let mut interrupted = 0;
+    for kill in 0..kills {
+        let daemon = deployment.start();
+        produce(kill * chunk..(kill + 1) * chunk);
+        // The moment of the fault is the input of this test, not a way to wait.
+        std::thread::sleep(Duration::from_millis(random.below(1500)));
+        daemon.kill_9();
+        interrupted += u64::from((deployment.totals().n_records as u64) < (kill + 1) * chunk);
+    }
+    assert!(interrupted > 0, "no kill met the daemon at work");
+    produce(kills * chunk..n_documents);
+    let daemon = deployment.start();
+    wait_for("all documents", || (deployment.totals().n_records as u64 >= n_documents).then_some(()));
+    let versions = read_versions(&deployment);
+    let newest = versions.newest.version;
+    wait_for("the newest version", || (daemon.metric("winnowd_raw_version") as i64 == newest).then_some(()));
+    assert!(daemon.metric("winnowd_raw_drift_nats") > 0.1);
+    assert_eq!(daemon.stop(), Some(0));
+    let published = deployment.published();
+    let produced = (0..PARTITIONS as i32).map(|p| (p, (n_documents / PARTITIONS) as i64)).collect();
+    published.assert_exactly_once(&produced);
+
+    let model = Model::from_bytes(&model_bytes()).unwrap();
+    let featuriser: Featuriser = model.featuriser;
+    let mut scratch = Scratch::default();
+    let mut count = |numbers: &mut dyn Iterator<Item = u64>| {
+        let mut counts = NgramCounts::zero(featuriser.buckets as usize);
+        numbers.for_each(|n| {
+            counts.add_text(&text(n, switch), &featuriser, &mut scratch);
+        });
+        counts
+    };
+    // Recompute every version from what its publication's windows cover.
+    let mut state = DecayedCounts::prior(featuriser, &model.raw.counts.probabilities(), PRIOR_NGRAMS);
+    let mut shards_seen = BTreeSet::new();
+    let mut at_switch = None;
+    assert_eq!((versions.lines[0].version, &versions.lines[0].shard), (0, &None));
+    for (i, line) in versions.lines.iter().enumerate().skip(1) {
+        let shard = line.shard.as_ref().unwrap();
+        assert!(shards_seen.insert(shard), "shard {shard} was added twice");
+        let windows = &versions.shards[shard].windows;
+        let numbers = windows.iter().flat_map(|w| {
+            (w.interval.from..w.interval.to).map(|offset| offset as u64 * PARTITIONS + w.at.partition as u64)
+        });
+        let numbers: Vec<u64> = numbers.collect();
+        if numbers.iter().any(|n| *n >= switch) {
+            at_switch.get_or_insert_with(|| state.clone());
+        }
+        let added = count(&mut numbers.into_iter());
+        state.add(&added, Some(HALF_LIFE_NGRAMS));
+        assert_eq!((line.version, line.n_ngrams), (i as i64, added.total() as i64));
+        assert_eq!(versions.kept[&line.version], state, "version {i}");
+    }
+    assert_eq!(shards_seen.len(), versions.shards.len(), "every publication made a version");
+    assert_eq!((newest, &versions.newest.counts), (versions.lines.len() as i64 - 1, &state));
+    assert!(newest >= 5, "{newest} versions are too few to show anything");
+
+    // Every document was weighed against the version that its window names, to the last bit.
+    let target = model.target_probabilities();
+    let by_version: HashMap<i64, ImportanceWeight> = versions
+        .kept
+        .iter()
+        .map(|(version, counts)| {
+            (*version, ImportanceWeight::new(featuriser, &target, &counts.probabilities(), model.smoothing))
+        })
+        .collect();
+    let pinned: HashMap<String, i64> = published.windows.iter().map(|w| (w.id(), w.raw_version.unwrap())).collect();
+    assert!(pinned.values().collect::<BTreeSet<_>>().len() >= 3, "windows of few versions: {pinned:?}");
+    for row in &published.rows {
+        let weight = &by_version[&pinned[&row.window]];
+        let score = weight.score(&text(row.id.parse().unwrap(), switch), &mut Scratch::default());
+        assert_eq!(row.log_importance_weight, score.log_importance_weight, "document {} of {}", row.id, row.window);
+    }
+
+    // The stream has moved on, and the distribution with it: what is left of the old mix has halved with every half-life.
+    let fresh = count(&mut (switch..n_documents)).probabilities();
+    let divergence = |state: &DecayedCounts| kl_divergence(&fresh, &state.probabilities(), model.smoothing);
+    let (before, after) = (divergence(&at_switch.unwrap()), divergence(&state));
+    let half_lives = (n_documents - switch) as f64 * 47.0 / HALF_LIFE_NGRAMS as f64;
+    println!("{newest} versions; divergence from a fresh fit {before:.4}, {half_lives:.1} half-lives later {after:.4}");
+    // Some 57,000 remembered n-grams of fewer than a hundred kinds are 0.001 nats away from a fresh fit by chance.
+    let bound = before * 0.5f64.powf(half_lives) + 0.005;
+    assert!(after < bound, "{before} nats became {after} in {half_lives} half-lives");
+}
