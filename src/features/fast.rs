@@ -14,48 +14,110 @@
 //! bucket          (ngram >> 32) · buckets >> 32
 //! ```
 
-use std::ops::Range;
+use super::kernels::{TextKernel, Tokens, fast_buckets};
+use super::{Featuriser, short_token};
 
-const LENGTH: u64 = 0x9E37_79B9_7F4A_7C15;
-const WORD: u64 = 0xD6E8_FEB8_6659_FD93;
-const STEP: u64 = 0xA076_1D64_78BD_642F;
-const JOIN: u64 = 0xE703_7ED1_A0B4_28DB;
-const MIX: u64 = 0x8EBC_6AF0_9C88_C6E3;
+pub(super) const LENGTH: u64 = 0x9E37_79B9_7F4A_7C15;
+pub(super) const WORD: u64 = 0xD6E8_FEB8_6659_FD93;
+/// Twice the step of the definition above.
+pub(super) const WORD_STEP: u64 = 0xA076_1D64_78BD_642Fu64.wrapping_mul(2);
+pub(super) const JOIN: u64 = 0xE703_7ED1_A0B4_28DB;
+pub(super) const MIX: u64 = 0x8EBC_6AF0_9C88_C6E3;
 
-pub(super) fn buckets(lowered: &str, tokens: &[Range<usize>], max_n: u8, n_buckets: u32, out: &mut Vec<u32>) {
+/// Fills `out` with the buckets of all n-grams whose last token is not one of the first `n_context`, from the place on that
+/// it returns.
+pub(super) fn buckets(
+    kernel: TextKernel,
+    tokens: &Tokens,
+    n_context: usize,
+    max_n: u8,
+    n_buckets: u32,
+    out: &mut Vec<u32>,
+) -> usize {
+    if max_n == 2
+        && let Some(first) = fast_buckets(kernel, tokens, n_context, n_buckets, out)
+    {
+        return first;
+    }
+    if max_n == 2 {
+        return uni_and_bigrams(tokens, n_context, n_buckets, out);
+    }
+    out.clear();
+    ngrams(tokens, n_context, max_n, n_buckets, out);
+    0
+}
+
+/// The usual case, for any processor.
+fn uni_and_bigrams(tokens: &Tokens, n_context: usize, n_buckets: u32, out: &mut Vec<u32>) -> usize {
+    let (padded, starts, ends) = (tokens.padded_bytes(), tokens.starts(), tokens.ends());
+    // Per token its unigram and the bigram that ends in it.
+    out.resize(2 * starts.len(), 0);
+    let mut previous = 0;
+    for ((&start, &end), pair) in starts.iter().zip(ends).zip(out.as_chunks_mut::<2>().0) {
+        let token = token_hash(padded, start as usize, end as usize);
+        *pair = [bucket(token, n_buckets), bucket(join(previous, token), n_buckets)];
+        previous = token;
+    }
+    if n_context > 0 || starts.is_empty() {
+        return 2 * n_context;
+    }
+    // The first token has no bigram: its unigram takes that place.
+    out[1] = out[0];
+    1
+}
+
+fn ngrams(tokens: &Tokens, n_context: usize, max_n: u8, n_buckets: u32, out: &mut Vec<u32>) {
+    let (padded, starts, ends) = (tokens.padded_bytes(), tokens.starts(), tokens.ends());
     // Hashes of the n-grams that end at the previous token, shorter ones first.
-    let mut previous = [0u64; super::Featuriser::MAX_N as usize];
-    for (i, range) in tokens.iter().enumerate() {
-        let token = token_hash(&lowered.as_bytes()[range.clone()]);
-        let mut hashes = [token; super::Featuriser::MAX_N as usize];
-        for n in 1..usize::from(max_n).min(i + 1) {
+    let mut previous = [0u64; Featuriser::MAX_N as usize];
+    for (i, (&start, &end)) in starts.iter().zip(ends).enumerate() {
+        let token = token_hash(padded, start as usize, end as usize);
+        let mut hashes = [token; Featuriser::MAX_N as usize];
+        let n_lengths = usize::from(max_n).min(i + 1);
+        for n in 1..n_lengths {
             hashes[n] = join(previous[n - 1], token);
         }
-        out.extend(hashes[..usize::from(max_n).min(i + 1)].iter().map(|&hash| bucket(hash, n_buckets)));
+        if i >= n_context {
+            out.extend(hashes[..n_lengths].iter().map(|&hash| bucket(hash, n_buckets)));
+        }
         previous = hashes;
     }
 }
 
+#[inline(always)]
 fn mix(x: u64) -> u64 {
     (x ^ x >> 32).wrapping_mul(MIX)
 }
 
-fn token_hash(token: &[u8]) -> u64 {
-    let mut sum = (token.len() as u64).wrapping_mul(LENGTH);
-    let mut factor = WORD;
-    for word in token.chunks(8) {
+#[inline(always)]
+fn token_hash(padded: &[u8], start: usize, end: usize) -> u64 {
+    let len = end - start;
+    let [low, high] = short_token(padded, start, len);
+    let sum = (len as u64).wrapping_mul(LENGTH);
+    let sum = sum.wrapping_add(low.wrapping_mul(WORD)).wrapping_add(high.wrapping_mul(WORD.wrapping_add(WORD_STEP)));
+    mix(sum.wrapping_add(if len > 16 { long_token_sum(&padded[start..end]) } else { 0 }))
+}
+
+/// What the words of a token beyond the second add to its sum.
+#[cold]
+pub(super) fn long_token_sum(token: &[u8]) -> u64 {
+    let mut sum = 0u64;
+    let mut factor = WORD.wrapping_add(WORD_STEP.wrapping_mul(2));
+    for word in token[16..].chunks(8) {
         let mut bytes = [0; 8];
         bytes[..word.len()].copy_from_slice(word);
         sum = sum.wrapping_add(u64::from_le_bytes(bytes).wrapping_mul(factor));
-        factor = factor.wrapping_add(STEP.wrapping_mul(2));
+        factor = factor.wrapping_add(WORD_STEP);
     }
-    mix(sum)
+    sum
 }
 
+#[inline(always)]
 fn join(shorter: u64, token: u64) -> u64 {
     mix(shorter.wrapping_mul(JOIN).wrapping_add(token))
 }
 
+#[inline(always)]
 fn bucket(hash: u64, n_buckets: u32) -> u32 {
     (((hash >> 32) * u64::from(n_buckets)) >> 32) as u32
 }

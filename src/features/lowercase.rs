@@ -31,7 +31,13 @@ pub fn lowercase_into(text: &str, out: &mut String) {
     }
 }
 
-fn lower_char(c: char) -> char {
+/// Whether lower-casing changes the character.
+pub(super) fn has_lower_case(c: char) -> bool {
+    c == 'İ' || lower_char(c) != c
+}
+
+/// The lower case of a character for itself; that of Σ depends on its neighbours, that of İ is two characters.
+pub(super) fn lower_char(c: char) -> char {
     let code = c as u32;
     let run = LOWERCASE_RUNS.partition_point(|&(first, ..)| first <= code);
     if let Some(&(first, last, step, delta)) = run.checked_sub(1).and_then(|i| LOWERCASE_RUNS.get(i))

@@ -4,6 +4,7 @@
 //! weights of two models with different featurisers cannot be compared.
 
 mod fast;
+mod kernels;
 mod lowercase;
 mod reference;
 mod tables;
@@ -11,6 +12,8 @@ mod tokens;
 
 use serde::{Deserialize, Serialize};
 
+use kernels::Tokens;
+pub use kernels::{DigestKernel, TextKernel};
 pub use lowercase::lowercase_into;
 pub use tokens::{CharClass, char_class, for_each_token};
 
@@ -56,10 +59,18 @@ impl Default for Featuriser {
 /// Buffers of one thread, reused from text to text.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    lowered: String,
-    tokens: Vec<std::ops::Range<usize>>,
-    ngram: Vec<u8>,
+    text_kernel: TextKernel,
+    digest_kernel: DigestKernel,
+    tokens: Tokens,
+    reference: Option<reference::ReferenceHash>,
     buckets: Vec<u32>,
+}
+
+impl Scratch {
+    /// With other than the fastest kernels, for comparisons.
+    pub fn with_kernels(text_kernel: TextKernel, digest_kernel: DigestKernel) -> Self {
+        Scratch { text_kernel, digest_kernel, ..Scratch::default() }
+    }
 }
 
 impl Featuriser {
@@ -93,21 +104,92 @@ impl Featuriser {
     ///
     /// Order: by the n-gram's last token, shorter n-grams first. It is fixed because floating-point sums over the
     /// buckets depend on it in their last bits; where one chunk ends and the next begins means nothing.
-    pub fn for_each_chunk(&self, text: &str, scratch: &mut Scratch, mut chunk: impl FnMut(&[u32])) -> u32 {
-        let Scratch { lowered, tokens, ngram, buckets } = scratch;
-        lowered.clear();
-        tokens.clear();
-        buckets.clear();
-        lowercase_into(text, lowered);
-        for_each_token(lowered, |token| tokens.push(token));
-        match self.hash {
-            NgramHash::Reference => reference::buckets(lowered, tokens, self.max_n, self.buckets, ngram, buckets),
-            NgramHash::Fast => fast::buckets(lowered, tokens, self.max_n, self.buckets, buckets),
+    pub fn for_each_chunk(&self, text: &str, scratch: &mut Scratch, chunk: impl FnMut(&[u32])) -> u32 {
+        self.for_each_chunk_of(text, SEGMENT_BYTES, scratch, chunk)
+    }
+
+    fn for_each_chunk_of(
+        &self,
+        text: &str,
+        segment_bytes: usize,
+        scratch: &mut Scratch,
+        mut chunk: impl FnMut(&[u32]),
+    ) -> u32 {
+        let mut n_tokens = 0;
+        // The last tokens of the segment before, which n-grams of the next one begin with.
+        let mut context: Vec<String> = Vec::new();
+        let mut segments = segments(text, segment_bytes).peekable();
+        while let Some(segment) = segments.next() {
+            let n_context = context.len();
+            let Scratch { text_kernel, tokens, .. } = scratch;
+            tokens.set(*text_kernel, &context, segment);
+            n_tokens += (tokens.len() - n_context) as u32;
+            if segments.peek().is_some() {
+                let first = tokens.len().saturating_sub(usize::from(self.max_n) - 1);
+                context =
+                    (first..tokens.len()).map(|i| String::from_utf8_lossy(tokens.token(i)).into_owned()).collect();
+            }
+            let first = self.hash(n_context, scratch);
+            chunk(&scratch.buckets[first..]);
         }
-        chunk(buckets);
-        tokens.len() as u32
+        n_tokens
+    }
+
+    /// Fills `scratch.buckets` with those of the n-grams of `scratch.tokens` that do not end in the context, from the
+    /// place on that it returns.
+    fn hash(&self, n_context: usize, scratch: &mut Scratch) -> usize {
+        let Scratch { text_kernel, digest_kernel, tokens, reference, buckets } = scratch;
+        match self.hash {
+            NgramHash::Reference => {
+                if !reference.as_ref().is_some_and(|r| r.is_for(*digest_kernel, self.buckets)) {
+                    *reference = None;
+                }
+                let reference =
+                    reference.get_or_insert_with(|| reference::ReferenceHash::new(*digest_kernel, self.buckets));
+                reference.buckets(tokens, n_context, self.max_n, buckets)
+            }
+            NgramHash::Fast => fast::buckets(*text_kernel, tokens, n_context, self.max_n, self.buckets, buckets),
+        }
     }
 }
+
+/// Bytes after which a text is cut where it can be, so that buffers stay small.
+const SEGMENT_BYTES: usize = 32 << 10;
+
+/// Cuts a text behind ASCII white space, into pieces of at least so many bytes: no token and no rule of lower-casing looks
+/// across a space.
+fn segments(text: &str, least_bytes: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+        let end = rest.as_bytes().get(least_bytes..).and_then(|tail| tail.iter().position(is_space));
+        let end = end.map_or(rest.len(), |space| least_bytes + space + 1);
+        let (segment, tail) = rest.split_at(end);
+        rest = tail;
+        (!segment.is_empty()).then_some(segment)
+    })
+}
+
+/// The first sixteen bytes of a token as two little-endian words, zeros behind its end.
+#[inline(always)]
+fn short_token(padded: &[u8], start: usize, len: usize) -> [u64; 2] {
+    let Some(bytes) = padded[start..].first_chunk::<16>() else { unreachable!("tokens are followed by padding") };
+    let [low_mask, high_mask] = SHORT_MASKS[len.min(16)];
+    let bytes = u128::from_le_bytes(*bytes);
+    [bytes as u64 & low_mask, (bytes >> 64) as u64 & high_mask]
+}
+
+/// Keeps the first so many bytes of two words.
+const SHORT_MASKS: [[u64; 2]; 17] = {
+    let mut masks = [[0; 2]; 17];
+    let mut len = 1;
+    while len <= 16 {
+        let mask = u128::MAX >> (128 - 8 * len);
+        masks[len] = [mask as u64, (mask >> 64) as u64];
+        len += 1;
+    }
+    masks
+};
 
 #[cfg(test)]
 mod tests;

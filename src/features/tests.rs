@@ -1,4 +1,6 @@
+use proptest::prelude::*;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::*;
 
@@ -59,4 +61,171 @@ fn settings_out_of_range_are_refused() {
     assert!(Featuriser { max_n: 2, buckets: 1, ..Featuriser::default() }.validated().is_err());
     assert!(Featuriser { max_n: 2, buckets: 1 << 25, ..Featuriser::default() }.validated().is_err());
     assert!(Featuriser::default().validated().is_ok());
+}
+
+/// The definition, written for reading: lower-case, cut, join, hash, one n-gram after the other.
+fn specification(featuriser: &Featuriser, text: &str) -> (u32, Vec<u32>) {
+    let mut lowered = String::new();
+    lowercase_into(text, &mut lowered);
+    let mut tokens = Vec::new();
+    for_each_token(&lowered, |range| tokens.push(&lowered[range]));
+    let buckets = (0..tokens.len())
+        .flat_map(|last| (1..=usize::from(featuriser.max_n).min(last + 1)).map(move |n| last + 1 - n..=last))
+        .map(|ngram| match featuriser.hash {
+            NgramHash::Reference => reference_bucket(&tokens[ngram], featuriser.buckets),
+            NgramHash::Fast => fast_bucket(&tokens[ngram], featuriser.buckets),
+        });
+    (tokens.len() as u32, buckets.collect())
+}
+
+fn reference_bucket(ngram: &[&str], buckets: u32) -> u32 {
+    let digest = Sha256::digest(ngram.join(" "));
+    digest.iter().fold(0u64, |rest, &byte| (rest * 256 + u64::from(byte)) % u64::from(buckets)) as u32
+}
+
+fn fast_bucket(ngram: &[&str], buckets: u32) -> u32 {
+    let mix = |x: u64| (x ^ x >> 32).wrapping_mul(0x8EBC_6AF0_9C88_C6E3);
+    let token = |token: &str| {
+        let words = token.as_bytes().chunks(8).map(|c| c.iter().rev().fold(0u64, |w, &b| w << 8 | u64::from(b)));
+        let factor = |i: u64| 0xD6E8_FEB8_6659_FD93u64.wrapping_add((2 * i).wrapping_mul(0xA076_1D64_78BD_642F));
+        let length = (token.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        mix(words.zip(0..).fold(length, |sum, (word, i)| sum.wrapping_add(word.wrapping_mul(factor(i)))))
+    };
+    let join = |shorter: u64, next: u64| mix(shorter.wrapping_mul(0xE703_7ED1_A0B4_28DB).wrapping_add(next));
+    let hash = ngram.iter().map(|t| token(t)).reduce(join).unwrap();
+    ((u128::from(hash >> 32) * u128::from(buckets)) >> 32) as u32
+}
+
+/// Buckets with given kernels, the text cut into segments of at least so many bytes.
+fn by_kernel(featuriser: &Featuriser, text: &str, segment_bytes: usize, scratch: &mut Scratch) -> (u32, Vec<u32>) {
+    let mut buckets = Vec::new();
+    let n_tokens = featuriser.for_each_chunk_of(text, segment_bytes, scratch, |chunk| buckets.extend_from_slice(chunk));
+    (n_tokens, buckets)
+}
+
+fn scratches() -> Vec<(String, Scratch)> {
+    let mut scratches = Vec::new();
+    for text in TextKernel::available() {
+        for digest in DigestKernel::available() {
+            let name = format!("text {}, digests {}", text.as_str(), digest.as_str());
+            scratches.push((name, Scratch::with_kernels(text, digest)));
+        }
+    }
+    scratches
+}
+
+fn assert_kernels_agree(featuriser: &Featuriser, text: &str, segment_bytes: usize) {
+    let expected = specification(featuriser, text);
+    for (name, mut scratch) in scratches() {
+        for usize_of_segment in [segment_bytes, SEGMENT_BYTES] {
+            // Twice: the second time there are memories of the first.
+            for _ in 0..2 {
+                let found = by_kernel(featuriser, text, usize_of_segment, &mut scratch);
+                assert_eq!(found, expected, "{name}, segments of {usize_of_segment}: {text:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn fast_buckets_never_change() {
+    // Found by a program in another language, from the definition.
+    const TEXT: &str = "The naïve café, “Straße” 42: Интернационализация!";
+    let (n_tokens, buckets) = specification(&Featuriser::with_hash(NgramHash::Fast), TEXT);
+    assert_eq!(n_tokens, 11);
+    assert_eq!(
+        buckets,
+        [
+            2160, 8005, 5548, 633, 8068, 6307, 7145, 522, 103, 5523, 5946, 3801, 1052, 351, 9787, 4714, 4108, 535, 312,
+            2655, 4633
+        ]
+    );
+    let trigrams = Featuriser { hash: NgramHash::Fast, max_n: 3, buckets: 1 << 20 };
+    let (_, buckets) = specification(&trigrams, TEXT);
+    assert!(buckets.ends_with(&[56196, 32762, 624387, 278452, 485823, 270736]), "{buckets:?}");
+}
+
+#[test]
+fn kernels_agree_at_every_alignment() {
+    let words = "Ünïcode, ASCII_and-42 МИР κόσμος 文字 \u{1F600}\u{300}x";
+    for hash in [NgramHash::Reference, NgramHash::Fast] {
+        for before in 0..=130 {
+            assert_kernels_agree(&Featuriser::with_hash(hash), &(" ".repeat(before) + words), 64);
+            assert_kernels_agree(&Featuriser::with_hash(hash), &("a".repeat(before) + words), 64);
+            assert_kernels_agree(&Featuriser::with_hash(hash), &("é".repeat(before) + words + &"!".repeat(before)), 7);
+        }
+    }
+}
+
+/// Texts of which kernels may think otherwise: every class of character, all lengths of UTF-8, case that changes the length
+/// or depends on neighbours, tokens around the sizes of words, blocks and messages.
+fn awkward_texts() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        8 => "[a-zA-Z0-9_]{1,9}",
+        4 => " {1,3}|\n|\t|\r\n|\u{1c}|\u{a0}|\u{3000}|\u{85}",
+        3 => "[!-/:-@\\[-`{-~]{1,4}",
+        2 => "[А-Яа-яё]{1,8}|[ä-üÄ-Üß]{1,3}|[一-十ぁ-ん]{1,5}",
+        1 => "[ΑΒΓΣασς.']{1,5}|İ|K|Å|ẞ|Ⱥ|ﬀ|Ǆ|\u{345}|Ი",
+        1 => "[\u{1F600}-\u{1F64F}\u{10400}-\u{10427}\u{1D400}]{1,3}|\u{300}|\u{200d}|\0",
+        1 => "[a-z]{14,18}|[A-Z]{50,70}|[!]{30,70}|[Ѐ-Џ]{25,40}",
+        1 => any::<String>(),
+    ];
+    proptest::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn kernels_agree_on_awkward_texts(
+        text in awkward_texts(),
+        fast: bool,
+        max_n in 1u8..=4,
+        buckets in prop_oneof![Just(10_000u32), 2u32..70_000, Just(Featuriser::MAX_BUCKETS)],
+        segment_bytes in 0usize..200,
+    ) {
+        let hash = if fast { NgramHash::Fast } else { NgramHash::Reference };
+        // Uni- and bigrams have kernels of their own, and are what nearly everybody uses.
+        let max_n = if max_n > 3 { 2 } else { max_n };
+        assert_kernels_agree(&Featuriser { hash, max_n, buckets }, &text, segment_bytes);
+    }
+
+    #[test]
+    fn lower_case_stays_as_it_is(text in awkward_texts()) {
+        let (mut once, mut twice) = (String::new(), String::new());
+        lowercase_into(&text, &mut once);
+        lowercase_into(&once, &mut twice);
+        prop_assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn ngrams_are_as_many_as_buckets(text in awkward_texts(), max_n in 1u8..=Featuriser::MAX_N) {
+        let featuriser = Featuriser { max_n, ..Featuriser::default() };
+        let (n_tokens, buckets) = by_kernel(&featuriser, &text, SEGMENT_BYTES, &mut Scratch::default());
+        prop_assert_eq!(featuriser.n_ngrams(n_tokens), buckets.len() as u64);
+    }
+}
+
+/// Every character by itself and between letters: lower case and class by the tables, whatever the kernel.
+#[test]
+fn kernels_agree_on_every_character() {
+    let featuriser = Featuriser { max_n: 1, ..Featuriser::with_hash(NgramHash::Fast) };
+    let characters: Vec<char> = (0..=0x10FFFF).filter_map(char::from_u32).collect();
+    for group in characters.chunks(512) {
+        let text: String = group.iter().flat_map(|&c| [c, ' ', 'a', c, 'B', ' ']).collect();
+        let expected = specification(&featuriser, &text);
+        for kernel in TextKernel::available() {
+            let mut scratch = Scratch::with_kernels(kernel, DigestKernel::default());
+            assert!(by_kernel(&featuriser, &text, SEGMENT_BYTES, &mut scratch) == expected, "from {:?}", group[0]);
+        }
+    }
+}
+
+/// Memory follows the segments, not the text; only a text without any white space must be held whole.
+#[test]
+fn long_texts_are_cut() {
+    let text = "lorem ipsum dolor ".repeat(20_000);
+    let mut largest = 0;
+    let mut scratch = Scratch::default();
+    Featuriser::with_hash(NgramHash::Fast)
+        .for_each_chunk(&text, &mut scratch, |chunk| largest = largest.max(chunk.len()));
+    assert!((1..SEGMENT_BYTES).contains(&largest), "{largest} buckets at a time");
 }

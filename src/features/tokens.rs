@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 
+use super::lowercase::has_lower_case;
 use super::tables::CHAR_CLASSES;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,20 +16,67 @@ pub enum CharClass {
     Space,
 }
 
-/// Classes of the basic multilingual plane, one byte each; what lies above is rare enough for a search.
-static BASIC_PLANE: LazyLock<Box<[CharClass]>> = LazyLock::new(|| {
-    let mut classes = vec![CharClass::Other; 0x1_0000].into_boxed_slice();
+/// Properties of the characters of the basic multilingual plane, one byte each: what lies above is rare enough for a
+/// search.
+static BASIC_PLANE: LazyLock<Box<[u8; 0x1_0000]>> = LazyLock::new(|| {
+    let mut properties = Box::new([CharClass::Other as u8; 0x1_0000]);
     for &(first, last, class) in CHAR_CLASSES.iter().filter(|&&(first, ..)| first < 0x1_0000) {
-        classes[first as usize..=last.min(0xFFFF) as usize].fill(class);
+        properties[first as usize..=last.min(0xFFFF) as usize].fill(class as u8);
     }
-    classes
+    for code in 0..0x1_0000 {
+        if char::from_u32(code).is_some_and(has_lower_case) {
+            properties[code as usize] |= HAS_LOWER_CASE;
+        }
+    }
+    properties
 });
 
-pub fn char_class(c: char) -> CharClass {
-    let code = c as u32;
-    if let Some(&class) = BASIC_PLANE.get(code as usize) {
-        return class;
+const HAS_LOWER_CASE: u8 = 4;
+
+/// What the kernels want to know of a character.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CharProperties(u8);
+
+impl CharProperties {
+    pub fn class(self) -> CharClass {
+        match self.0 & 3 {
+            c if c == CharClass::Word as u8 => CharClass::Word,
+            c if c == CharClass::Space as u8 => CharClass::Space,
+            _ => CharClass::Other,
+        }
     }
+
+    /// Lower-casing changes it.
+    pub fn has_lower_case(self) -> bool {
+        self.0 & HAS_LOWER_CASE != 0
+    }
+}
+
+/// The table of [`CharProperties`], looked up once a block instead of once a character.
+#[derive(Clone, Copy)]
+pub(super) struct Characters(&'static [u8; 0x1_0000]);
+
+impl Characters {
+    pub fn table() -> Self {
+        Characters(&BASIC_PLANE)
+    }
+
+    #[inline(always)]
+    pub fn properties(self, c: char) -> CharProperties {
+        match self.0.get(c as usize) {
+            Some(&properties) => CharProperties(properties),
+            None => CharProperties(class_by_search(c) as u8 | if has_lower_case(c) { HAS_LOWER_CASE } else { 0 }),
+        }
+    }
+}
+
+pub fn char_class(c: char) -> CharClass {
+    Characters::table().properties(c).class()
+}
+
+#[cold]
+fn class_by_search(c: char) -> CharClass {
+    let code = c as u32;
     let i = CHAR_CLASSES.partition_point(|&(first, ..)| first <= code);
     match i.checked_sub(1).map(|i| CHAR_CLASSES[i]) {
         Some((_, last, class)) if code <= last => class,
@@ -38,11 +86,11 @@ pub fn char_class(c: char) -> CharClass {
 
 /// Calls `token` with the byte range of every token of `text`, in order. The text is taken as it is: lower-case first.
 pub fn for_each_token(text: &str, mut token: impl FnMut(std::ops::Range<usize>)) {
-    let basic_plane = &**BASIC_PLANE;
+    let characters = Characters::table();
     let mut current = CharClass::Space;
     let mut start = 0;
     for (at, c) in text.char_indices() {
-        let class = if c.is_ascii() { basic_plane[c as usize] } else { char_class(c) };
+        let class = characters.properties(c).class();
         if class != current {
             if current != CharClass::Space {
                 token(start..at);
