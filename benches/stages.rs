@@ -15,7 +15,7 @@ fn all(criterion: &mut Criterion) {
             Work::TextBytes(bytes) => Throughput::Bytes(bytes),
             Work::Documents(documents) => Throughput::Elements(documents),
         });
-        group.bench_function(BenchmarkId::from_parameter(&stage.kernel), |bencher| bencher.iter(&mut stage.pass));
+        group.bench_function(BenchmarkId::from_parameter(stage.kernel), |bencher| bencher.iter(&mut stage.pass));
     }
 }
 

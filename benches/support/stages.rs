@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use winnowd::config::Config;
-use winnowd::features::{Featuriser, NgramHash, Scratch, for_each_token, lowercase_into};
+use winnowd::features::{DigestKernel, Featuriser, NgramHash, Scratch, TextKernel, for_each_token, lowercase_into};
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{ImportanceWeight, ModelId, NgramCounts, Score};
 use winnowd::select::{Noise, Reservoir};
@@ -23,22 +23,33 @@ pub enum Work {
 pub struct Stage {
     pub name: &'static str,
     /// Which implementation does it, where there are several.
-    pub kernel: String,
+    pub kernel: &'static str,
     pub work: Work,
     pub pass: Box<dyn FnMut()>,
 }
 
-/// The implementations that this machine can run: name, and scratch that uses it. Where featurisers have kernels that
-/// can be forced, one entry a kernel: this is the only place that knows of them.
-fn kernels(_hash: NgramHash) -> Vec<(String, Scratch)> {
-    vec![("best".to_owned(), Scratch::default())]
+/// The implementations that this machine can run, the slowest first: name, and scratch that uses it. Machines that lack
+/// an instruction set for digests lack that of its place for texts.
+fn kernels(hash: NgramHash) -> Vec<(&'static str, Scratch)> {
+    let (texts, digests) = (TextKernel::available(), DigestKernel::available());
+    match hash {
+        NgramHash::Reference => {
+            let text = |place: usize| texts[place.min(texts.len() - 1)];
+            let scratch =
+                |(i, digest): (usize, &DigestKernel)| (digest.as_str(), Scratch::with_kernels(text(i), *digest));
+            digests.iter().enumerate().map(scratch).collect()
+        }
+        NgramHash::Fast => {
+            texts.iter().map(|text| (text.as_str(), Scratch::with_kernels(*text, DigestKernel::default()))).collect()
+        }
+    }
 }
 
 /// All stages, in the order in which a document passes them.
 pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
     let mut stages = Vec::new();
-    let mut add = |name, kernel: &str, work, pass: Box<dyn FnMut()>| {
-        stages.push(Stage { name, kernel: kernel.to_owned(), work, pass });
+    let mut add = |name, kernel, work, pass: Box<dyn FnMut()>| {
+        stages.push(Stage { name, kernel, work, pass });
     };
     let text = Work::TextBytes(corpus.text_bytes);
 
@@ -52,7 +63,7 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
         Box::new(move || {
             decode(corpus, |decoder, record, at| {
                 black_box(decoder.decode_ref(Some(record), at, 0, None, &mut buffer).expect("a document"));
-            })
+            });
         }),
     );
     add(
@@ -62,7 +73,7 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
         Box::new(move || {
             decode(corpus, |decoder, record, at| {
                 black_box(decoder.decode(Some(record), at, 0, None).expect("a document"));
-            })
+            });
         }),
     );
     add("tokens", "specification", text, Box::new(move || corpus.texts.iter().for_each(|text| tokens(text))));
@@ -75,7 +86,7 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
         for (kernel, mut scratch) in kernels(featuriser.hash) {
             add(
                 features,
-                &kernel,
+                kernel,
                 text,
                 Box::new(move || {
                     for text in &corpus.texts {
@@ -90,7 +101,7 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
             let weight = weight.clone();
             add(
                 score,
-                &kernel,
+                kernel,
                 text,
                 Box::new(move || {
                     for text in &corpus.texts {
@@ -103,7 +114,7 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
             let mut counts = NgramCounts::zero(featuriser.buckets as usize);
             add(
                 count,
-                &kernel,
+                kernel,
                 text,
                 Box::new(move || {
                     for text in &corpus.texts {
