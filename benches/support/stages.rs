@@ -1,0 +1,181 @@
+//! The stages of the way from a record to a shard, each ready to be timed on the same documents, on one thread.
+
+use std::hint::black_box;
+
+use winnowd::config::Config;
+use winnowd::features::{DigestKernel, Featuriser, NgramHash, Scratch, TextKernel, for_each_token, lowercase_into};
+use winnowd::record::{Decoder, TextScratch, TopicPartition};
+use winnowd::score::{ImportanceWeight, ModelId, NgramCounts, Score};
+use winnowd::select::{Noise, Reservoir};
+use winnowd::sink::{ShardWriter, WriterSettings};
+use winnowd::window::{CloseReason, ClosedWindow, OpenWindow, ScoredDocument, ScoredRecord};
+
+use crate::support::{Corpus, featurisers, fit};
+
+/// What a stage's rate counts.
+#[derive(Clone, Copy)]
+pub enum Work {
+    TextBytes(u64),
+    Documents(u64),
+}
+
+/// One pass over the corpus, or as much work as makes sense for a stage.
+pub struct Stage {
+    pub name: &'static str,
+    /// Which implementation does it, where there are several.
+    pub kernel: &'static str,
+    pub work: Work,
+    pub pass: Box<dyn FnMut()>,
+}
+
+/// The implementations that this machine can run, the slowest first: name, and scratch that uses it. Machines that lack
+/// an instruction set for digests lack that of its place for texts.
+fn kernels(hash: NgramHash) -> Vec<(&'static str, Scratch)> {
+    let (texts, digests) = (TextKernel::available(), DigestKernel::available());
+    match hash {
+        NgramHash::Reference => {
+            let text = |place: usize| texts[place.min(texts.len() - 1)];
+            let scratch =
+                |(i, digest): (usize, &DigestKernel)| (digest.as_str(), Scratch::with_kernels(text(i), *digest));
+            digests.iter().enumerate().map(scratch).collect()
+        }
+        NgramHash::Fast => {
+            texts.iter().map(|text| (text.as_str(), Scratch::with_kernels(*text, DigestKernel::default()))).collect()
+        }
+    }
+}
+
+/// All stages, in the order in which a document passes them.
+pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
+    let mut stages = Vec::new();
+    let mut add = |name, kernel, work, pass: Box<dyn FnMut()>| {
+        stages.push(Stage { name, kernel, work, pass });
+    };
+    let text = Work::TextBytes(corpus.text_bytes);
+
+    let valid = |record: &Vec<u8>| std::str::from_utf8(record).is_ok();
+    add("utf8", "std", text, Box::new(move || assert!(corpus.records.iter().all(valid))));
+    let mut buffer = TextScratch::default();
+    add(
+        "json",
+        "borrowed",
+        text,
+        Box::new(move || {
+            decode(corpus, |decoder, record, at| {
+                black_box(decoder.decode_ref(Some(record), at, 0, None, &mut buffer).expect("a document"));
+            });
+        }),
+    );
+    add(
+        "json",
+        "owned",
+        text,
+        Box::new(move || {
+            decode(corpus, |decoder, record, at| {
+                black_box(decoder.decode(Some(record), at, 0, None).expect("a document"));
+            });
+        }),
+    );
+    add("tokens", "specification", text, Box::new(move || corpus.texts.iter().for_each(|text| tokens(text))));
+    for (featuriser_name, featuriser) in featurisers() {
+        let [features, score, count] = match featuriser_name {
+            "reference" => ["features/reference", "score/reference", "count/reference"],
+            _ => ["features/fast", "score/fast", "count/fast"],
+        };
+        let weight = ImportanceWeight::of_targets(&fit(corpus, featuriser)).remove(0);
+        for (kernel, mut scratch) in kernels(featuriser.hash) {
+            add(
+                features,
+                kernel,
+                text,
+                Box::new(move || {
+                    for text in &corpus.texts {
+                        featuriser.for_each_chunk(text, &mut scratch, |buckets| {
+                            black_box(buckets);
+                        });
+                    }
+                }),
+            );
+        }
+        for (kernel, mut scratch) in kernels(featuriser.hash) {
+            let weight = weight.clone();
+            add(
+                score,
+                kernel,
+                text,
+                Box::new(move || {
+                    for text in &corpus.texts {
+                        black_box(weight.score(text, &mut scratch));
+                    }
+                }),
+            );
+        }
+        for (kernel, mut scratch) in kernels(featuriser.hash) {
+            let mut counts = NgramCounts::zero(featuriser.buckets as usize);
+            add(
+                count,
+                kernel,
+                text,
+                Box::new(move || {
+                    for text in &corpus.texts {
+                        counts.add_text(text, &featuriser, &mut scratch);
+                    }
+                }),
+            );
+        }
+    }
+    const OFFERS: u64 = 1_000_000;
+    add("select", "a tenth of 1,000,000", Work::Documents(OFFERS), Box::new(|| reservoir(OFFERS)));
+    let window = everything(corpus);
+    add("parquet", "zstd-1", text, Box::new(move || write(&window)));
+    stages
+}
+
+fn decode(corpus: &Corpus, mut each: impl FnMut(&Decoder, &[u8], &TopicPartition)) {
+    let (decoder, at) = (Decoder::for_files(), TopicPartition::new("corpus", 0));
+    corpus.records.iter().for_each(|record| each(&decoder, record, &at));
+}
+
+fn tokens(text: &str) {
+    let mut lowered = String::with_capacity(text.len() + 16);
+    lowercase_into(text, &mut lowered);
+    for_each_token(&lowered, |token| {
+        black_box(token);
+    });
+}
+
+fn reservoir(n: u64) {
+    let noise = Noise::new(1, &TopicPartition::new("corpus", 0));
+    let mut reservoir = Reservoir::new(n as usize / 10);
+    for offset in 0..n as i64 {
+        reservoir.offer(offset, noise.gumbel(offset), offset);
+    }
+    black_box(reservoir.select(n as usize / 10));
+}
+
+/// A window that selected every document.
+fn everything(corpus: &Corpus) -> ClosedWindow {
+    let toml = "selection.fraction = 1\nselection.min_tokens = 0\nmodel.path = \"none\"";
+    let config = Config::from_toml(toml, []).expect("a configuration");
+    let model = fit(corpus, Featuriser::with_hash(NgramHash::Fast));
+    let (decoder, at) = (Decoder::for_files(), TopicPartition::new("corpus", 0));
+    let noise = Noise::new(1, &at);
+    let policy = winnowd::window::WindowPolicy { max_documents: corpus.records.len() as u64, ..config.window };
+    let buckets = model.featuriser.buckets as usize;
+    let mut window = OpenWindow::new(at.clone(), 0, &policy, &config.selector, buckets);
+    for (offset, record) in (0..).zip(&corpus.records) {
+        let document = decoder.decode(Some(record), &at, offset, None).expect("a document");
+        let score = Score { n_tokens: 1, log_importance_weight: 0.0 };
+        let outcome = Ok(ScoredDocument { document, score, buckets: Some(Vec::new()) });
+        let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: record.len() as u64, outcome };
+        window.push(record, &model.featuriser, &config.selector, &noise);
+    }
+    window.close(CloseReason::Documents, &config.selector, &noise, &model.target_distribution())
+}
+
+fn write(window: &ClosedWindow) {
+    let settings = WriterSettings { row_group_rows: 4096, row_group_bytes: 64 << 20, zstd_level: 1 };
+    let mut shard = ShardWriter::create("bench", None, settings).expect("a scratch file");
+    shard.append(window, &ModelId::of(b"")).expect("rows");
+    black_box(shard.finish(Vec::new()).expect("a shard").bytes);
+}
