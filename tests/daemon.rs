@@ -315,7 +315,7 @@ fn fit_check_and_migrate_work_together() {
     let fit =
         winnowd(&["fit", "--target", &path("target.jsonl"), "--raw", &path("raw.jsonl.zst"), "--out", &path("m.wnw")]);
     let said = String::from_utf8_lossy(&fit.stdout).into_owned();
-    assert!(fit.status.success() && said.contains("raw     2 documents, 8 n-grams"), "{said}");
+    assert!(fit.status.success() && said.contains("raw         2 documents, 8 n-grams"), "{said}");
     std::fs::write(
         path("c.toml"),
         format!("model.path = \"{}\"\ncatalog.url = \"sqlite://{}\"", path("m.wnw"), path("c.db")),
