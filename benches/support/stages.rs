@@ -160,6 +160,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
     let model = fit(corpus, Featuriser::with_hash(NgramHash::Fast));
     let (decoder, at) = (Decoder::for_files(), TopicPartition::new("corpus", 0));
     let noise = Noise::new(1, &at);
+    let weight = winnowd::score::VersionedWeight::pinned(ImportanceWeight::of_targets(&model).remove(0));
     let policy = winnowd::window::WindowPolicy { max_documents: corpus.records.len() as u64, ..config.window };
     let buckets = model.featuriser.buckets as usize;
     let mut window = OpenWindow::new(at.clone(), 0, &policy, &config.selector, buckets);
@@ -168,7 +169,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
         let score = Score { n_tokens: 1, log_importance_weight: 0.0 };
         let outcome = Ok(ScoredDocument { document, score, buckets: Some(Vec::new()) });
         let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: record.len() as u64, outcome };
-        window.push(record, &model.featuriser, &config.selector, &noise);
+        window.push(record, &weight, &config.selector, &noise);
     }
     window.close(CloseReason::Documents, &config.selector, &noise, &model.target_distribution())
 }
