@@ -1,6 +1,6 @@
 //! The whole daemon, Kafka to Parquet: the in-process cluster holds the documents before the daemon begins to read.
 //!
-//! `cargo bench --bench daemon [-- ROUNDS DOCUMENTS]`. Documents of 2.3 kB, one in ten selected. Prints one JSON line a
+//! `cargo bench --bench daemon [-- ROUNDS DOCUMENTS FEATURISER]`. Documents of 2.3 kB, one in ten selected. Prints one JSON line a
 //! featuriser with medians: documents/s by the clock, from the first record consumed to the last one published, and by
 //! the CPU time that the process used in between. The broker is in the process too; its thread is shown apart.
 
@@ -31,9 +31,11 @@ fn main() {
     let partitions = documents.div_ceil(PARTITION_DOCUMENTS);
     let corpus = Corpus::load();
     let records = records(&corpus);
+    let wanted = featurisers().into_iter().find(|(name, _)| std::env::args().any(|argument| argument == *name));
+    let featurisers = wanted.map_or_else(featurisers, |one| vec![one]);
     let mut results: BTreeMap<&str, Vec<Run>> = BTreeMap::new();
     for _ in 0..rounds {
-        for (name, featuriser) in featurisers() {
+        for &(name, featuriser) in &featurisers {
             let model = LoadedModel::from_bytes("bench", fit(&corpus, featuriser).to_bytes()).expect("a model");
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
             results.entry(name).or_default().push(runtime.block_on(run(model, &records, partitions)));
