@@ -236,24 +236,32 @@ fn digest16(mut w: [__m512i; 16]) -> [__m512i; 8] {
             round!(b, c, d, e, f, g, h, a, $t + 7, w[$i + 7]);
         };
     }
+    // Word t + 16 takes the place of word t. Written out: with an index that is only known at run time the words would
+    // live in memory, each of them waiting for the store of another.
+    macro_rules! extend {
+        ($($i:literal)*) => {
+            $({
+                let (near, far) = (w[($i + 1) % 16], w[($i + 14) % 16]);
+                let s0 = _mm512_ternarylogic_epi32::<XOR3>(
+                    _mm512_ror_epi32::<7>(near),
+                    _mm512_ror_epi32::<18>(near),
+                    _mm512_srli_epi32::<3>(near),
+                );
+                let s1 = _mm512_ternarylogic_epi32::<XOR3>(
+                    _mm512_ror_epi32::<17>(far),
+                    _mm512_ror_epi32::<19>(far),
+                    _mm512_srli_epi32::<10>(far),
+                );
+                w[$i] = _mm512_add_epi32(_mm512_add_epi32(w[$i], w[($i + 9) % 16]), _mm512_add_epi32(s0, s1));
+            })*
+        };
+    }
     eight_rounds!(0, 0);
     eight_rounds!(8, 8);
     for t in [16, 32, 48] {
-        for i in 0..16 {
-            let (near, far) = (w[(i + 1) % 16], w[(i + 14) % 16]);
-            let s0 = _mm512_ternarylogic_epi32::<XOR3>(
-                _mm512_ror_epi32::<7>(near),
-                _mm512_ror_epi32::<18>(near),
-                _mm512_srli_epi32::<3>(near),
-            );
-            let s1 = _mm512_ternarylogic_epi32::<XOR3>(
-                _mm512_ror_epi32::<17>(far),
-                _mm512_ror_epi32::<19>(far),
-                _mm512_srli_epi32::<10>(far),
-            );
-            w[i] = _mm512_add_epi32(_mm512_add_epi32(w[i], w[(i + 9) % 16]), _mm512_add_epi32(s0, s1));
-        }
+        extend!(0 1 2 3 4 5 6 7);
         eight_rounds!(t, 0);
+        extend!(8 9 10 11 12 13 14 15);
         eight_rounds!(t + 8, 8);
     }
     let mut digest = [a, b, c, d, e, f, g, h];
