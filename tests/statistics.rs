@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use winnowd::features::Featuriser;
+use winnowd::features::{BucketList, Featuriser};
 use winnowd::record::{Document, TopicPartition};
 use winnowd::score::{ImportanceWeight, Model, NgramCounts, Score, Side, VersionedWeight};
 use winnowd::select::{Noise, SelectorKind, SelectorSettings};
@@ -20,6 +20,8 @@ struct Setting {
     model: Model,
     weight: Arc<VersionedWeight>,
     policy: WindowPolicy,
+    /// Of every document.
+    buckets: BucketList,
 }
 
 impl Setting {
@@ -29,7 +31,9 @@ impl Setting {
         let model = Model::of_one_target(featuriser, side(), side()).unwrap();
         let weight = VersionedWeight::pinned(ImportanceWeight::of_targets(&model).remove(0));
         let policy = WindowPolicy { max_documents: 100, max_bytes: u64::MAX, max_age_ms: i64::MAX };
-        Setting { model, weight, policy }
+        let mut buckets = BucketList::new(2);
+        buckets.extend(&[0]);
+        Setting { model, weight, policy, buckets }
     }
 
     /// One window of the eight documents, selected with this seed.
@@ -45,7 +49,7 @@ impl Setting {
             let document =
                 Document { id: String::new(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
             let score = Score { n_tokens: 1, log_importance_weight };
-            let outcome = Ok(ScoredDocument { document, score, buckets: Some(vec![0]) });
+            let outcome = Ok(ScoredDocument { document, score, buckets: Some(self.buckets.clone()) });
             let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome };
             window.push(record, &self.weight, &selector, &noise);
         }

@@ -3,7 +3,9 @@
 use std::hint::black_box;
 
 use winnowd::config::Config;
-use winnowd::features::{DigestKernel, Featuriser, NgramHash, Scratch, TextKernel, for_each_token, lowercase_into};
+use winnowd::features::{
+    BucketList, DigestKernel, Featuriser, NgramHash, Scratch, TextKernel, for_each_token, lowercase_into,
+};
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{ImportanceWeight, ModelId, NgramCounts, Score};
 use winnowd::select::{Noise, Reservoir};
@@ -167,7 +169,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
     for (offset, record) in (0..).zip(&corpus.records) {
         let document = decoder.decode(Some(record), &at, offset, None).expect("a document");
         let score = Score { n_tokens: 1, log_importance_weight: 0.0 };
-        let outcome = Ok(ScoredDocument { document, score, buckets: Some(Vec::new()) });
+        let outcome = Ok(ScoredDocument { document, score, buckets: Some(BucketList::new(2)) });
         let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: record.len() as u64, outcome };
         window.push(record, &weight, &config.selector, &noise);
     }

@@ -11,7 +11,7 @@ use super::{INTERRUPTED, Interrupted, UsageError};
 use crate::features::{Featuriser, NgramHash};
 use crate::record::{Decoder, FieldNames};
 use crate::score::Model;
-use crate::source::files::{Input, ReadSettings, Reader, expand};
+use crate::source::files::{Input, ReadSettings, Reader, expand, in_order};
 
 #[derive(clap::Args)]
 pub struct ReadArguments {
@@ -106,6 +106,21 @@ impl Files {
     /// One of `make` for each thread.
     pub fn states<S>(&self, make: impl Fn() -> S) -> Vec<S> {
         (0..self.settings.threads).map(|_| make()).collect()
+    }
+
+    /// Does pieces of work side by side, one thread for each state, and delivers what comes of them in order.
+    pub fn in_order<S: Send, T: Send>(
+        &self,
+        pieces: std::ops::Range<usize>,
+        states: Vec<S>,
+        work: impl Fn(&mut S, usize) -> anyhow::Result<T> + Sync,
+        mut deliver: impl FnMut(T) -> anyhow::Result<()> + Send,
+    ) -> anyhow::Result<Vec<S>> {
+        let mut pieces = pieces;
+        let next = |_: &mut S| if self.stop.load(Ordering::Relaxed) { None } else { pieces.next() };
+        let states = in_order(states, next, work, |result: anyhow::Result<T>| deliver(result?))?;
+        self.check_interrupted()?;
+        Ok(states)
     }
 
     /// A scan ends early without an error when somebody interrupts it; this is the error.

@@ -165,7 +165,7 @@ pub fn fit(arguments: &FitArguments) -> anyhow::Result<()> {
         return Err(UsageError("--target: name at least one file".to_owned()).into());
     }
     let files = Files::new(&arguments.read)?;
-    let model = fit_model(&plan, &files)?;
+    let model = plan.fit(&files)?;
     let bytes = model.to_bytes();
     write_atomically(&arguments.out, &bytes)?;
     super::print(&format!("{}\n{}", arguments.out.display(), super::model::summary(&model, &ModelId::of(&bytes))))
@@ -181,21 +181,33 @@ pub struct FitPlan {
     pub keep_ngrams: usize,
 }
 
-/// Reads target and raw files, on all cores.
-pub fn fit_model(plan: &FitPlan, files: &Files) -> anyhow::Result<Model> {
-    let count = |what: &str, inputs: &[Input], sampling| {
-        Side { what, inputs, sampling, featuriser: plan.featuriser, keep_ngrams: plan.keep_ngrams }.count(files)
-    };
-    let mut targets = Vec::new();
-    for TargetFiles { name, proportion, inputs } in &plan.targets {
-        let what = if name.is_empty() { "target".to_owned() } else { format!("target {name}") };
-        let side = count(&what, inputs, Sampling::All)?;
-        targets.push(Target { name: name.clone(), proportion: *proportion, side });
+impl FitPlan {
+    /// Reads target and raw files, on all cores.
+    pub fn fit(&self, files: &Files) -> anyhow::Result<Model> {
+        self.fit_with_raw(files, || self.side("raw", &self.raw, self.sampling).count(files))
     }
-    let raw = count("raw", &plan.raw, plan.sampling)?;
-    let made_by = concat!("winnowd ", env!("CARGO_PKG_VERSION")).to_owned();
-    let model = Model { featuriser: plan.featuriser, smoothing: plan.smoothing, targets, raw, made_by };
-    model.validated().map_err(|e| UsageError(e.to_string()).into())
+
+    /// Reads the target files, and has the raw side counted by somebody else.
+    pub fn fit_with_raw(
+        &self,
+        files: &Files,
+        raw: impl FnOnce() -> anyhow::Result<crate::score::Side>,
+    ) -> anyhow::Result<Model> {
+        let mut targets = Vec::new();
+        for TargetFiles { name, proportion, inputs } in &self.targets {
+            let what = if name.is_empty() { "target".to_owned() } else { format!("target {name}") };
+            let side = self.side(&what, inputs, Sampling::All).count(files)?;
+            targets.push(Target { name: name.clone(), proportion: *proportion, side });
+        }
+        let raw = raw()?;
+        let made_by = concat!("winnowd ", env!("CARGO_PKG_VERSION")).to_owned();
+        let model = Model { featuriser: self.featuriser, smoothing: self.smoothing, targets, raw, made_by };
+        model.validated().map_err(|e| UsageError(e.to_string()).into())
+    }
+
+    fn side<'a>(&self, what: &'a str, inputs: &'a [Input], sampling: Sampling) -> Side<'a> {
+        Side { what, inputs, sampling, featuriser: self.featuriser, keep_ngrams: self.keep_ngrams }
+    }
 }
 
 #[cfg(test)]

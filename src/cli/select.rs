@@ -1,22 +1,26 @@
-//! `winnowd select`: DSIR on files. The files are read twice: once for the weights, of which only numbers are kept, and
-//! once to write the documents that were selected.
+//! `winnowd select`: DSIR on files. The files are read twice: once for the weights, of which only numbers are kept (a model
+//! that is fitted on them keeps their n-grams on disk, so that they need not be read once more), and once to write the
+//! documents that were selected.
 
 mod draw;
+mod featurise;
 mod output;
 mod report;
 mod rows;
 mod scores;
+mod spool;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use super::files::{FeaturiserArguments, Files, ReadArguments, inputs};
-use super::fit::{FitPlan, SampleArguments, Sampling, TargetArguments, fit_model, shares};
+use super::fit::{FitPlan, SampleArguments, Sampling, TargetArguments, shares};
 use super::weights::Weights;
 use super::{UsageError, print};
 use crate::score::{Model, ModelId};
 use crate::select::{Fraction, SelectorKind};
 use crate::source::files::Input;
+use featurise::Featurised;
 use output::Folder;
 
 pub use output::Format;
@@ -97,6 +101,10 @@ struct SelectionArguments {
     /// Share of the selection for a source; what is left goes to all other sources together
     #[arg(long, value_name = "NAME=SHARE", num_args = 1..)]
     source_proportion: Vec<String>,
+    /// Gibibytes of n-grams that may be kept beside DIR until the selection is made, when the model is fitted on the input:
+    /// about as many as it has text. If that is not enough, the input is read once more instead
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    scratch_gib: u64,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -146,6 +154,10 @@ pub enum Quota {
 }
 
 impl SelectionArguments {
+    fn scratch_bytes(&self) -> u64 {
+        self.scratch_gib.saturating_mul(1 << 30)
+    }
+
     fn checked(&self) -> Result<SelectionPlan, UsageError> {
         let quota = match (self.fraction, self.count) {
             (Some(fraction), None) => Quota::Fraction(fraction),
@@ -187,11 +199,14 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
     let inputs = inputs(&arguments.input, true)?;
     let folder = Folder::prepare(&arguments.out, arguments.overwrite)?;
     let files = Files::new(&arguments.read)?;
-    let chosen_model = arguments.model(&inputs, &files)?;
+    let (chosen_model, featurised) = arguments.model(&inputs, &files, &plan, &folder)?;
     let model = &chosen_model.model;
 
     let weights = Weights::new(model);
-    let scores = scores::score_all(&inputs, &files, &weights, &plan)?;
+    let scores = match featurised {
+        Some(featurised) => featurised.score(&files, &weights)?,
+        None => scores::score_all(&inputs, &files, &weights, &plan)?,
+    };
     let draw = draw::draw(&scores, model, &plan)?;
     let writing = rows::Writing { inputs: &inputs, files: &files, model, scores: &scores, draw: &draw, plan: &plan };
     let written = writing.write(&folder, arguments.format, &weights, &chosen_model.id)?;
@@ -218,10 +233,17 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
 }
 
 impl SelectArguments {
-    fn model(&self, inputs_to_select: &[Input], files: &Files) -> anyhow::Result<ChosenModel> {
+    /// The model; if it was fitted on the input itself, also what was kept of that.
+    fn model(
+        &self,
+        inputs_to_select: &[Input],
+        files: &Files,
+        selection: &SelectionPlan,
+        folder: &Folder,
+    ) -> anyhow::Result<(ChosenModel, Option<Featurised>)> {
         if let Some(path) = &self.model {
             let (model, id) = super::model::load(path)?;
-            return Ok(ChosenModel { model, id, fitted: None });
+            return Ok((ChosenModel { model, id, fitted: None }, None));
         }
         let (featuriser, smoothing) = self.featuriser.checked()?;
         let sampling = self.sample.checked()?;
@@ -231,9 +253,19 @@ impl SelectArguments {
         };
         let targets = self.targets.checked()?;
         let plan = FitPlan { targets, raw, sampling, featuriser, smoothing, keep_ngrams: 0 };
-        let model = fit_model(&plan, files)?;
+        let mut featurised = None;
+        let model = if self.raw.is_empty() && plan.sampling == Sampling::All {
+            plan.fit_with_raw(files, || {
+                let spool = folder.spool(self.selection.scratch_bytes());
+                let (raw, numbers) = featurise::featurise(inputs_to_select, files, plan.featuriser, selection, spool)?;
+                featurised = numbers;
+                Ok(raw)
+            })?
+        } else {
+            plan.fit(files)?
+        };
         let bytes = model.to_bytes();
-        Ok(ChosenModel { id: ModelId::of(&bytes), model, fitted: Some(bytes) })
+        Ok((ChosenModel { id: ModelId::of(&bytes), model, fitted: Some(bytes) }, featurised))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The log importance weights of a text for all targets of a model, from one pass over the text.
 
-use crate::features::Scratch;
+use crate::features::{BucketWidth, Scratch};
 use crate::score::{ImportanceWeight, Model};
 
 pub struct Weights {
@@ -25,6 +25,15 @@ impl Weights {
     /// What the weights are called in files, one name for each target.
     pub fn columns(&self) -> &[String] {
         &self.columns
+    }
+
+    /// Calls `each` with the weight for every target of a text whose n-grams were packed in `buckets`.
+    pub fn of_buckets(&self, width: BucketWidth, buckets: &[u8], mut each: impl FnMut(f64)) {
+        for weight in &self.of_targets {
+            let mut sum = 0.0;
+            width.for_each_chunk(buckets, |chunk| sum = weight.add(sum, chunk));
+            each(sum);
+        }
     }
 
     /// Calls `each` with the weight for every target and gives the number of tokens.

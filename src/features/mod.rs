@@ -5,6 +5,7 @@
 
 mod fast;
 mod kernels;
+mod list;
 mod lowercase;
 mod reference;
 mod tables;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use kernels::Tokens;
 pub use kernels::{DigestKernel, TextKernel};
+pub use list::{BucketList, BucketWidth};
 pub use lowercase::lowercase_into;
 pub use tokens::{CharClass, char_class, for_each_token};
 

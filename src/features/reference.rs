@@ -4,24 +4,22 @@ use super::kernels::{DigestKernel, Digests, Tokens};
 use super::short_token;
 
 /// Digests, and a memory of the n-grams that come all the time. It never changes a result, only saves its computation.
+///
+/// The sizes of the memories: together they fit a core's second-level cache. Larger ones find more, more slowly.
 #[derive(Debug)]
 pub(super) struct ReferenceHash {
     digests: Digests,
-    unigrams: Memo,
-    bigrams: Memo,
+    unigrams: Memo<{ (1 << 13) + 1 }>,
+    bigrams: Memo<{ (1 << 14) + 1 }>,
 }
 
-/// Slots of the memories, as powers of two: together they fit a core's second-level cache. Of mixed text in five
-/// languages, 89 % of the unigrams and 48 % of the bigrams are found. Larger ones find more, more slowly.
-const UNIGRAM_BITS: u32 = 13;
-const BIGRAM_BITS: u32 = 14;
 /// Tokens after which what was not remembered is digested, and is remembered from then on.
 const STRIDE: usize = 256;
 
 impl ReferenceHash {
     pub fn new(kernel: DigestKernel, n_buckets: u32) -> Self {
         let digests = Digests::new(kernel, n_buckets);
-        ReferenceHash { digests, unigrams: Memo::new(UNIGRAM_BITS), bigrams: Memo::new(BIGRAM_BITS) }
+        ReferenceHash { digests, unigrams: Memo::new(), bigrams: Memo::new() }
     }
 
     pub fn is_for(&self, kernel: DigestKernel, n_buckets: u32) -> bool {
@@ -50,8 +48,8 @@ impl ReferenceHash {
             let stride = starts[first..].iter().zip(&ends[first..]).take(STRIDE).zip(first..);
             for (((&start, &end), i), pair) in stride.zip(out[2 * first..].as_chunks_mut::<2>().0) {
                 let token = Short::of(padded, start as usize, (end - start) as usize);
-                pair[0] = self.unigrams.look_up(token.key(), i);
-                pair[1] = self.bigrams.look_up(previous.joined(token), i);
+                pair[0] = self.unigrams.look_up(token.key, i);
+                pair[1] = self.bigrams.look_up(token.behind(previous), i);
                 previous = token;
             }
             if first == 0 {
@@ -89,82 +87,78 @@ impl ReferenceHash {
     }
 }
 
-/// A token as a number, if it is short.
+/// A token as numbers, if it is short.
 #[derive(Clone, Copy, Default)]
 struct Short {
-    bytes: u128,
-    len: usize,
+    /// Up to 15 bytes and their number in the sixteenth, or [`NO_KEY`].
+    key: Key,
+    /// Up to 7 bytes and their number in the eighth, or 0.
+    narrow: u64,
 }
 
-impl Short {
-    /// The longest n-gram that is remembered: its length takes the sixteenth byte of a key.
-    const MAX: usize = 15;
+type Key = [u64; 2];
 
+/// Of n-grams that are not remembered. No other key is equal to it, for they all have a length in their last byte.
+const NO_KEY: Key = [1, 0];
+
+impl Short {
     #[inline(always)]
     fn of(padded: &[u8], start: usize, len: usize) -> Self {
         let [low, high] = short_token(padded, start, len);
-        Short { bytes: u128::from(high) << 64 | u128::from(low), len }
+        let length = (len as u64) << 56;
+        Short {
+            key: if len <= 15 { [low, high | length] } else { NO_KEY },
+            narrow: if len <= 7 { low | length } else { 0 },
+        }
     }
 
-    /// The text and its length; no n-gram has [`Memo::NO_KEY`].
+    /// The key of the bigram with the token before. Of longer tokens one in three bigrams would be found, at the price of
+    /// shifting them together for every bigram.
     #[inline(always)]
-    fn key(self) -> u128 {
-        if self.len <= Self::MAX { self.bytes | (self.len as u128) << 120 } else { Memo::NO_KEY }
-    }
-
-    /// The key of the bigram.
-    #[inline(always)]
-    fn joined(self, next: Short) -> u128 {
-        let space = 8 * self.len as u32;
-        let bytes = self.bytes | u128::from(b' ').wrapping_shl(space) | next.bytes.wrapping_shl(space + 8);
-        Short { bytes, len: self.len + 1 + next.len }.key()
+    fn behind(self, previous: Short) -> Key {
+        if previous.narrow == 0 || self.narrow == 0 { NO_KEY } else { [previous.narrow, self.narrow] }
     }
 }
 
 /// Buckets of recent short n-grams, one to a slot. A look-up does not branch on its outcome: what will be found in a text
 /// cannot be predicted.
+///
+/// `N` is a power of two, and one more for the n-grams without a key.
 #[derive(Debug)]
-struct Memo {
-    bits: u32,
-    /// One more than there are slots, for n-grams without a key.
-    keys: Vec<u128>,
-    buckets: Vec<u32>,
-    /// What was not found since [`Memo::begin`]: the number of the token, its key and slot.
+struct Memo<const N: usize> {
+    keys: Box<[Key; N]>,
+    buckets: Box<[u32; N]>,
+    /// What was not found since [`Memo::begin`]: the numbers of the tokens, and keys.
     missed: Box<[u32; STRIDE]>,
-    missed_keys: Box<[(u128, u32); STRIDE]>,
+    missed_keys: Box<[Key; STRIDE]>,
     n_missed: usize,
 }
 
-impl Memo {
-    /// Never found: all keys that are looked up have a length, or are this one, which is never remembered.
-    const NO_KEY: u128 = 1;
-
-    fn new(bits: u32) -> Self {
-        Memo {
-            bits,
-            keys: vec![0; (1 << bits) + 1],
-            buckets: vec![0; (1 << bits) + 1],
-            missed: Box::new([0; STRIDE]),
-            missed_keys: Box::new([(0, 0); STRIDE]),
-            n_missed: 0,
-        }
+impl<const N: usize> Memo<N> {
+    fn new() -> Self {
+        Memo { keys: boxed([0; 2]), buckets: boxed(0), missed: boxed(0), missed_keys: boxed([0; 2]), n_missed: 0 }
     }
 
     fn begin(&mut self) {
         self.n_missed = 0;
     }
 
+    #[inline(always)]
+    fn slot([low, high]: Key) -> usize {
+        let hash = low.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(high.wrapping_mul(0xD6E8_FEB8_6659_FD93));
+        (hash >> (64 - N.ilog2())) as usize
+    }
+
     /// The bucket of token `i`'s n-gram; if it is not known, any number, and `i` is noted. At most [`STRIDE`] times after a
     /// [`Memo::begin`].
     #[inline(always)]
-    fn look_up(&mut self, key: u128, i: usize) -> u32 {
-        let hash = (key as u64 ^ ((key >> 64) as u64).rotate_left(29)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let slot = if key == Self::NO_KEY { 1 << self.bits } else { hash >> (64 - self.bits) };
-        let n = self.n_missed.min(STRIDE - 1);
+    fn look_up(&mut self, key: Key, i: usize) -> u32 {
+        let slot = Self::slot(key);
+        let n = self.n_missed % STRIDE;
         self.missed[n] = i as u32;
-        self.missed_keys[n] = (key, slot as u32);
-        self.n_missed += usize::from(self.keys[slot as usize] != key);
-        self.buckets[slot as usize]
+        self.missed_keys[n] = key;
+        self.n_missed += usize::from(self.keys[slot] != key);
+        self.buckets[slot]
     }
 
     /// The first token that was looked up has no such n-gram.
@@ -182,10 +176,18 @@ impl Memo {
 
     /// Takes the buckets of what was not found.
     fn remember(&mut self, bucket: impl Fn(usize) -> u32) {
-        for (&i, &(key, slot)) in self.missed.iter().zip(self.missed_keys.iter()).take(self.n_missed) {
-            let slot = slot as usize;
-            self.keys[slot] = if key == Self::NO_KEY { 0 } else { key };
+        for (&i, &key) in self.missed.iter().zip(self.missed_keys.iter()).take(self.n_missed) {
+            let slot = if key == NO_KEY { N - 1 } else { Self::slot(key) };
+            self.keys[slot] = if key == NO_KEY { [0; 2] } else { key };
             self.buckets[slot] = bucket(i as usize);
         }
+    }
+}
+
+/// An array that is too large for the stack.
+fn boxed<T: Clone, const N: usize>(value: T) -> Box<[T; N]> {
+    match vec![value; N].into_boxed_slice().try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("it has N members"),
     }
 }

@@ -37,7 +37,7 @@ fn in_force(shared: &Shared, version: &CountsVersion) -> Arc<VersionedWeight> {
     let Shared { model, telemetry, .. } = shared;
     let smoothing = model.model.smoothing;
     let raw = version.counts.probabilities();
-    let weight = ImportanceWeight::new(model.model.featuriser, &model.target.probabilities, &raw, smoothing);
+    let weight = ImportanceWeight::new(model.model.featuriser, model.target.probabilities(), &raw, smoothing);
     let fitted = model.model.raw.counts.probabilities();
     telemetry.metrics.raw_version.set(version.version);
     telemetry.metrics.raw_drift.set(kl_divergence(&raw, &fitted, smoothing));

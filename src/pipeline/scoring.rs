@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use crate::features::Scratch;
+use crate::features::{BucketList, Scratch};
 use crate::record::{Decoder, TextScratch};
 use crate::score::{ImportanceWeight, Score};
 use crate::source::{Batch, Record};
@@ -44,16 +44,18 @@ fn score_record(
     let payload_bytes = payload.map_or(0, <[u8]>::len) as u64;
     let outcome = match decoder.decode_ref(payload, at, offset, timestamp_ms, text_scratch) {
         Ok(document) => {
-            // A long text's buckets are counted again later: at four bytes for each n-gram they would take many times
-            // the memory of the text.
+            // A long text's buckets are found again later: all together they could take more memory than is accounted for.
             let is_long = document.text.len() > LONG_TEXT_BYTES;
-            let mut buckets = Vec::new();
+            let mut buckets = BucketList::new(weight.featuriser().buckets);
             let score = if is_long {
                 weight.score(&document.text, scratch)
             } else {
-                let keep = |chunk: &[u32]| buckets.extend_from_slice(chunk);
-                let n_tokens = weight.featuriser().for_each_chunk(&document.text, scratch, keep);
-                Score { n_tokens, log_importance_weight: weight.add(0.0, &buckets) }
+                let mut log_importance_weight = 0.0;
+                let n_tokens = weight.featuriser().for_each_chunk(&document.text, scratch, |chunk| {
+                    buckets.extend(chunk);
+                    log_importance_weight = weight.add(log_importance_weight, chunk);
+                });
+                Score { n_tokens, log_importance_weight }
             };
             Ok(ScoredDocument { document: document.to_document(), score, buckets: (!is_long).then_some(buckets) })
         }

@@ -1,6 +1,6 @@
 //! The log importance weight of DSIR (Xie et al. 2023, "Data Selection for Language Models via Importance Resampling").
 
-use crate::features::{Featuriser, NgramHash, Scratch};
+use crate::features::{BucketList, Featuriser, NgramHash, Scratch};
 
 use super::{Model, Probabilities};
 
@@ -63,6 +63,13 @@ impl ImportanceWeight {
             log_importance_weight = self.add(log_importance_weight, buckets);
         });
         Score { n_tokens, log_importance_weight }
+    }
+
+    /// The weight of a text whose buckets were kept: the same number.
+    pub fn of_list(&self, list: &BucketList) -> f64 {
+        let mut sum = 0.0;
+        list.for_each_chunk(|buckets| sum = self.add(sum, buckets));
+        sum
     }
 
     /// `sum` and the log ratios of further n-grams. A text's weight is the same however its buckets are cut in pieces.

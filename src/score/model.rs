@@ -168,7 +168,7 @@ impl Model {
     /// The same with what it takes to measure a selection by it.
     pub fn target_distribution(&self) -> TargetDistribution {
         let (featuriser, smoothing) = (self.featuriser, self.smoothing);
-        TargetDistribution { featuriser, probabilities: self.target_probabilities(), smoothing }
+        TargetDistribution::new(featuriser, self.target_probabilities(), smoothing)
     }
 
     /// # Panics

@@ -100,8 +100,16 @@ impl OpenWindow {
         // Whether there is a selection at all was left to chance where the share is less than one document.
         let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
         let mut numbers = Vec::with_capacity(selection.chosen.len());
-        let to_selected = |Chosen { offset, key, item: Candidate { document, score, number } }| {
+        let mut scratch = Scratch::default();
+        let mut selected_counts = NgramCounts::zero(target.featuriser().buckets as usize);
+        let to_selected = |Chosen { offset, key, item: Candidate { document, score, buckets, number } }| {
             numbers.push(number);
+            match buckets {
+                Some(buckets) => selected_counts.add_list(&buckets),
+                None => {
+                    selected_counts.add_text(&document.text, target.featuriser(), &mut scratch);
+                }
+            }
             sources.selected(document.source.as_deref());
             let probability = selector.inclusion_probability(log_weights[number], threshold);
             SelectedDocument {
@@ -114,11 +122,6 @@ impl OpenWindow {
         };
         let selected: Vec<_> = selection.chosen.into_iter().map(to_selected).collect();
 
-        let mut scratch = Scratch::default();
-        let mut selected_counts = NgramCounts::zero(target.featuriser.buckets as usize);
-        for row in &selected {
-            selected_counts.add_text(&row.document.text, &target.featuriser, &mut scratch);
-        }
         let raw_divergence = target.divergence_from(&raw);
         let reduction =
             |counts: &NgramCounts| (counts.total() > 0).then(|| raw_divergence - target.divergence_from(counts));

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use closed::{ClosedWindow, SelectedDocument, WindowSummary};
 
 use crate::checkpoint::Interval;
-use crate::features::Scratch;
+use crate::features::{BucketList, Scratch};
 use crate::record::{Document, Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
 use crate::select::{Noise, Reservoir, SelectorSettings};
@@ -71,16 +71,16 @@ pub struct ScoredRecord {
 pub struct ScoredDocument {
     pub document: Document,
     pub score: Score,
-    /// Buckets of its n-grams, for the counts of the window. `None` of a text so long that they would take far more
-    /// memory than the text: the window finds them again.
-    pub buckets: Option<Vec<u32>>,
+    /// Buckets of its n-grams, for the counts of the window. `None` of a text so long that nobody wants to hold them: the
+    /// window finds them again.
+    pub buckets: Option<BucketList>,
 }
 
 impl ScoredDocument {
     /// The same document by other weights of the same featuriser.
     fn score_again(&mut self, by: &VersionedWeight) {
         self.score.log_importance_weight = match &self.buckets {
-            Some(buckets) => by.weight.add(0.0, buckets),
+            Some(buckets) => by.weight.of_list(buckets),
             None => by.weight.score(&self.document.text, &mut Scratch::default()).log_importance_weight,
         };
     }
@@ -127,13 +127,14 @@ pub struct OpenWindow {
 struct Candidate {
     document: Document,
     score: Score,
+    buckets: Option<BucketList>,
     /// Among the candidates of the window.
     number: usize,
 }
 
 impl Candidate {
     fn size_bytes(&self) -> usize {
-        size_of::<Candidate>() + self.document.size_bytes()
+        size_of::<Candidate>() + self.document.size_bytes() + self.buckets.as_ref().map_or(0, BucketList::held_bytes)
     }
 }
 
@@ -242,7 +243,7 @@ impl OpenWindow {
         let featuriser = scored_with.weight.featuriser();
         self.n_documents += 1;
         self.statistics.count(offset, document.source.as_deref(), noise, |count| match &buckets {
-            Some(buckets) => count(buckets),
+            Some(buckets) => buckets.for_each_chunk(count),
             None => {
                 featuriser.for_each_chunk(&document.text, &mut Scratch::default(), count);
             }
@@ -253,7 +254,7 @@ impl OpenWindow {
         }
         let total_log_weight = selector.total_log_weight(&score, featuriser);
         let number = self.statistics.candidate(&score, total_log_weight);
-        let candidate = Candidate { document, score, number };
+        let candidate = Candidate { document, score, buckets, number };
         self.held_bytes += candidate.size_bytes();
         if let Some(out) = self.candidates.offer(offset, selector.key(noise, offset, total_log_weight), candidate) {
             self.held_bytes -= out.size_bytes();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::rows::Rows;
+use super::spool::Spool;
 use crate::cli::UsageError;
 use crate::sink::SelectionWriter;
 
@@ -63,6 +64,11 @@ impl Folder {
 
     fn path(&self) -> &Path {
         self.building.path()
+    }
+
+    /// A file for n-grams beside what will be published, without a name: whatever happens, it does not stay.
+    pub fn spool(&self, limit_bytes: u64) -> Spool {
+        Spool::new(tempfile::tempfile_in(self.path()), limit_bytes)
     }
 
     pub fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {

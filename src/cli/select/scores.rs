@@ -1,4 +1,4 @@
-//! The first pass: the numbers of every document, and nothing else of it.
+//! The numbers of every document, and nothing else of it: of a model that exists, by reading the input once.
 
 use anyhow::bail;
 
@@ -8,7 +8,7 @@ use crate::cli::progress::Progress;
 use crate::cli::weights::Weights;
 use crate::features::Scratch;
 use crate::select::SourceCounts;
-use crate::source::files::{ChunkReader, FileError, Input, Wanted};
+use crate::source::files::{ChunkReader, FileError, Input, Record, Wanted};
 
 /// What is kept of all documents, by number: their place among all lines that are not blank, over all inputs in order.
 /// A bad line keeps its number, has no tokens and no weights.
@@ -26,6 +26,33 @@ pub struct Scores {
     pub text_bytes: u64,
     /// The number of the first document of every chunk.
     pub chunks: Vec<u32>,
+}
+
+/// What is known of one document without a model.
+impl Scores {
+    pub fn of_targets(n_targets: usize) -> Self {
+        Scores { n_targets, ..Scores::default() }
+    }
+
+    pub fn push_bad_line(&mut self, plan: &SelectionPlan) {
+        self.bad_lines += 1;
+        self.n_tokens.push(0);
+        self.weights.extend(std::iter::repeat_n(f64::NAN, self.n_targets));
+        if !plan.sources.is_empty() {
+            self.pools.push(0);
+        }
+    }
+
+    /// Its weights come apart from it.
+    pub fn push_document(&mut self, record: &Record<'_>, n_tokens: u32, plan: &SelectionPlan) {
+        self.n_tokens.push(n_tokens);
+        self.text_bytes += record.text.len() as u64;
+        self.sources.document(record.source);
+        if !plan.sources.is_empty() {
+            let named = plan.sources.iter().position(|(name, _)| Some(name.as_str()) == record.source);
+            self.pools.push(named.map_or(0, |pool| pool as u16 + 1));
+        }
+    }
 }
 
 impl Scores {
@@ -54,7 +81,7 @@ impl Scores {
         self.pools.get(document as usize).map_or(0, |pool| usize::from(*pool))
     }
 
-    fn append(&mut self, mut chunk: Scores) -> anyhow::Result<()> {
+    pub fn append(&mut self, mut chunk: Scores) -> anyhow::Result<()> {
         self.chunks.push(u32::try_from(self.len()).unwrap_or(u32::MAX));
         self.weights.append(&mut chunk.weights);
         self.n_tokens.append(&mut chunk.n_tokens);
@@ -72,7 +99,7 @@ impl Scores {
 /// Scores every document of the inputs.
 pub fn score_all(inputs: &[Input], files: &Files, weights: &Weights, plan: &SelectionPlan) -> anyhow::Result<Scores> {
     let progress = Progress::new("score", total_bytes(inputs));
-    let mut all = Scores { n_targets: weights.len(), ..Scores::default() };
+    let mut all = Scores::of_targets(weights.len());
     files.reader(inputs).scan(
         Wanted::Named,
         files.states(Scratch::default),
@@ -93,25 +120,13 @@ fn score_chunk(
     plan: &SelectionPlan,
     scratch: &mut Scratch,
 ) -> Result<Scores, FileError> {
-    let mut scores = Scores { n_targets: weights.len(), ..Scores::default() };
-    chunk.for_each_document(|record| {
-        let Some(record) = record else {
-            scores.bad_lines += 1;
-            scores.n_tokens.push(0);
-            scores.weights.extend(std::iter::repeat_n(f64::NAN, weights.len()));
-            if !plan.sources.is_empty() {
-                scores.pools.push(0);
-            }
-            return;
-        };
-        let Scores { weights: values, n_tokens, .. } = &mut scores;
-        n_tokens.push(weights.score(record.text, scratch, |_, weight| values.push(weight)));
-        scores.text_bytes += record.text.len() as u64;
-        scores.sources.document(record.source);
-        if !plan.sources.is_empty() {
-            let named = plan.sources.iter().position(|(name, _)| Some(name.as_str()) == record.source);
-            scores.pools.push(named.map_or(0, |pool| pool as u16 + 1));
+    let mut scores = Scores::of_targets(weights.len());
+    chunk.for_each_document(|record| match record {
+        Some(record) => {
+            let n_tokens = weights.score(record.text, scratch, |_, weight| scores.weights.push(weight));
+            scores.push_document(&record, n_tokens, plan);
         }
+        None => scores.push_bad_line(plan),
     })?;
     Ok(scores)
 }

@@ -17,6 +17,7 @@ use crate::record::{Decoder, DocumentRef, Reject, RejectReason, TextScratch, Top
 
 pub use chunks::Chunk;
 pub use columns::Wanted;
+pub use in_order::in_order;
 pub use inputs::{Input, expand};
 
 use chunks::{Chunks, Content};
@@ -81,7 +82,7 @@ impl Reader<'_> {
             work(&mut worker.state, &chunk)
         };
         let deliver = |result: Result<T, FileError>| deliver(result?);
-        let workers = in_order::in_order(workers, next, work, deliver)?;
+        let workers = in_order(workers, next, work, deliver)?;
         Ok(workers.into_iter().map(|worker| worker.state).collect())
     }
 }
