@@ -383,6 +383,45 @@ fn bad_lines_are_named_or_counted() {
 }
 
 #[test]
+fn a_selection_does_not_depend_on_what_could_be_kept() {
+    let sandbox = Sandbox::new();
+    sandbox.write_other_formats();
+    let mut raw = std::fs::read_to_string(sandbox.path("raw.jsonl")).unwrap();
+    // Bad lines and texts without tokens keep their numbers.
+    for (nth, line) in [(0, "{\"text\": 42}\n"), (400, "{\"text\": \" \"}\n"), (401, "\n"), (402, "nothing\n")] {
+        let at = raw.match_indices('\n').nth(nth).unwrap().0 + 1;
+        raw.insert_str(at, line);
+    }
+    std::fs::write(sandbox.path("mixed.jsonl"), raw).unwrap();
+    let halves = "--target a=target.jsonl b=raw.jsonl.zst --count 60 --temperature 50 --min-tokens 0 --skip-bad-lines";
+    for (name, featuriser) in [("narrow", "--featuriser reference"), ("wide", "--featuriser fast --buckets 70000")] {
+        let select = |out: &str, input: &str, options: &str| {
+            let out = format!("{name}-{out}");
+            let arguments = format!("select --input {input} {halves} {featuriser} {options} --out {out}");
+            let output = sandbox.run(&arguments);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{arguments}: {said}");
+            let file = sandbox.path(&out).join(SELECTED);
+            let weights = ["log_importance_weight_a", "log_importance_weight_b", "inclusion_probability"];
+            let numbers = weights.map(|column| numbers(&file, column));
+            (said, strings(&file, "id"), numbers, std::fs::read(sandbox.path(&out).join("model.wnw")).unwrap())
+        };
+        // The raw side is the input in both cases, but only in the first it is known to be.
+        let (said, ids, weights, _) = select("kept", "mixed.jsonl", "--threads 1");
+        assert!(!said.contains("read again"), "{said}");
+        let apart = select("apart", "mixed.jsonl", "--raw mixed.jsonl --threads 3");
+        assert_eq!((&apart.1, &apart.2), (&ids, &weights));
+        let full = select("full", "mixed.jsonl", "--scratch-gib 0 --threads 2");
+        assert!(full.0.contains("they take more than 0 GiB"), "{}", full.0);
+        assert_eq!((&full.1, &full.2), (&ids, &weights));
+        // Of compressed files no chunk can be found again.
+        let plain = select("plain", "raw.jsonl", "--threads 3");
+        let packed = select("packed", "raw.jsonl.gz", "--threads 2");
+        assert_eq!((plain.1, plain.2), (packed.1, packed.2));
+    }
+}
+
+#[test]
 fn a_folder_is_only_replaced_when_asked() {
     let sandbox = Sandbox::new();
     let select = "select --input raw.jsonl --target target.jsonl --count 5 --out x";

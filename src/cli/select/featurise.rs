@@ -18,8 +18,8 @@ pub struct Featurised {
     scores: Scores,
     featuriser: Featuriser,
     spool: Spool,
-    /// Of every chunk.
-    places: Vec<Place>,
+    /// Of every chunk's n-grams.
+    kept: Vec<Place>,
 }
 
 /// What a thread has.
@@ -45,7 +45,7 @@ pub fn featurise(
         scratch: Scratch::default(),
         buckets: BucketList::new(featuriser.buckets),
     });
-    let (mut scores, mut places) = (Scores::of_targets(1), Vec::new());
+    let (mut scores, mut kept) = (Scores::of_targets(1), Vec::new());
     let states = files.reader(inputs).scan(
         Wanted::Named,
         states,
@@ -66,13 +66,13 @@ pub fn featurise(
                 }
                 None => scores.push_bad_line(plan),
             })?;
-            let place = if is_kept { spool.append(buckets.as_bytes()) } else { None };
-            Ok::<_, FileError>((scores, place, chunk.chunk.file_bytes))
+            let piece = if is_kept { spool.append(buckets.as_bytes()) } else { None };
+            Ok::<_, FileError>((scores, piece, chunk.chunk.place, chunk.chunk.file_bytes))
         },
-        |(chunk, place, bytes)| {
+        |(chunk, piece, place, bytes)| {
             progress.add(chunk.len() as u64, bytes);
-            places.extend(place);
-            scores.append(chunk)
+            kept.extend(piece);
+            scores.append(chunk, place)
         },
     )?;
     files.check_interrupted()?;
@@ -90,13 +90,13 @@ pub fn featurise(
         eprintln!("raw: the n-grams cannot be kept ({problem}): the input will be read again to score it");
         return Ok((raw, None));
     }
-    Ok((raw, Some(Featurised { scores, featuriser, spool, places })))
+    Ok((raw, Some(Featurised { scores, featuriser, spool, kept })))
 }
 
 impl Featurised {
     /// Weighs all documents: the same weights as reading them again would give.
     pub fn score(self, files: &Files, weights: &Weights) -> anyhow::Result<Scores> {
-        let Featurised { mut scores, featuriser, spool, places } = self;
+        let Featurised { mut scores, featuriser, spool, kept } = self;
         let width = BucketWidth::of(featuriser.buckets);
         let documents = |chunk: usize| {
             let end = scores.chunks.get(chunk + 1).map_or(scores.len(), |next| *next as usize);
@@ -104,10 +104,10 @@ impl Featurised {
         };
         let mut of_documents = Vec::with_capacity(scores.len() * weights.len());
         files.in_order(
-            0..places.len(),
+            0..kept.len(),
             files.states(Vec::new),
             |packed, chunk| {
-                spool.read(places[chunk], packed).context("the n-grams that were kept cannot be read")?;
+                spool.read(kept[chunk], packed).context("the n-grams that were kept cannot be read")?;
                 let (mut rest, mut of_chunk) = (&packed[..], Vec::new());
                 for document in documents(chunk) {
                     if scores.weights[document].is_nan() {

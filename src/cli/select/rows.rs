@@ -1,4 +1,5 @@
-//! The second pass: the documents that were selected, looked for by number. Of all other lines only the ends are found.
+//! The second pass: the documents that were selected, looked for by number. Of all other lines only the ends are found, and
+//! stretches of plain files of which nothing is wanted are not read at all.
 
 use std::io::Write;
 
@@ -17,7 +18,7 @@ use crate::record::{DocumentRef, TextScratch};
 use crate::score::{Model, ModelId, NgramCounts};
 use crate::select::Pick;
 use crate::sink::SelectedRow;
-use crate::source::files::{ChunkReader, FileError, Input, Wanted};
+use crate::source::files::{ChunkPlace, ChunkReader, FileError, Input, Wanted};
 
 /// All that is known when rows are written.
 pub struct Writing<'a> {
@@ -82,17 +83,18 @@ impl Writing<'_> {
         let progress = Progress::new("write", total_bytes(self.inputs));
         let mut sources = self.scores.sources.clone();
         let mut n_tokens = 0;
-        let states = self.files.reader(self.inputs).scan(
-            Wanted::All,
-            states,
-            |state, chunk| self.chunk_rows(chunk, format, weights, state),
-            |rows: ChunkRows| {
-                progress.add(rows.sources.len() as u64, rows.file_bytes);
-                rows.sources.iter().for_each(|source| sources.selected(source.as_deref()));
-                n_tokens += rows.n_tokens;
-                output.write(&rows.rows)
-            },
-        )?;
+        let work = |state: &mut Counting, chunk: &ChunkReader<'_>| self.chunk_rows(chunk, format, weights, state);
+        let deliver = |rows: ChunkRows| {
+            progress.add(rows.sources.len() as u64, rows.file_bytes);
+            rows.sources.iter().for_each(|source| sources.selected(source.as_deref()));
+            n_tokens += rows.n_tokens;
+            output.write(&rows.rows)
+        };
+        let reader = self.files.reader(self.inputs);
+        let states = match self.wanted_chunks() {
+            Some(places) => reader.scan_again(&places, states, work, deliver)?,
+            None => reader.scan(Wanted::All, states, work, deliver)?,
+        };
         self.files.check_interrupted()?;
         progress.finish();
         let mut written = Written {
@@ -114,6 +116,22 @@ impl Writing<'_> {
             return Err(UsageError(problem.to_owned()).into());
         }
         Ok(written)
+    }
+
+    /// The chunks of which something is wanted, if all chunks can be found again.
+    fn wanted_chunks(&self) -> Option<Vec<ChunkPlace>> {
+        let places = &self.scores.places;
+        let is_wanted = |place: &&ChunkPlace| {
+            let (first, last) = self.documents(place.number);
+            !self.draw.picks(first, last).is_empty() || !self.random(first, last).is_empty()
+        };
+        (places.len() == self.scores.chunks.len()).then(|| places.iter().filter(is_wanted).copied().collect())
+    }
+
+    /// The numbers of a chunk's documents: the first, and the first of the next chunk.
+    fn documents(&self, chunk: usize) -> (u32, u32) {
+        let first = |chunk: usize| self.scores.chunks.get(chunk).copied().unwrap_or(self.scores.len() as u32);
+        (first(chunk), first(chunk + 1))
     }
 
     /// Names for columns: only several targets need them.
@@ -140,11 +158,7 @@ impl Writing<'_> {
         weights: &Weights,
         state: &mut Counting,
     ) -> Result<ChunkRows, FileError> {
-        let chunks = &self.scores.chunks;
-        let number = chunk.chunk.number;
-        let end = self.scores.len() as u32;
-        let first = chunks.get(number).copied().unwrap_or(end);
-        let last = chunks.get(number + 1).copied().unwrap_or(end);
+        let (first, last) = self.documents(chunk.chunk.number);
         let picks = self.draw.picks(first, last);
         let random = self.random(first, last);
         let mut found = ChunkRows {

@@ -8,7 +8,7 @@ use crate::cli::progress::Progress;
 use crate::cli::weights::Weights;
 use crate::features::Scratch;
 use crate::select::SourceCounts;
-use crate::source::files::{ChunkReader, FileError, Input, Record, Wanted};
+use crate::source::files::{ChunkPlace, ChunkReader, FileError, Input, Record, Wanted};
 
 /// What is kept of all documents, by number: their place among all lines that are not blank, over all inputs in order.
 /// A bad line keeps its number, has no tokens and no weights.
@@ -26,6 +26,8 @@ pub struct Scores {
     pub text_bytes: u64,
     /// The number of the first document of every chunk.
     pub chunks: Vec<u32>,
+    /// Where the chunks can be found again; fewer than chunks when some cannot.
+    pub places: Vec<ChunkPlace>,
 }
 
 /// What is known of one document without a model.
@@ -81,7 +83,8 @@ impl Scores {
         self.pools.get(document as usize).map_or(0, |pool| usize::from(*pool))
     }
 
-    pub fn append(&mut self, mut chunk: Scores) -> anyhow::Result<()> {
+    pub fn append(&mut self, mut chunk: Scores, place: Option<ChunkPlace>) -> anyhow::Result<()> {
+        self.places.extend(place);
         self.chunks.push(u32::try_from(self.len()).unwrap_or(u32::MAX));
         self.weights.append(&mut chunk.weights);
         self.n_tokens.append(&mut chunk.n_tokens);
@@ -103,10 +106,10 @@ pub fn score_all(inputs: &[Input], files: &Files, weights: &Weights, plan: &Sele
     files.reader(inputs).scan(
         Wanted::Named,
         files.states(Scratch::default),
-        |scratch, chunk| Ok((score_chunk(chunk, weights, plan, scratch)?, chunk.chunk.file_bytes)),
-        |(chunk, bytes)| {
+        |scratch, chunk| Ok((score_chunk(chunk, weights, plan, scratch)?, chunk.chunk.place, chunk.chunk.file_bytes)),
+        |(chunk, place, bytes)| {
             progress.add(chunk.len() as u64, bytes);
-            all.append(chunk)
+            all.append(chunk, place)
         },
     )?;
     files.check_interrupted()?;

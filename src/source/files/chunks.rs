@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,7 +27,37 @@ pub struct Chunk {
     pub first_line: u64,
     /// Bytes of the file that were read for it.
     pub file_bytes: u64,
+    /// `None` where it cannot be found again without reading the file from its beginning.
+    pub place: Option<ChunkPlace>,
     pub(super) content: Content,
+}
+
+/// Where a chunk of whole lines lies in a file that is not compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkPlace {
+    /// The chunk's number.
+    pub number: usize,
+    pub input: usize,
+    pub first_line: u64,
+    start: u64,
+    len: usize,
+}
+
+impl ChunkPlace {
+    /// Reads the chunk again, its lines into `buffer`.
+    pub(super) fn read(&self, inputs: &[Input], buffer: &mut Vec<u8>) -> Result<Chunk, FileError> {
+        let ChunkPlace { number, input, first_line, start, len } = *self;
+        let path = &inputs[input].path;
+        buffer.resize(len, 0);
+        let read = File::open(path).and_then(|file| file.read_exact_at(buffer, start));
+        match read {
+            Ok(()) => {
+                let (file_bytes, place) = (len as u64, Some(*self));
+                Ok(Chunk { number, input, first_line, file_bytes, place, content: Content::Lines })
+            }
+            Err(e) => Err(FileError { path: path.clone(), line: Some(first_line), problem: e.to_string() }),
+        }
+    }
 }
 
 pub(super) enum Content {
@@ -57,6 +88,9 @@ struct Lines {
     /// The beginning of a line that the last chunk did not hold to its end.
     rest: Vec<u8>,
     next_line: u64,
+    /// Where the next chunk begins, after decompression.
+    next_start: u64,
+    is_plain: bool,
 }
 
 impl<'a> Chunks<'a> {
@@ -89,9 +123,15 @@ impl<'a> Chunks<'a> {
             self.open = Some(opened.map_err(|problem| (None, problem))?);
         }
         let Some(open) = &mut self.open else { return Ok(None) };
+        let (number, input) = (self.n_chunks, self.input);
+        let mut place = None;
         let (first_line, file_bytes, content) = match open {
             Open::Lines(lines) => match lines.next(buffer).map_err(|e| (Some(lines.next_line), e))? {
-                Some(first_line) => (first_line, lines.file_bytes.swap(0, Ordering::Relaxed), Content::Lines),
+                Some((first_line, start)) => {
+                    place =
+                        lines.is_plain.then_some(ChunkPlace { number, input, first_line, start, len: buffer.len() });
+                    (first_line, lines.file_bytes.swap(0, Ordering::Relaxed), Content::Lines)
+                }
                 None => return Ok(None),
             },
             Open::Parquet(file) => match file.next().map_err(|e| (None, e))? {
@@ -99,7 +139,7 @@ impl<'a> Chunks<'a> {
                 None => return Ok(None),
             },
         };
-        let chunk = Chunk { number: self.n_chunks, input: self.input, first_line, file_bytes, content };
+        let chunk = Chunk { number, input, first_line, file_bytes, place, content };
         self.n_chunks += 1;
         Ok(Some(chunk))
     }
@@ -119,13 +159,15 @@ impl Open {
             Format::JsonlZstd => Box::new(zstd::Decoder::new(file).map_err(|e| e.to_string())?),
             Format::Jsonl | Format::Parquet => Box::new(file),
         };
-        Ok(Open::Lines(Lines { reader, file_bytes, rest: Vec::new(), next_line: 1 }))
+        let is_plain = input.format == Format::Jsonl && input.is_regular;
+        Ok(Open::Lines(Lines { reader, file_bytes, rest: Vec::new(), next_line: 1, next_start: 0, is_plain }))
     }
 }
 
 impl Lines {
-    /// Fills the buffer with whole lines and gives the number of the first; `None` at the end of the file.
-    fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Option<u64>, String> {
+    /// Fills the buffer with whole lines and gives the number of the first and where it begins; `None` at the end of the
+    /// file.
+    fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Option<(u64, u64)>, String> {
         buffer.clear();
         buffer.append(&mut self.rest);
         let mut searched = 0;
@@ -154,8 +196,9 @@ impl Lines {
         if buffer.is_empty() {
             return Ok(None);
         }
-        let first = self.next_line;
+        let first = (self.next_line, self.next_start);
         self.next_line += memchr::memchr_iter(b'\n', buffer).count() as u64;
+        self.next_start += buffer.len() as u64;
         Ok(Some(first))
     }
 }

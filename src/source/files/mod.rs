@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::record::{Decoder, DocumentRef, Reject, RejectReason, TextScratch, TopicPartition};
 
-pub use chunks::Chunk;
+pub use chunks::{Chunk, ChunkPlace};
 pub use columns::Wanted;
 pub use in_order::in_order;
 pub use inputs::{Input, expand};
@@ -68,15 +68,38 @@ impl Reader<'_> {
         wanted: Wanted,
         states: Vec<S>,
         work: impl Fn(&mut S, &ChunkReader<'_>) -> Result<T, FileError> + Sync,
-        mut deliver: impl FnMut(T) -> Result<(), E> + Send,
+        deliver: impl FnMut(T) -> Result<(), E> + Send,
     ) -> Result<Vec<S>, E> {
         let mut chunks = Chunks::new(self.inputs, &self.settings.decoder, wanted);
+        self.work(states, |buffer| chunks.next(buffer), |chunk, _| chunk, work, deliver)
+    }
+
+    /// The same for chunks of an earlier scan. Their threads read them side by side.
+    pub fn scan_again<S: Send, T: Send, E: From<FileError> + Send>(
+        &self,
+        places: &[ChunkPlace],
+        states: Vec<S>,
+        work: impl Fn(&mut S, &ChunkReader<'_>) -> Result<T, FileError> + Sync,
+        deliver: impl FnMut(T) -> Result<(), E> + Send,
+    ) -> Result<Vec<S>, E> {
+        let mut places = places.iter();
+        self.work(states, |_| places.next(), |place, buffer| place.read(self.inputs, buffer), work, deliver)
+    }
+
+    fn work<S: Send, P, T: Send, E: From<FileError> + Send>(
+        &self,
+        states: Vec<S>,
+        mut next: impl FnMut(&mut Vec<u8>) -> Option<P> + Send,
+        read: impl Fn(P, &mut Vec<u8>) -> Result<Chunk, FileError> + Sync,
+        work: impl Fn(&mut S, &ChunkReader<'_>) -> Result<T, FileError> + Sync,
+        mut deliver: impl FnMut(T) -> Result<(), E> + Send,
+    ) -> Result<Vec<S>, E> {
         let workers = states.into_iter().map(|state| Worker { state, buffer: Vec::new() }).collect();
         let next = |worker: &mut Worker<S>| {
-            if self.stop.load(Ordering::Relaxed) { None } else { chunks.next(&mut worker.buffer) }
+            if self.stop.load(Ordering::Relaxed) { None } else { next(&mut worker.buffer) }
         };
-        let work = |worker: &mut Worker<S>, chunk: Result<Chunk, FileError>| {
-            let chunk = chunk?;
+        let work = |worker: &mut Worker<S>, piece: P| {
+            let chunk = read(piece, &mut worker.buffer)?;
             let at = TopicPartition::new(&*self.inputs[chunk.input].path.to_string_lossy(), 0);
             let chunk = ChunkReader { reader: self, chunk, lines: &worker.buffer, at };
             work(&mut worker.state, &chunk)
