@@ -3,32 +3,82 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::config::CatalogUrl;
 use crate::features::Featuriser;
 use crate::record::{Reject, RejectReason};
 use crate::score::Probabilities;
 use crate::select::{Diagnostics, Quantiles, SelectorKind, SelectorSettings, SourceCounts};
 use crate::window::CloseReason;
 
-/// A catalog under test with whatever must live as long as it.
-struct Subject<C> {
-    catalog: Arc<C>,
-    _keep: tempfile::TempDir,
+/// A catalog under test, and what must live as long as it.
+struct Subject {
+    catalog: Arc<SqlCatalog>,
+    keep: Keep,
 }
 
-async fn sqlite() -> Subject<SqliteCatalog> {
+enum Keep {
+    Folder(tempfile::TempDir),
+    /// A database of its own on a server, dropped at the end.
+    Database {
+        server: sqlx::PgPool,
+        name: String,
+    },
+}
+
+impl Subject {
+    async fn of(url: &CatalogUrl, keep: Keep) -> Self {
+        let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
+        assert_eq!(catalog.migrate().await.unwrap(), 2);
+        Subject { catalog: Arc::new(catalog), keep }
+    }
+
+    async fn end(self) {
+        if let Keep::Database { server, name } = self.keep {
+            self.catalog.close().await;
+            let drop = format!("DROP DATABASE {name}");
+            sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&server).await.unwrap();
+        }
+    }
+}
+
+async fn sqlite() -> Option<Subject> {
     let folder = tempfile::tempdir().unwrap();
-    let catalog = SqliteCatalog::open(&folder.path().join("catalog.db"), Access::Exclusive).await.unwrap();
-    assert_eq!(catalog.migrate().await.unwrap(), 2);
-    Subject { catalog: Arc::new(catalog), _keep: folder }
+    let url = CatalogUrl::Sqlite(folder.path().join("catalog.db"));
+    Some(Subject::of(&url, Keep::Folder(folder)).await)
+}
+
+/// On the server of `WINNOWD_TEST_POSTGRES`; without one there is nothing to test.
+async fn postgres() -> Option<Subject> {
+    let (url, keep) = empty_database().await?;
+    Some(Subject::of(&url, keep).await)
+}
+
+async fn empty_database() -> Option<(CatalogUrl, Keep)> {
+    let Ok(server_url) = std::env::var("WINNOWD_TEST_POSTGRES") else {
+        eprintln!("skipped: WINNOWD_TEST_POSTGRES names no server");
+        return None;
+    };
+    let server = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&server_url).await.unwrap();
+    let name = format!("test_{}", uuid::Uuid::now_v7().simple());
+    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&server).await.unwrap();
+    let mut url: url::Url = server_url.parse().unwrap();
+    url.set_path(&name);
+    Some((CatalogUrl::Postgres(url), Keep::Database { server, name }))
 }
 
 macro_rules! every_catalog {
     ($($test:ident)*) => {
-        mod on_sqlite {
+        every_catalog! { on_sqlite, sqlite: $($test)* }
+        every_catalog! { on_postgres, postgres: $($test)* }
+    };
+    ($module:ident, $open:ident: $($test:ident)*) => {
+        mod $module {
             $(#[tokio::test]
             async fn $test() {
-                let subject = super::sqlite().await;
-                super::$test(&*subject.catalog).await;
+                if let Some(subject) = super::$open().await {
+                    super::$test(&*subject.catalog).await;
+                    subject.end().await;
+                }
             })*
         }
     };
@@ -371,27 +421,100 @@ async fn old_counts_are_forgotten_and_the_newest_never<C: Catalog + CountsCatalo
 
 #[tokio::test]
 async fn sqlite_refuses_a_second_process_but_lets_people_look() {
-    let subject = sqlite().await;
-    let file = subject._keep.path().join("catalog.db");
+    let subject = sqlite().await.unwrap();
+    let Keep::Folder(folder) = &subject.keep else { panic!("SQLite has a folder") };
+    let url = CatalogUrl::Sqlite(folder.path().join("catalog.db"));
     // A lock of another open file description acts like one of another process.
-    let second = SqliteCatalog::open(&file, Access::Exclusive).await;
+    let second = SqlCatalog::open(&url, Access::Write).await;
     assert!(matches!(second, Err(CatalogError::InUse(_))));
-    let reader = SqliteCatalog::open(&file, Access::Read).await.unwrap();
+    let reader = SqlCatalog::open(&url, Access::Read).await.unwrap();
     reader.check_schema().await.unwrap();
-    let missing = SqliteCatalog::open(&subject._keep.path().join("none.db"), Access::Read).await;
+    let missing = SqlCatalog::open(&CatalogUrl::Sqlite(folder.path().join("none.db")), Access::Read).await;
     assert!(matches!(missing, Err(CatalogError::Unavailable { .. })));
 }
 
 #[tokio::test]
-async fn sqlite_names_a_newer_or_missing_schema() {
+async fn postgres_serves_many_and_lets_people_only_look() {
+    let Some(subject) = postgres().await else { return };
+    let Keep::Database { name, .. } = &subject.keep else { panic!("Postgres has a database") };
+    let mut url: url::Url = std::env::var("WINNOWD_TEST_POSTGRES").unwrap().parse().unwrap();
+    url.set_path(name);
+    let second = SqlCatalog::open(&CatalogUrl::Postgres(url.clone()), Access::Write).await.unwrap();
+    second.register(PIPELINE, &model_id(), b"model").await.unwrap();
+    let reader = SqlCatalog::open(&CatalogUrl::Postgres(url.clone()), Access::Read).await.unwrap();
+    reader.check_schema().await.unwrap();
+    assert_eq!(reader.totals(PIPELINE).await.unwrap(), Some(Totals::default()));
+    let refused = reader.stage(PIPELINE, "s", None).await.unwrap_err().to_string();
+    assert!(refused.contains("read-only transaction"), "{refused}");
+    url.set_path("none");
+    let missing = SqlCatalog::open(&CatalogUrl::Postgres(url), Access::Read).await.err().unwrap().to_string();
+    assert!(missing.contains("/none`") && missing.contains("does not exist"), "{missing}");
+    second.close().await;
+    reader.close().await;
+    subject.end().await;
+}
+
+#[tokio::test]
+async fn postgres_is_migrated_once_by_however_many() {
+    let Some((url, keep)) = empty_database().await else { return };
+    let catalogs = futures::future::join_all((0..6).map(|_| SqlCatalog::open(&url, Access::Write))).await;
+    let catalogs: Vec<_> = catalogs.into_iter().map(Result::unwrap).collect();
+    let migrated = futures::future::join_all(catalogs.iter().map(SqlCatalog::migrate)).await;
+    assert!(migrated.iter().all(Result::is_ok), "{migrated:?}");
+    for catalog in &catalogs {
+        catalog.check_schema().await.unwrap();
+        catalog.close().await;
+    }
+    Subject { catalog: Arc::new(SqlCatalog::open(&url, Access::Write).await.unwrap()), keep }.end().await;
+}
+
+/// Two workers publish and claim overlapping partitions, in opposite orders, over and over.
+#[tokio::test]
+async fn postgres_transactions_do_not_lock_each_other_out() {
+    let Some(subject) = postgres().await else { return };
+    let catalog = &*subject.catalog;
+    catalog.register(PIPELINE, &model_id(), b"model").await.unwrap();
+    let forwards: Vec<TopicPartition> = (0..8).map(at).collect();
+    let backwards: Vec<TopicPartition> = forwards.iter().rev().cloned().collect();
+    for round in 0..10 {
+        let (a, b) = tokio::join!(catalog.claim(PIPELINE, &forwards, "a"), catalog.claim(PIPELINE, &backwards, "b"));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert_eq!(a.iter().map(|claim| &claim.at).collect::<Vec<_>>(), forwards.iter().collect::<Vec<_>>());
+        assert_eq!(b[0].at, backwards[0]);
+        // One of them came second everywhere: there is one owner of all.
+        let winner = if a[0].owner_epoch > b[7].owner_epoch { &a } else { &b };
+        let epoch = winner[0].owner_epoch;
+        assert!(winner.iter().all(|claim| claim.owner_epoch == epoch), "{a:?} {b:?}");
+        let from = 100 + round * 10;
+        for partition in &forwards {
+            catalog.start(PIPELINE, partition, epoch, 100).await.unwrap();
+        }
+        let publication = async |name: &str, order: &[TopicPartition]| {
+            let windows = order.iter().map(|at| window(at.partition, from, from + 10, 1)).collect();
+            let advances: Vec<_> = order.iter().map(|at| advance(at.partition, from, from + 10, epoch)).collect();
+            publish(catalog, &manifest(&format!("{name}{round}"), windows), &advances).await
+        };
+        let (a, b) = tokio::join!(publication("a", &forwards), publication("b", &backwards));
+        assert!(a.is_ok() != b.is_ok(), "{a:?} {b:?}");
+        assert!(matches!(a.and(b), Err(CatalogError::Fenced { .. })));
+    }
+    assert_eq!(catalog.totals(PIPELINE).await.unwrap().unwrap().n_shards, 10);
+    subject.end().await;
+}
+
+#[tokio::test]
+async fn a_newer_or_missing_schema_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("catalog.db");
-    let catalog = SqliteCatalog::open(&file, Access::Exclusive).await.unwrap();
-    let missing = catalog.check_schema().await.unwrap_err().to_string();
-    assert!(missing.contains("2 migrations are not applied: run `winnowd migrate`"), "{missing}");
-    catalog.migrate().await.unwrap();
-    catalog.pretend_newer_schema().await;
-    let newer = catalog.check_schema().await.unwrap_err().to_string();
-    assert!(newer.contains("its schema has version 99, this build knows versions up to 2"), "{newer}");
-    assert!(catalog.migrate().await.is_err());
+    let file = CatalogUrl::Sqlite(folder.path().join("catalog.db"));
+    for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
+        let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
+        let missing = catalog.check_schema().await.unwrap_err().to_string();
+        assert!(missing.contains("2 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        catalog.migrate().await.unwrap();
+        catalog.pretend_newer_schema().await;
+        let newer = catalog.check_schema().await.unwrap_err().to_string();
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 2"), "{newer}");
+        assert!(catalog.migrate().await.is_err());
+        Subject { catalog: Arc::new(catalog), keep }.end().await;
+    }
 }

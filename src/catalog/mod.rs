@@ -3,7 +3,7 @@
 //! [`Catalog`] is what the daemon writes, [`CatalogReader`] what people and trainers ask. One suite of tests
 //! (`conformance`) says what every implementation must do.
 
-mod sqlite;
+mod sql;
 
 #[cfg(test)]
 mod conformance;
@@ -17,7 +17,7 @@ use crate::record::TopicPartition;
 use crate::score::{DecayedCounts, ModelId, NgramCounts};
 use crate::window::{DeadLetter, WindowSummary};
 
-pub use sqlite::{Access, SqliteCatalog};
+pub use sql::{Access, SqlCatalog};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {

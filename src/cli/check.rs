@@ -3,7 +3,7 @@
 use anyhow::Context;
 
 use super::{ConfigArguments, load_model, print, runtime};
-use crate::catalog::{Access, SqliteCatalog};
+use crate::catalog::{Access, SqlCatalog};
 use crate::config::{Bootstrap, DEFAULT_TOML, RawDistribution};
 
 #[derive(clap::Args)]
@@ -45,20 +45,20 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
         println!("             raw follows the stream: half-life {half_life_ngrams} n-grams, prior {prior_ngrams}");
     }
     println!("  to         {}", config.sink.url);
-    println!("  catalog    sqlite://{}", config.catalog.sqlite_file.display());
+    println!("  catalog    {}", config.catalog.url);
     Ok(())
 }
 
 pub fn migrate(arguments: &ConfigArguments) -> anyhow::Result<()> {
     let config = arguments.load()?;
-    let file = &config.catalog.sqlite_file;
+    let url = &config.catalog.url;
     let applied = runtime().context("cannot start threads")?.block_on(async {
-        let catalog = SqliteCatalog::open(file, Access::Exclusive).await?;
+        let catalog = SqlCatalog::open(url, Access::Write).await?;
         catalog.migrate().await
     })?;
     match applied {
-        0 => println!("sqlite://{} is up to date", file.display()),
-        n => println!("sqlite://{}: {n} migration{} applied", file.display(), if n == 1 { "" } else { "s" }),
+        0 => println!("{url} is up to date"),
+        n => println!("{url}: {n} migration{} applied", if n == 1 { "" } else { "s" }),
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Context;
 
 use super::{ConfigArguments, print, runtime};
-use crate::catalog::{Access, CatalogReader, SqliteCatalog};
+use crate::catalog::{Access, CatalogReader, SqlCatalog};
 use crate::manifest::rfc3339;
 
 #[derive(clap::Args)]
@@ -20,7 +20,7 @@ pub struct ShardsArguments {
 pub fn shards(arguments: &ShardsArguments) -> anyhow::Result<()> {
     let config = arguments.config.load()?;
     let (shards, totals) = runtime().context("cannot start threads")?.block_on(async {
-        let catalog = SqliteCatalog::open(&config.catalog.sqlite_file, Access::Read).await?;
+        let catalog = SqlCatalog::open(&config.catalog.url, Access::Read).await?;
         catalog.check_schema().await?;
         Ok::<_, crate::catalog::CatalogError>((
             catalog.shards(&config.pipeline).await?,

@@ -83,7 +83,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
-    let catalog = CatalogConfig { sqlite_file: sqlite_file(r), migrate: r.boolean("catalog.migrate") };
+    let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
     let http_listen = r.parse("http.listen", SocketAddr::from(([127, 0, 0, 1], 0)), |value| {
         value.parse().map_err(|_| "expected an address and port such as 0.0.0.0:9464".to_owned())
     });
@@ -289,14 +289,42 @@ fn sink_url(r: &mut Reader) -> url::Url {
     })
 }
 
-fn sqlite_file(r: &mut Reader) -> PathBuf {
-    r.parse("catalog.url", PathBuf::new(), |value| match value.split_once("://") {
-        Some(("sqlite", file)) if !file.is_empty() => Ok(PathBuf::from(file)),
-        Some((scheme, _)) if scheme != "sqlite" => {
-            Err(format!("scheme `{scheme}` is not supported; expected sqlite://FILE"))
+fn catalog_url(r: &mut Reader) -> CatalogUrl {
+    const EXPECTED: &str = "expected sqlite://FILE or postgres://USER@HOST/DATABASE";
+    let password = r.optional("catalog.password");
+    let value = r.string("catalog.url");
+    let url = match value.split_once("://") {
+        Some(("sqlite", file)) if !file.is_empty() => Ok(CatalogUrl::Sqlite(PathBuf::from(file))),
+        Some(("postgres" | "postgresql", _)) => match url::Url::parse(&value) {
+            Ok(url) if !url.path().trim_start_matches('/').is_empty() => Ok(CatalogUrl::Postgres(url)),
+            Ok(_) => Err(format!("names no database; {EXPECTED}")),
+            Err(e) => Err(format!("{e}; {EXPECTED}")),
+        },
+        Some((scheme, _)) if scheme != "sqlite" => Err(format!("scheme `{scheme}` is not supported; {EXPECTED}")),
+        _ => Err(EXPECTED.to_owned()),
+    };
+    let url = url.unwrap_or_else(|problem| {
+        // What stands before the host may be a password.
+        let shown = match (value.split_once("://"), value.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+            _ => value.clone(),
+        };
+        r.error("catalog.url", &shown, problem);
+        CatalogUrl::Sqlite(PathBuf::new())
+    });
+    match (url, password) {
+        (CatalogUrl::Postgres(mut url), Some(password)) => {
+            if url.set_password(Some(&password)).is_err() {
+                r.error("catalog.password", "***", "catalog.url has no place for a password");
+            }
+            CatalogUrl::Postgres(url)
         }
-        _ => Err("expected sqlite://FILE".to_owned()),
-    })
+        (CatalogUrl::Sqlite(file), Some(_)) if !file.as_os_str().is_empty() => {
+            r.error("catalog.password", "***", "a SQLite file has no password");
+            CatalogUrl::Sqlite(file)
+        }
+        (url, _) => url,
+    }
 }
 
 fn existing_file(r: &mut Reader, key: &str) -> Option<PathBuf> {

@@ -110,8 +110,36 @@ pub struct SinkConfig {
 
 #[derive(Debug, Clone)]
 pub struct CatalogConfig {
-    pub sqlite_file: PathBuf,
+    pub url: CatalogUrl,
     pub migrate: bool,
+}
+
+/// Where the catalog is. Shows no password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum CatalogUrl {
+    /// A file, for one worker.
+    Sqlite(PathBuf),
+    /// A database for any number of workers.
+    Postgres(url::Url),
+}
+
+impl fmt::Display for CatalogUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CatalogUrl::Sqlite(file) => write!(f, "sqlite://{}", file.display()),
+            // Parameters can hold a password, too.
+            CatalogUrl::Postgres(url) => {
+                let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+                write!(f, "postgres://{}{port}{}", url.host_str().unwrap_or_default(), url.path())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for CatalogUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -101,6 +101,15 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[sink]\nurl = \"ftp://host/x\"", "`sink.url` = `ftp://host/x`: scheme `ftp` is not supported"),
     ("[sink]\nscratch_dir = \"/no/such\"", "`sink.scratch_dir` = `/no/such`: is not a folder"),
     ("[catalog]\nurl = \"mysql://x\"", "`catalog.url` = `mysql://x`: scheme `mysql` is not supported"),
+    (
+        "[catalog]\nurl = \"postgres://me:hunter2@host:x/db\"",
+        "`catalog.url` = `postgres://***@host:x/db`: invalid port number",
+    ),
+    (
+        "[catalog]\nurl = \"postgres://host\"",
+        "names no database; expected sqlite://FILE or postgres://USER@HOST/DATABASE",
+    ),
+    ("[catalog]\npassword = \"hunter2\"", "`catalog.password` = `***`: a SQLite file has no password"),
     ("[memory]\nbudget = \"1MiB\"", "`memory.budget` = `1MiB`: must be from 64.0 MiB"),
     ("[http]\nlisten = \"9464\"", "`http.listen` = `9464`: expected an address and port"),
     ("[log]\nlevel = \"loud\"", "`log.level` = `loud`: expected one of"),
@@ -148,5 +157,14 @@ fn secrets_do_not_show() {
     let toml = "[kafka]\nsecurity_protocol = \"sasl_plaintext\"\nsasl_mechanism = \"PLAIN\"\nsasl_username = \"me\"\nsasl_password = \"hunter2\"\n[kafka.properties]\n\"ssl.key.password\" = \"hunter2\"";
     let config = load(toml).unwrap();
     assert!(!format!("{config:?}").contains("hunter2"));
+    for catalog in
+        ["url = \"postgres://me:hunter2@host/db\"", "url = \"postgres://me@host/db\"\npassword = \"hunter2\""]
+    {
+        let config = load(&format!("[catalog]\n{catalog}")).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert_eq!(config.catalog.url.to_string(), "postgres://host/db");
+        let CatalogUrl::Postgres(url) = config.catalog.url else { panic!("not SQLite") };
+        assert_eq!((url.username(), url.password()), ("me", Some("hunter2")));
+    }
     assert_eq!(config.kafka.sasl.unwrap().password.reveal(), "hunter2");
 }

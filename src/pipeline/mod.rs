@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, SqliteCatalog};
+use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, SqlCatalog};
 use crate::config::{Bootstrap, Config};
 use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution};
 use crate::sink::{ShardStore, SinkError};
@@ -218,8 +218,8 @@ impl Daemon {
 }
 
 /// Opens the catalog for writing, with its schema up to date or refused.
-pub async fn open_catalog(config: &Config) -> Result<SqliteCatalog, CatalogError> {
-    let catalog = SqliteCatalog::open(&config.catalog.sqlite_file, crate::catalog::Access::Exclusive).await?;
+pub async fn open_catalog(config: &Config) -> Result<SqlCatalog, CatalogError> {
+    let catalog = SqlCatalog::open(&config.catalog.url, crate::catalog::Access::Write).await?;
     if config.catalog.migrate {
         catalog.migrate().await?;
     }

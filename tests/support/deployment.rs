@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use winnowd::catalog::{Access, CatalogReader, SqliteCatalog, Totals};
+use winnowd::catalog::{Access, CatalogReader, SqlCatalog, Totals};
+use winnowd::config::CatalogUrl;
 
 use super::{Broker, Published, block_on, model_bytes, wait_for};
 
@@ -78,7 +79,9 @@ window.idle_timeout = "1s"
     /// What the catalog has summed up, or nothing yet.
     pub fn totals(&self) -> Totals {
         block_on(async {
-            let catalog = SqliteCatalog::open(&self.folder.path().join("catalog.db"), Access::Read).await.ok()?;
+            let catalog = SqlCatalog::open(&CatalogUrl::Sqlite(self.folder.path().join("catalog.db")), Access::Read)
+                .await
+                .ok()?;
             catalog.totals("test").await.ok().flatten()
         })
         .unwrap_or_default()

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use arrow::array::{Array, Float64Array, Int32Array, Int64Array, StringArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use winnowd::catalog::{Access, CatalogReader, SqliteCatalog, StoredDeadLetter, Totals};
+use winnowd::catalog::{Access, CatalogReader, SqlCatalog, StoredDeadLetter, Totals};
+use winnowd::config::CatalogUrl;
 use winnowd::window::WindowSummary;
 
 use super::block_on;
@@ -36,7 +37,9 @@ pub struct Published {
 impl Published {
     pub fn read(folder: &Path) -> Self {
         let (totals, windows, dead_letters, shards) = block_on(async {
-            let catalog = SqliteCatalog::open(&folder.join("catalog.db"), Access::Read).await.expect("the catalog");
+            let catalog = SqlCatalog::open(&CatalogUrl::Sqlite(folder.join("catalog.db")), Access::Read)
+                .await
+                .expect("the catalog");
             let totals = catalog.totals("test").await.expect("totals").unwrap_or_default();
             let windows = catalog.windows("test").await.expect("windows");
             let dead_letters = catalog.dead_letters("test", i64::MAX).await.expect("dead letters");

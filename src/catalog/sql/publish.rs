@@ -1,0 +1,154 @@
+//! The publish transaction.
+
+use super::database::{Tx, values};
+use super::{SqlCatalog, now_ms, to_json};
+use crate::catalog::{Advance, CatalogError, PublishRequest};
+use crate::manifest::ShardManifest;
+use crate::record::TopicPartition;
+use crate::window::{DeadLetter, WindowSummary};
+
+impl SqlCatalog {
+    /// The outer error: a statement failed and nothing changed.
+    ///
+    /// Locks are taken in one order by everybody: checkpoints by partition, then the pipeline's row, which lets one
+    /// publication of a pipeline after the other pass, so that sequences have no gaps and counts no lost additions.
+    pub(super) async fn try_publish(
+        &self,
+        request: &PublishRequest<'_>,
+    ) -> Result<Result<Option<i64>, CatalogError>, sqlx::Error> {
+        let manifest = request.manifest;
+        let pipeline = manifest.pipeline.as_str();
+        let now = now_ms();
+        let mut tx = self.database.begin().await?;
+        let mut advances: Vec<&Advance> = request.advances.iter().collect();
+        advances.sort_by_key(|advance| &advance.at);
+        for Advance { at, interval, owner_epoch } in advances {
+            let moved = tx.execute(
+                r#"UPDATE checkpoints SET next_offset = $1, updated_at_ms = $2
+                   WHERE pipeline = $3 AND topic = $4 AND "partition" = $5 AND next_offset = $6 AND owner_epoch = $7"#,
+                values![interval.to, now, pipeline, &*at.topic, at.partition, interval.from, *owner_epoch],
+            );
+            if moved.await? != 1 {
+                tx.rollback().await?;
+                let (at, interval, owner_epoch) = (at.clone(), *interval, *owner_epoch);
+                return Ok(Err(CatalogError::Fenced { at, interval, owner_epoch }));
+            }
+        }
+        let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>();
+        let has_rows = manifest.path.is_some();
+        let row = tx.row(
+            "UPDATE pipelines SET
+                 n_records = n_records + $1, n_selected = n_selected + $2, n_rejected = n_rejected + $3,
+                 n_dead_letters = n_dead_letters + $4, n_windows = n_windows + $5, n_shards = n_shards + $6,
+                 shard_bytes = shard_bytes + $7, manifest_sequence = manifest_sequence + $6
+             WHERE name = $8 RETURNING manifest_sequence",
+            values![
+                sum(|w| w.n_records),
+                sum(|w| w.n_selected),
+                sum(|w| w.n_rejected),
+                sum(|w| w.n_dead_letters),
+                manifest.windows.len(),
+                has_rows,
+                manifest.bytes,
+                pipeline,
+            ],
+        );
+        let sequence: i64 = row.await?.ok_or(sqlx::Error::RowNotFound)?.get(0)?;
+        let sequence = has_rows.then_some(sequence);
+        let published = tx.execute(
+            "UPDATE shards SET state = 'published', n_rows = $1, bytes = $2, digest = $3, sequence = $4, manifest = $5,
+                 published_at_ms = $6 WHERE id = $7 AND state = 'staged'",
+            values![
+                manifest.rows,
+                manifest.bytes,
+                manifest.digest.as_deref(),
+                sequence,
+                to_json(manifest),
+                now,
+                manifest.shard.as_str(),
+            ],
+        );
+        if published.await? != 1 {
+            tx.rollback().await?;
+            return Ok(Err(CatalogError::NotStaged(manifest.shard.clone())));
+        }
+        insert_windows(&mut tx, manifest).await?;
+        insert_dead_letters(&mut tx, pipeline, request.dead_letters).await?;
+        for addition in request.counts {
+            if let Err(error) = self.add_counts(&mut tx, manifest, addition).await? {
+                tx.rollback().await?;
+                return Ok(Err(error));
+            }
+        }
+        if let Some(entry) = sequence.and_then(|sequence| manifest.entry(sequence)) {
+            tx.execute(
+                "INSERT INTO manifest_entries (pipeline, sequence, entry) VALUES ($1, $2, $3)",
+                values![pipeline, sequence, to_json(&entry)],
+            )
+            .await?;
+        }
+        Ok(self.commit(tx).await.map(|()| sequence))
+    }
+}
+
+async fn insert_windows(tx: &mut Tx, manifest: &ShardManifest) -> Result<(), sqlx::Error> {
+    for window in &manifest.windows {
+        tx.execute(
+            r#"INSERT INTO windows (pipeline, topic, "partition", from_offset, to_offset, shard, model, closed_by,
+                   n_records, n_selected, n_rejected, n_too_short, n_dead_letters, payload_bytes, threshold, kl_reduction,
+                   random_kl_reduction, raw_version, diagnostics)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)"#,
+            values![
+                manifest.pipeline.as_str(),
+                &*window.at.topic,
+                window.at.partition,
+                window.interval.from,
+                window.interval.to,
+                manifest.shard.as_str(),
+                manifest.model.as_str(),
+                window.closed_by.as_str(),
+                window.n_records,
+                window.n_selected,
+                window.n_rejected,
+                window.n_too_short,
+                window.n_dead_letters,
+                window.payload_bytes,
+                window.threshold,
+                window.kl_reduction,
+                window.random_kl_reduction,
+                window.raw_version,
+                window.diagnostics.as_ref().map(to_json),
+            ],
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+async fn insert_dead_letters(
+    tx: &mut Tx,
+    pipeline: &str,
+    dead_letters: &[(TopicPartition, DeadLetter)],
+) -> Result<(), sqlx::Error> {
+    for (at, letter) in dead_letters {
+        tx.execute(
+            r#"INSERT INTO dead_letters (pipeline, topic, "partition", "offset", reason, detail, payload_bytes,
+                   payload_head, record_timestamp_ms)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
+            values![
+                pipeline,
+                &*at.topic,
+                at.partition,
+                letter.offset,
+                letter.reject.reason.as_str(),
+                // Postgres takes no zero bytes in text.
+                letter.reject.detail.replace('\0', "\u{FFFD}"),
+                letter.payload_bytes,
+                &letter.payload_head[..],
+                letter.record_timestamp_ms,
+            ],
+        )
+        .await?;
+    }
+    Ok(())
+}

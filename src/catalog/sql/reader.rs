@@ -1,0 +1,142 @@
+//! What people and trainers ask.
+
+use async_trait::async_trait;
+
+use super::SqlCatalog;
+use super::database::{Row, Value, values};
+use crate::catalog::{CatalogError, CatalogReader, Checkpoint, StoredDeadLetter, Totals};
+use crate::checkpoint::Interval;
+use crate::manifest::ShardManifest;
+use crate::record::TopicPartition;
+use crate::window::{CloseReason, WindowSummary};
+
+impl SqlCatalog {
+    /// All rows of an answer.
+    pub(super) async fn select<T>(
+        &self,
+        sql: &'static str,
+        parameters: Vec<Value>,
+        of_row: impl Fn(&Row) -> Result<T, sqlx::Error> + Send,
+    ) -> Result<Vec<T>, CatalogError> {
+        let rows = self.database.rows(sql, parameters).await;
+        rows.and_then(|rows| rows.iter().map(of_row).collect()).map_err(|e| self.unavailable(e))
+    }
+}
+
+#[async_trait]
+impl CatalogReader for SqlCatalog {
+    async fn totals(&self, pipeline: &str) -> Result<Option<Totals>, CatalogError> {
+        let totals = |row: &Row| {
+            Ok(Totals {
+                n_records: row.get(0)?,
+                n_selected: row.get(1)?,
+                n_rejected: row.get(2)?,
+                n_dead_letters: row.get(3)?,
+                n_windows: row.get(4)?,
+                n_shards: row.get(5)?,
+                shard_bytes: row.get(6)?,
+            })
+        };
+        let sql = "SELECT n_records, n_selected, n_rejected, n_dead_letters, n_windows, n_shards, shard_bytes
+                   FROM pipelines WHERE name = $1";
+        Ok(self.select(sql, values![pipeline], totals).await?.pop())
+    }
+
+    async fn checkpoints(&self, pipeline: &str) -> Result<Vec<Checkpoint>, CatalogError> {
+        let checkpoint = |row: &Row| {
+            Ok(Checkpoint {
+                topic: row.get(0)?,
+                partition: row.get(1)?,
+                next_offset: row.get(2)?,
+                owner_epoch: row.get(3)?,
+                owner: row.get(4)?,
+            })
+        };
+        self.select(
+            r#"SELECT topic, "partition", next_offset, owner_epoch, owner FROM checkpoints
+               WHERE pipeline = $1 ORDER BY topic, "partition""#,
+            values![pipeline],
+            checkpoint,
+        )
+        .await
+    }
+
+    async fn shards(&self, pipeline: &str) -> Result<Vec<(i64, ShardManifest)>, CatalogError> {
+        let rows = self.select(
+            "SELECT sequence, manifest FROM shards
+             WHERE pipeline = $1 AND state = 'published' AND sequence IS NOT NULL ORDER BY sequence",
+            values![pipeline],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        );
+        let parse = |(sequence, json): (i64, String)| match serde_json::from_str(&json) {
+            Ok(manifest) => Ok((sequence, manifest)),
+            Err(e) => Err(self.damaged(format!("manifest of shard {sequence}: {e}"))),
+        };
+        rows.await?.into_iter().map(parse).collect()
+    }
+
+    async fn windows(&self, pipeline: &str) -> Result<Vec<WindowSummary>, CatalogError> {
+        let window = |row: &Row| {
+            let (closed_by, diagnostics): (String, Option<String>) = (row.get(4)?, row.get(15)?);
+            let reason = CloseReason::ALL.into_iter().find(|reason| reason.as_str() == closed_by);
+            let Some(reason) = reason else { return Ok(Err(format!("a window was closed by `{closed_by}`"))) };
+            let diagnostics = match diagnostics.map(|json| serde_json::from_str(&json)).transpose() {
+                Ok(diagnostics) => diagnostics,
+                Err(e) => return Ok(Err(format!("diagnostics of a window: {e}"))),
+            };
+            Ok(Ok(WindowSummary {
+                at: TopicPartition::new(row.get::<String>(0)?, row.get(1)?),
+                interval: Interval { from: row.get(2)?, to: row.get(3)? },
+                closed_by: reason,
+                n_records: row.get(5)?,
+                n_selected: row.get(6)?,
+                n_rejected: row.get(7)?,
+                n_too_short: row.get(8)?,
+                n_dead_letters: row.get(9)?,
+                payload_bytes: row.get(10)?,
+                threshold: row.get(11)?,
+                kl_reduction: row.get(12)?,
+                random_kl_reduction: row.get(13)?,
+                raw_version: row.get(14)?,
+                diagnostics,
+            }))
+        };
+        let windows = self.select(
+            r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
+                   n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics
+               FROM windows WHERE pipeline = $1 ORDER BY topic, "partition", from_offset"#,
+            values![pipeline],
+            window,
+        );
+        windows.await?.into_iter().map(|window| window.map_err(|problem| self.damaged(problem))).collect()
+    }
+
+    async fn manifest_lines(&self, pipeline: &str, after_sequence: i64) -> Result<Vec<String>, CatalogError> {
+        self.select(
+            "SELECT entry FROM manifest_entries WHERE pipeline = $1 AND sequence > $2 ORDER BY sequence",
+            values![pipeline, after_sequence],
+            |row| row.get(0),
+        )
+        .await
+    }
+
+    async fn dead_letters(&self, pipeline: &str, limit: i64) -> Result<Vec<StoredDeadLetter>, CatalogError> {
+        let letter = |row: &Row| {
+            Ok(StoredDeadLetter {
+                topic: row.get(0)?,
+                partition: row.get(1)?,
+                offset: row.get(2)?,
+                reason: row.get(3)?,
+                detail: row.get(4)?,
+                payload_bytes: row.get(5)?,
+            })
+        };
+        self.select(
+            r#"SELECT topic, "partition", "offset", reason, detail, payload_bytes FROM dead_letters
+               WHERE pipeline = $1 ORDER BY topic, "partition", "offset" LIMIT $2"#,
+            values![pipeline, limit],
+            letter,
+        )
+        .await
+    }
+}
