@@ -51,8 +51,6 @@ pub(super) struct Publisher {
     pub in_flight: Arc<InFlight>,
     pub mirror: OffsetMirror,
     pub shutdown: watch::Receiver<bool>,
-    /// The last sequence number in `manifest.jsonl`; `None` when that is not known.
-    pub announced: Option<i64>,
     /// Where the worker finds the weights in force.
     pub weights: watch::Sender<Arc<VersionedWeight>>,
 }
@@ -108,8 +106,7 @@ impl Publisher {
                 let _ = done.send(());
             }
             if manifest_is_behind {
-                self.announced = self.write_manifest(self.announced).await;
-                manifest_is_behind = self.announced.is_none();
+                manifest_is_behind = !self.extend_manifest().await;
             }
             let held = open.as_ref().map_or(0, OpenShard::held_bytes);
             self.shared.telemetry.metrics.held_bytes.with_label_values(&["shard"]).set(held as i64);
@@ -259,27 +256,23 @@ impl Publisher {
         self.mirror.commit(advances.iter().map(|a| (a.at.clone(), a.interval.to)).collect());
     }
 
-    /// Brings `manifest.jsonl` up to the catalog, whose lines up to `announced` it has; `None` makes it anew. Gives how
-    /// far it has come; a failure delays trainers but loses nothing.
-    async fn write_manifest(&self, announced: Option<i64>) -> Option<i64> {
+    /// Brings `manifest.jsonl` up to the catalog, together with whoever else does. Tells whether it is; a failure delays
+    /// trainers but loses nothing.
+    async fn extend_manifest(&self) -> bool {
         let Shared { config, catalog, store, telemetry, .. } = &*self.shared;
-        let after = announced.filter(|_| store.can_append());
-        let problem = match catalog.manifest_lines(&config.pipeline, after.unwrap_or(0)).await {
-            Ok(lines) => {
-                let written = match after {
-                    Some(_) => store.append_manifest(&lines).await,
-                    None => store.write_manifest(&lines).await,
-                };
-                match written {
-                    Ok(()) => return Some(after.unwrap_or(0) + lines.len() as i64),
+        let problem = match store.open_manifest().await {
+            Ok(manifest) => match catalog.manifest_lines(&config.pipeline, manifest.last_sequence).await {
+                Ok(lines) => match manifest.append(&lines).await {
+                    Ok(()) => return true,
                     Err(e) => e.to_string(),
-                }
-            }
+                },
+                Err(e) => e.to_string(),
+            },
             Err(e) => e.to_string(),
         };
         telemetry.metrics.manifest_failures.inc();
         tracing::warn!("manifest.jsonl is behind: {problem}; trying again");
-        None
+        false
     }
 }
 

@@ -33,8 +33,8 @@ pub(super) enum SessionEnd {
 }
 
 pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) -> SessionEnd {
-    let Prepared { announced, weight } = match prepare(&shared).await {
-        Ok(prepared) => prepared,
+    let weight = match prepare(&shared).await {
+        Ok(weight) => weight,
         Err(
             error @ (DaemonError::Sink(SinkError::ForeignManifest { .. })
             | DaemonError::Catalog(CatalogError::Schema { .. } | CatalogError::Damaged { .. })),
@@ -71,7 +71,6 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         in_flight: in_flight.clone(),
         mirror: source.mirror(),
         shutdown: stopped,
-        announced: Some(announced),
         weights,
     };
     let mut publisher = tokio::spawn(publisher.run());
@@ -144,27 +143,23 @@ impl PartEnd {
     }
 }
 
-/// What a session begins with.
-struct Prepared {
-    /// The last sequence number of the manifest.
-    announced: i64,
-    weight: Arc<VersionedWeight>,
-}
-
-/// Makes the model known, finds the weights in force, and brings the manifest up to the catalog, which a crash may have
-/// kept behind.
-async fn prepare(shared: &Shared) -> Result<Prepared, DaemonError> {
+/// Makes the model known, brings the manifest up to the catalog, which a crash may have kept behind, and finds the weights in
+/// force.
+async fn prepare(shared: &Shared) -> Result<Arc<VersionedWeight>, DaemonError> {
     let Shared { config, model, catalog, store, telemetry, .. } = shared;
     let registered = catalog.register(&config.pipeline, &model.id, &model.bytes).await;
     telemetry.status().readiness.catalog_reachable = registered.is_ok();
     registered?;
+    let present = store.manifest().await?;
     let lines = catalog.manifest_lines(&config.pipeline, 0).await?;
-    store.check_manifest(&lines).await?;
-    store.write_manifest(&lines).await?;
+    store.check_manifest(&present, &lines)?;
+    let manifest = store.open_manifest().await?;
+    let lines = catalog.manifest_lines(&config.pipeline, manifest.last_sequence).await?;
+    manifest.append(&lines).await?;
     if let Some(totals) = catalog.totals(&config.pipeline).await? {
         telemetry.set_totals(totals);
     }
-    Ok(Prepared { announced: lines.len() as i64, weight: adaptive::begin(shared).await? })
+    Ok(adaptive::begin(shared).await?)
 }
 
 fn publisher_end(end: Result<PublisherEnd, tokio::task::JoinError>) -> Option<PartEnd> {
