@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use support::*;
 use winnowd::catalog::{Access, CatalogReader, CountsCatalog, CountsKind, CountsLine, CountsVersion, SqlCatalog};
-use winnowd::config::CatalogUrl;
 use winnowd::features::{Featuriser, Scratch};
 use winnowd::manifest::ShardManifest;
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts, kl_divergence};
@@ -44,8 +43,7 @@ struct Versions {
 
 fn read_versions(deployment: &Deployment) -> Versions {
     block_on(async {
-        let file = deployment.folder.path().join("catalog.db");
-        let catalog = SqlCatalog::open(&CatalogUrl::Sqlite(file), Access::Read).await.unwrap();
+        let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
         let lines = catalog.counts_lines("test", CountsKind::Raw).await.unwrap();
         let mut kept = HashMap::new();
         for line in &lines {

@@ -47,15 +47,15 @@ async fn sqlite() -> Option<Subject> {
     Some(Subject::of(&url, Keep::Folder(folder)).await)
 }
 
-/// On the server of `WINNOWD_TEST_POSTGRES`; without one there is nothing to test.
+/// On the server of `POSTGRES_URL`; without one there is nothing to test.
 async fn postgres() -> Option<Subject> {
     let (url, keep) = empty_database().await?;
     Some(Subject::of(&url, keep).await)
 }
 
 async fn empty_database() -> Option<(CatalogUrl, Keep)> {
-    let Ok(server_url) = std::env::var("WINNOWD_TEST_POSTGRES") else {
-        eprintln!("skipped: WINNOWD_TEST_POSTGRES names no server");
+    let Ok(server_url) = std::env::var("POSTGRES_URL") else {
+        eprintln!("skipped: POSTGRES_URL names no server");
         return None;
     };
     let server = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&server_url).await.unwrap();
@@ -437,7 +437,7 @@ async fn sqlite_refuses_a_second_process_but_lets_people_look() {
 async fn postgres_serves_many_and_lets_people_only_look() {
     let Some(subject) = postgres().await else { return };
     let Keep::Database { name, .. } = &subject.keep else { panic!("Postgres has a database") };
-    let mut url: url::Url = std::env::var("WINNOWD_TEST_POSTGRES").unwrap().parse().unwrap();
+    let mut url: url::Url = std::env::var("POSTGRES_URL").unwrap().parse().unwrap();
     url.set_path(name);
     let second = SqlCatalog::open(&CatalogUrl::Postgres(url.clone()), Access::Write).await.unwrap();
     second.register(PIPELINE, &model_id(), b"model").await.unwrap();

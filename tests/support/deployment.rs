@@ -16,12 +16,25 @@ use super::{Broker, Published, block_on, model_bytes, wait_for};
 pub struct Deployment {
     pub folder: tempfile::TempDir,
     pub config: PathBuf,
+    pub catalog: CatalogUrl,
 }
 
 impl Deployment {
-    /// `extra`: further lines of TOML.
+    /// `extra`: further lines of TOML. The catalog is a SQLite file.
     pub fn new(broker: &Broker, extra: &str) -> Self {
+        Deployment::with_catalog(broker, extra, None)
+    }
+
+    pub fn with_catalog(broker: &Broker, extra: &str, postgres: Option<&url::Url>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        let catalog = match postgres {
+            Some(url) => CatalogUrl::Postgres(url.clone()),
+            None => CatalogUrl::Sqlite(folder.path().join("catalog.db")),
+        };
+        let catalog_url = match postgres {
+            Some(url) => url.to_string(),
+            None => catalog.to_string(),
+        };
         std::fs::write(folder.path().join("model.wnw"), model_bytes()).expect("a model");
         let config = folder.path().join("winnowd.toml");
         let path = folder.path().display();
@@ -35,7 +48,7 @@ kafka.instance_id = "worker-0"
 kafka.session_timeout = "6s"
 model.path = "{path}/model.wnw"
 sink.url = "{path}/out"
-catalog.url = "sqlite://{path}/catalog.db"
+catalog.url = "{catalog_url}"
 http.listen = "127.0.0.1:0"
 selection.min_tokens = 5
 selection.seed = 7
@@ -49,7 +62,7 @@ window.idle_timeout = "1s"
             group = group(folder.path(), broker),
         );
         std::fs::write(&config, toml).expect("a configuration");
-        Deployment { folder, config }
+        Deployment { folder, config, catalog }
     }
 
     pub fn group(&self, broker: &Broker) -> String {
@@ -61,7 +74,17 @@ window.idle_timeout = "1s"
     }
 
     pub fn try_start(&self) -> Result<DaemonProcess, String> {
-        DaemonProcess::start(&self.config, &self.folder.path().join("log"))
+        DaemonProcess::start(&self.config, &self.folder.path().join("log"), None)
+    }
+
+    /// One of several workers, with a log of its own.
+    pub fn start_worker(&self, name: &str) -> DaemonProcess {
+        let started = DaemonProcess::start(&self.config, &self.worker_log(name), Some(name));
+        started.unwrap_or_else(|log| panic!("{name} ended at once:\n{log}"))
+    }
+
+    pub fn worker_log(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("log-{name}"))
     }
 
     pub fn winnowd(&self, arguments: &[&str]) -> Output {
@@ -73,16 +96,16 @@ window.idle_timeout = "1s"
     }
 
     pub fn published(&self) -> Published {
-        Published::read(self.folder.path())
+        Published::read(self.folder.path(), &self.catalog)
     }
 
     /// What the catalog has summed up, or nothing yet.
     pub fn totals(&self) -> Totals {
         block_on(async {
-            let catalog = SqlCatalog::open(&CatalogUrl::Sqlite(self.folder.path().join("catalog.db")), Access::Read)
-                .await
-                .ok()?;
-            catalog.totals("test").await.ok().flatten()
+            let catalog = SqlCatalog::open(&self.catalog, Access::Read).await.ok()?;
+            let totals = catalog.totals("test").await.ok().flatten();
+            catalog.close().await;
+            totals
         })
         .unwrap_or_default()
     }
@@ -105,12 +128,15 @@ pub struct DaemonProcess {
 }
 
 impl DaemonProcess {
-    fn start(config: &Path, log: &Path) -> Result<Self, String> {
+    fn start(config: &Path, log: &Path, worker: Option<&str>) -> Result<Self, String> {
         let offset = std::fs::metadata(log).map_or(0, |m| m.len() as usize);
         let file = File::options().create(true).append(true).open(log).expect("a log");
         let mut child = Command::new(env!("CARGO_BIN_EXE_winnowd"))
             .args(["run", "-c"])
             .arg(config)
+            .env_remove("WINNOWD_TEST_SEED")
+            .env_remove("WINNOWD_TEST_STORM")
+            .envs(worker.map(|name| ("WINNOWD_KAFKA__INSTANCE_ID", name)))
             .stdout(Stdio::null())
             .stderr(file)
             .spawn()

@@ -1,8 +1,9 @@
 //! A broker, a daemon in a process of its own, and what can be asked of both from outside.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 mod broker;
+mod database;
 mod deployment;
 mod published;
 
@@ -13,6 +14,7 @@ use winnowd::features::{Featuriser, Scratch};
 use winnowd::score::{Model, NgramCounts, Side};
 
 pub use broker::*;
+pub use database::Database;
 pub use deployment::*;
 pub use published::*;
 

@@ -35,11 +35,9 @@ pub struct Published {
 }
 
 impl Published {
-    pub fn read(folder: &Path) -> Self {
+    pub fn read(folder: &Path, catalog: &CatalogUrl) -> Self {
         let (totals, windows, dead_letters, shards) = block_on(async {
-            let catalog = SqlCatalog::open(&CatalogUrl::Sqlite(folder.join("catalog.db")), Access::Read)
-                .await
-                .expect("the catalog");
+            let catalog = SqlCatalog::open(catalog, Access::Read).await.expect("the catalog");
             let totals = catalog.totals("test").await.expect("totals").unwrap_or_default();
             let windows = catalog.windows("test").await.expect("windows");
             let dead_letters = catalog.dead_letters("test", i64::MAX).await.expect("dead letters");

@@ -1,0 +1,138 @@
+//! Several workers on one topic, one catalog and one folder of shards, killed, stopped and started at random.
+//!
+//! Needs a Postgres (`POSTGRES_URL`) and an Apache Kafka (`KAFKA_BOOTSTRAP`): without them it says that it is skipped.
+//! `WINNOWD_TEST_STORM=MINUTES` makes the storm longer, `WINNOWD_TEST_SEED` repeats its faults.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use support::*;
+
+/// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
+#[test]
+fn embedded_broker_process() {
+    support::embedded_broker_process();
+}
+
+const WORKERS: usize = 3;
+const PARTITIONS: i32 = 12;
+/// Longer than the session timeout: the group has given its partitions away when it wakes up.
+const ZOMBIE_SLEEP: Duration = Duration::from_secs(9);
+
+/// What a worker slot is at.
+enum Worker {
+    Runs(DaemonProcess),
+    /// Stopped (SIGSTOP) until then.
+    Sleeps(DaemonProcess, Instant),
+    Gone,
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    kills: u32,
+    terminations: u32,
+    zombies: u32,
+}
+
+fn name(slot: usize) -> String {
+    format!("worker-{slot}")
+}
+
+/// One fault for a random worker; one that is gone comes back.
+fn disturb(deployment: &Deployment, workers: &mut [Worker], random: &mut Random, faults: &mut Faults) {
+    let slot = random.below(workers.len() as u64) as usize;
+    workers[slot] = match std::mem::replace(&mut workers[slot], Worker::Gone) {
+        Worker::Gone => Worker::Runs(deployment.start_worker(&name(slot))),
+        sleeping @ Worker::Sleeps(..) => sleeping,
+        Worker::Runs(daemon) => match random.below(10) {
+            0..6 => {
+                daemon.kill_9();
+                faults.kills += 1;
+                Worker::Gone
+            }
+            6..8 => {
+                assert_eq!(daemon.stop(), Some(0), "SIGTERM is polite");
+                faults.terminations += 1;
+                Worker::Gone
+            }
+            _ => {
+                daemon.signal("STOP");
+                faults.zombies += 1;
+                Worker::Sleeps(daemon, Instant::now() + ZOMBIE_SLEEP)
+            }
+        },
+    };
+}
+
+/// Zombies whose time has come wake up.
+fn wake(workers: &mut [Worker], all: bool) {
+    for worker in workers {
+        *worker = match std::mem::replace(worker, Worker::Gone) {
+            Worker::Sleeps(daemon, until) if all || until <= Instant::now() => {
+                daemon.signal("CONT");
+                Worker::Runs(daemon)
+            }
+            other => other,
+        };
+    }
+}
+
+#[test]
+fn a_fleet_decides_every_position_once_whatever_happens_to_its_workers() {
+    let Some(database) = Database::create() else { return };
+    let broker = Broker::with_topic("fleet", PARTITIONS);
+    if !broker.is_real() {
+        eprintln!("skipped: the in-process cluster cannot balance a group of several members");
+        return;
+    }
+    let minutes: u64 = std::env::var("WINNOWD_TEST_STORM").ok().and_then(|m| m.parse().ok()).unwrap_or(0);
+    let storm = if minutes == 0 { Duration::from_secs(45) } else { Duration::from_secs(60 * minutes) };
+    let extra = "window.max_documents = 500\nshard.max_rows = 2000";
+    let deployment = Deployment::with_catalog(&broker, extra, Some(&database.url));
+    let seed = random_seed();
+    println!("WINNOWD_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let mut faults = Faults::default();
+    let mut workers: Vec<Worker> =
+        (0..WORKERS).map(|slot| Worker::Runs(deployment.start_worker(&name(slot)))).collect();
+
+    let mut produced: BTreeMap<i32, i64> = BTreeMap::new();
+    let producer = broker.producer();
+    let (began, mut sent) = (Instant::now(), 0u64);
+    while began.elapsed() < storm {
+        for _ in 0..2_000 + random.below(4_000) {
+            let partition = random.below(PARTITIONS as u64) as i32;
+            producer.send(partition, Some(&document(sent)));
+            *produced.entry(partition).or_default() += 1;
+            sent += 1;
+        }
+        producer.flush();
+        disturb(&deployment, &mut workers, &mut random, &mut faults);
+        wake(&mut workers, false);
+        // The moment of the next fault is the input of this test, not a way to wait.
+        std::thread::sleep(Duration::from_millis(200 + random.below(1_500)));
+    }
+
+    wake(&mut workers, true);
+    for (slot, worker) in workers.iter_mut().enumerate() {
+        if let Worker::Gone = worker {
+            *worker = Worker::Runs(deployment.start_worker(&name(slot)));
+        }
+    }
+    let calm = Instant::now();
+    wait_for("all documents to be decided", || (deployment.totals().n_records as u64 >= sent).then_some(()));
+    let recovery = calm.elapsed();
+    for worker in workers {
+        if let Worker::Runs(daemon) = worker {
+            assert_eq!(daemon.stop(), Some(0));
+        }
+    }
+    let published = deployment.published();
+    println!("{sent} documents, {faults:?}, all decided {:.1} s after the last fault", recovery.as_secs_f64());
+    published.assert_exactly_once(&produced);
+    assert!(faults.kills > 0, "nobody was killed");
+}
