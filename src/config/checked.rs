@@ -79,7 +79,9 @@ pub(super) fn check(r: &mut Reader) -> Config {
         row_group_bytes: r.bytes("shard.row_group_bytes", MIB..=64 * MIB) as usize,
         zstd_level: r.integer("shard.zstd_level", 1..=22) as i32,
     };
-    let sink = SinkConfig { url: sink_url(r), scratch_dir: r.optional("sink.scratch_dir").map(PathBuf::from) };
+    let url = sink_url(r);
+    let options = sink_options(r, url.scheme());
+    let sink = SinkConfig { url, options, scratch_dir: r.optional("sink.scratch_dir").map(PathBuf::from) };
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
@@ -279,14 +281,36 @@ fn sink_url(r: &mut Reader) -> url::Url {
             let host = url.host_str().unwrap_or_default();
             Err(format!("names the host `{host}`; a path on this machine has three slashes, file:///…"))
         }
-        Ok(url) if value.contains("://") => {
-            Err(format!("scheme `{}` is not supported; expected a folder or a file:// URL", url.scheme()))
-        }
+        Ok(url) if ["s3", "gs", "az"].contains(&url.scheme()) => match url.host_str() {
+            Some(host) if !host.is_empty() && url.query().is_none() => Ok(url),
+            _ => Err(format!("expected {}://BUCKET/PREFIX", url.scheme())),
+        },
+        Ok(url) if value.contains("://") => Err(format!(
+            "scheme `{}` is not supported; expected a folder, or a URL with file, s3, gs or az",
+            url.scheme()
+        )),
         _ => std::path::absolute(value)
             .ok()
             .and_then(|path| url::Url::from_directory_path(path).ok())
             .ok_or("is no path".to_owned()),
     })
+}
+
+fn sink_options(r: &mut Reader, scheme: &str) -> BTreeMap<String, Secret> {
+    let options = r.map("sink.options");
+    for (option, value) in &options {
+        let is_known = match scheme {
+            "s3" => option.parse::<object_store::aws::AmazonS3ConfigKey>().is_ok(),
+            "gs" => option.parse::<object_store::gcp::GoogleConfigKey>().is_ok(),
+            "az" => option.parse::<object_store::azure::AzureConfigKey>().is_ok(),
+            _ => false,
+        };
+        if !is_known {
+            let shown = if is_secret(option) { "***" } else { value };
+            r.error(&format!("sink.options.{option}"), shown, format!("is no setting of a {scheme}:// store"));
+        }
+    }
+    options.into_iter().map(|(option, value)| (option, Secret::new(value))).collect()
 }
 
 fn catalog_url(r: &mut Reader) -> CatalogUrl {

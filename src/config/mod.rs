@@ -104,7 +104,9 @@ pub struct ShardConfig {
 
 #[derive(Debug, Clone)]
 pub struct SinkConfig {
+    /// `file`, `s3`, `gs` or `az`.
     pub url: url::Url,
+    pub options: BTreeMap<String, Secret>,
     pub scratch_dir: Option<PathBuf>,
 }
 

@@ -99,6 +99,12 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[shard]\nrow_group_rows = 100000", "`shard.row_group_rows` = `100000`: expected an integer from 1024 to 8192"),
     ("[shard]\nrow_group_bytes = \"1GiB\"", "`shard.row_group_bytes` = `1GiB`: must be from 1.0 MiB to 64.0 MiB"),
     ("[sink]\nurl = \"ftp://host/x\"", "`sink.url` = `ftp://host/x`: scheme `ftp` is not supported"),
+    ("[sink]\nurl = \"s3:///prefix\"", "`sink.url` = `s3:///prefix`: expected s3://BUCKET/PREFIX"),
+    (
+        "[sink]\nurl = \"s3://bucket\"\n[sink.options]\naws_secret_key = \"hunter2\"",
+        "`sink.options.aws_secret_key` = `***`: is no setting of a s3:// store",
+    ),
+    ("[sink.options]\naws_region = \"x\"", "`sink.options.aws_region` = `x`: is no setting of a file:// store"),
     ("[sink]\nscratch_dir = \"/no/such\"", "`sink.scratch_dir` = `/no/such`: is not a folder"),
     ("[catalog]\nurl = \"mysql://x\"", "`catalog.url` = `mysql://x`: scheme `mysql` is not supported"),
     (

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::memory::InFlight;
 use super::open_shard::OpenShard;
-use super::{Shared, adaptive};
+use super::{DaemonError, Shared, adaptive};
 use crate::catalog::{Advance, CatalogError, PublishRequest, ShardState};
 use crate::manifest::ShardManifest;
 use crate::publish::{Event, Publication, Step};
@@ -22,6 +22,8 @@ use crate::window::{ClosedWindow, WindowSummary};
 
 /// How soon a failed write of the manifest is tried again.
 const MANIFEST_RETRY: Duration = Duration::from_secs(5);
+/// Of several workers that change it on an object store at the same time one succeeds.
+const MANIFEST_ATTEMPTS: u32 = 5;
 
 pub(super) enum ToPublisher {
     Window {
@@ -260,18 +262,23 @@ impl Publisher {
     /// trainers but loses nothing.
     async fn extend_manifest(&self) -> bool {
         let Shared { config, catalog, store, telemetry, .. } = &*self.shared;
-        let problem = match store.open_manifest().await {
-            Ok(manifest) => match catalog.manifest_lines(&config.pipeline, manifest.last_sequence).await {
-                Ok(lines) => match manifest.append(&lines).await {
-                    Ok(()) => return true,
-                    Err(e) => e.to_string(),
-                },
-                Err(e) => e.to_string(),
-            },
-            Err(e) => e.to_string(),
+        let extend = async || {
+            let manifest = store.open_manifest().await?;
+            let lines = catalog.manifest_lines(&config.pipeline, manifest.last_sequence).await?;
+            Ok::<_, DaemonError>(manifest.append(&lines).await?)
         };
-        telemetry.metrics.manifest_failures.inc();
-        tracing::warn!("manifest.jsonl is behind: {problem}; trying again");
+        for attempt in 1.. {
+            match extend().await {
+                Ok(()) => return true,
+                // Another worker was quicker, and may have left nothing to add.
+                Err(DaemonError::Sink(e)) if e.is_conflict() && attempt < MANIFEST_ATTEMPTS => {}
+                Err(e) => {
+                    telemetry.metrics.manifest_failures.inc();
+                    tracing::warn!("manifest.jsonl is behind: {e}; trying again");
+                    return false;
+                }
+            }
+        }
         false
     }
 }

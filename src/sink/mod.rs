@@ -31,3 +31,11 @@ pub enum SinkError {
     )]
     ForeignManifest { store: String, path: String },
 }
+
+impl SinkError {
+    /// Whether somebody else changed the object first.
+    pub fn is_conflict(&self) -> bool {
+        use object_store::Error;
+        matches!(self, SinkError::Store { source: Error::Precondition { .. } | Error::AlreadyExists { .. }, .. })
+    }
+}

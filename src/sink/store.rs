@@ -7,9 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use object_store::aws::{AmazonS3Builder, Checksum};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion, WriteMultipart};
+use object_store::prefix::PrefixStore;
+use object_store::{
+    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig, UpdateVersion, WriteMultipart,
+};
 use tokio::io::AsyncReadExt;
 
 use super::{ShardFile, SinkError};
@@ -22,6 +28,11 @@ const MANIFEST_LOCK: &str = ".manifest.lock";
 const MANIFEST_PATIENCE: Duration = Duration::from_secs(5);
 /// Part size of uploads; smaller files go in one request.
 const PART_BYTES: usize = 8 << 20;
+/// Of one request to an object store. What fails for longer than the retries is tried again by whoever asked.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+const RETRIES: usize = 5;
 
 /// Where shards and their manifest go.
 #[derive(Clone)]
@@ -36,6 +47,12 @@ impl ShardStore {
     /// Opens the store of the configuration, creating a local folder where it is missing.
     pub fn open(config: &SinkConfig) -> Result<Self, SinkError> {
         let name = config.url.to_string();
+        if config.url.scheme() != "file" {
+            let store = remote(config);
+            let store =
+                store.map_err(|source| SinkError::Store { store: name.clone(), path: String::new(), source })?;
+            return Ok(ShardStore { store: Arc::from(store), name, local_root: None });
+        }
         let failed = |source| SinkError::Sync { store: name.clone(), path: String::new(), source };
         let root = config.url.to_file_path().map_err(|()| failed(std::io::ErrorKind::InvalidInput.into()))?;
         std::fs::create_dir_all(&root).map_err(failed)?;
@@ -257,18 +274,43 @@ fn sequence_of(line: &[u8]) -> std::io::Result<i64> {
     line.map(|line| line.sequence).map_err(|e| std::io::Error::other(format!("its last line is damaged: {e}")))
 }
 
+/// The object store of a URL, below its prefix.
+fn remote(config: &SinkConfig) -> Result<Box<dyn ObjectStore>, object_store::Error> {
+    /// The same for every kind of builder: the environment, the URL, then our options.
+    macro_rules! build {
+        ($builder:ty, $with:expr) => {{
+            let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT);
+            let retry = RetryConfig { retry_timeout: RETRY_TIMEOUT, max_retries: RETRIES, ..RetryConfig::default() };
+            let builder = <$builder>::from_env().with_client_options(client).with_retry(retry);
+            let mut builder = $with(builder.with_url(config.url.as_str()));
+            for (option, value) in &config.options {
+                builder = builder.with_config(option.parse()?, value.reveal());
+            }
+            Box::new(PrefixStore::new(builder.build()?, ObjectPath::from_url_path(config.url.path())?))
+        }};
+    }
+    Ok(match config.url.scheme() {
+        "s3" => build!(AmazonS3Builder, |b: AmazonS3Builder| b.with_checksum_algorithm(Checksum::SHA256)),
+        "gs" => build!(GoogleCloudStorageBuilder, |b| b),
+        _ => build!(MicrosoftAzureBuilder, |b| b),
+    })
+}
+
 fn joined(lines: &[String]) -> Vec<u8> {
     lines.iter().flat_map(|line| [line.as_bytes(), b"\n"]).collect::<Vec<_>>().concat()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::config::Secret;
     use std::path::Path;
 
     fn open(folder: &Path) -> ShardStore {
         let url = url::Url::from_directory_path(folder).unwrap();
-        ShardStore::open(&SinkConfig { url, scratch_dir: None }).unwrap()
+        ShardStore::open(&SinkConfig { url, options: BTreeMap::new(), scratch_dir: None }).unwrap()
     }
 
     #[tokio::test]
@@ -350,11 +392,60 @@ mod tests {
         assert_eq!(open(folder.path()).manifest().await.unwrap(), joined(&all));
     }
 
-    /// An object store that nobody can append to: conditional puts decide.
+    /// The bucket of `S3_ENDPOINT`; without one there is nothing to test.
+    fn s3(secret: &str) -> Option<ShardStore> {
+        let Ok(endpoint) = std::env::var("S3_ENDPOINT") else {
+            eprintln!("skipped: S3_ENDPOINT names no store");
+            return None;
+        };
+        let options = [
+            ("aws_endpoint", endpoint.as_str()),
+            ("aws_region", "us-east-1"),
+            ("aws_access_key_id", "winnowd"),
+            ("aws_secret_access_key", secret),
+            ("aws_allow_http", "true"),
+        ];
+        let options = options.map(|(option, value)| (option.to_owned(), Secret::new(value)));
+        let url = format!("s3://test/{}", uuid::Uuid::now_v7()).parse().unwrap();
+        Some(ShardStore::open(&SinkConfig { url, options: options.into(), scratch_dir: None }).unwrap())
+    }
+
+    #[tokio::test]
+    async fn shards_go_to_s3_whole_and_again() {
+        let Some(store) = s3("secret-of-winnowd") else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        let shard = ShardFile::new(file.try_clone().unwrap(), folder.path().to_owned());
+        for bytes in [1, 1000, PART_BYTES, 2 * PART_BYTES + 17] {
+            let content: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
+            file.rewind().unwrap();
+            file.write_all(&content).unwrap();
+            for _ in 0..2 {
+                store.upload(&shard, bytes as u64, "shards/x.parquet").await.unwrap();
+                let found = store.store.get(&ObjectPath::from("shards/x.parquet")).await.unwrap();
+                assert!(found.bytes().await.unwrap() == content);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn s3_refuses_a_wrong_key_and_says_so() {
+        let Some(store) = s3("wrong") else { return };
+        let refused = store.open_manifest().await.err().unwrap().to_string();
+        assert!(refused.contains("manifest.jsonl") && refused.contains("403"), "{refused}");
+    }
+
+    /// Object stores that nobody can append to: conditional puts decide.
     #[tokio::test]
     async fn of_two_changes_of_a_remote_manifest_one_fails() {
         let memory = Arc::new(object_store::memory::InMemory::new());
-        let store = ShardStore { store: memory, name: "memory".into(), local_root: None };
+        let memory = ShardStore { store: memory, name: "memory".into(), local_root: None };
+        for store in [Some(memory), s3("secret-of-winnowd")].into_iter().flatten() {
+            of_two_changes_one_fails(&store).await;
+        }
+    }
+
+    async fn of_two_changes_one_fails(store: &ShardStore) {
         for n in [2, 5] {
             let (first, second) = (store.open_manifest().await.unwrap(), store.open_manifest().await.unwrap());
             let after = first.last_sequence;
