@@ -1,6 +1,7 @@
 //! Several workers on one topic, one catalog and one folder of shards, killed, stopped and started at random.
 //!
-//! Needs a Postgres (`POSTGRES_URL`) and an Apache Kafka (`KAFKA_BOOTSTRAP`): without them it says that it is skipped.
+//! Needs a Postgres (`POSTGRES_URL`) and an Apache Kafka (`KAFKA_BOOTSTRAP`): without them it says that it is skipped. Shards go
+//! to S3 (`S3_ENDPOINT`), or else to a folder.
 //! `WINNOWD_TEST_STORM=MINUTES` makes the storm longer, `WINNOWD_TEST_SEED` repeats its faults.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -92,7 +93,8 @@ fn a_fleet_decides_every_position_once_whatever_happens_to_its_workers() {
     let minutes: u64 = std::env::var("WINNOWD_TEST_STORM").ok().and_then(|m| m.parse().ok()).unwrap_or(0);
     let storm = if minutes == 0 { Duration::from_secs(45) } else { Duration::from_secs(60 * minutes) };
     let extra = "window.max_documents = 500\nshard.max_rows = 2000";
-    let deployment = Deployment::with_catalog(&broker, extra, Some(&database.url));
+    // Shards go to S3 where there is one.
+    let deployment = Deployment::with(&broker, extra, Some(&database.url), Bucket::create());
     let seed = random_seed();
     println!("WINNOWD_TEST_SEED={seed}");
     let mut random = Random::new(seed);

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use futures::StreamExt;
+use object_store::aws::AmazonS3Builder;
+use object_store::{ObjectStore, ObjectStoreExt};
+
 use winnowd::catalog::{Access, CatalogReader, SqlCatalog, Totals};
 use winnowd::config::CatalogUrl;
 
@@ -17,15 +21,61 @@ pub struct Deployment {
     pub folder: tempfile::TempDir,
     pub config: PathBuf,
     pub catalog: CatalogUrl,
+    store: Option<Bucket>,
+}
+
+/// A prefix of its own in the bucket `test` of `S3_ENDPOINT`, as `tests/services/s3` starts it.
+pub struct Bucket {
+    endpoint: String,
+    prefix: String,
+}
+
+impl Bucket {
+    pub fn create() -> Option<Self> {
+        let endpoint = std::env::var("S3_ENDPOINT").ok()?;
+        Some(Bucket { endpoint, prefix: uuid::Uuid::now_v7().to_string() })
+    }
+
+    fn options(&self) -> [(&'static str, &str); 5] {
+        [
+            ("aws_endpoint", &self.endpoint),
+            ("aws_region", "us-east-1"),
+            ("aws_access_key_id", "winnowd"),
+            ("aws_secret_access_key", "secret-of-winnowd"),
+            ("aws_allow_http", "true"),
+        ]
+    }
+
+    /// Everything below the prefix, as files.
+    fn download(&self, folder: &Path) {
+        let mut builder = AmazonS3Builder::new().with_bucket_name("test");
+        for (key, value) in self.options() {
+            builder = builder.with_config(key.parse().expect("a key"), value);
+        }
+        let store = builder.build().expect("a store");
+        block_on(async {
+            let prefix = object_store::path::Path::from(self.prefix.as_str());
+            let found: Vec<_> = store.list(Some(&prefix)).collect().await;
+            for object in found {
+                let location = object.expect("an object").location;
+                let content = store.get(&location).await.expect("an object").bytes().await.expect("its bytes");
+                let relative = location.as_ref().strip_prefix(self.prefix.as_str()).expect("below the prefix");
+                let path = folder.join(relative.trim_start_matches('/'));
+                std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+                std::fs::write(path, content).expect("a file");
+            }
+        });
+    }
 }
 
 impl Deployment {
     /// `extra`: further lines of TOML. The catalog is a SQLite file.
     pub fn new(broker: &Broker, extra: &str) -> Self {
-        Deployment::with_catalog(broker, extra, None)
+        Deployment::with(broker, extra, None, None)
     }
 
-    pub fn with_catalog(broker: &Broker, extra: &str, postgres: Option<&url::Url>) -> Self {
+    /// The same with a Postgres database, and with an object store instead of a folder.
+    pub fn with(broker: &Broker, extra: &str, postgres: Option<&url::Url>, store: Option<Bucket>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let catalog = match postgres {
             Some(url) => CatalogUrl::Postgres(url.clone()),
@@ -47,7 +97,7 @@ kafka.group = "{group}"
 kafka.instance_id = "worker-0"
 kafka.session_timeout = "6s"
 model.path = "{path}/model.wnw"
-sink.url = "{path}/out"
+{sink}
 catalog.url = "{catalog_url}"
 http.listen = "127.0.0.1:0"
 selection.min_tokens = 5
@@ -56,13 +106,20 @@ window.idle_timeout = "1s"
 {roll}
 {extra}
 "#,
+            sink = match &store {
+                None => format!("sink.url = \"{path}/out\""),
+                Some(bucket) => {
+                    let options = bucket.options().map(|(key, value)| format!("sink.options.{key} = \"{value}\""));
+                    format!("sink.url = \"s3://test/{}\"\n{}", bucket.prefix, options.join("\n"))
+                }
+            },
             roll = if extra.contains("shard.max_age") { "" } else { "shard.max_age = \"500ms\"" },
             bootstrap = broker.bootstrap,
             topic = broker.topic,
             group = group(folder.path(), broker),
         );
         std::fs::write(&config, toml).expect("a configuration");
-        Deployment { folder, config, catalog }
+        Deployment { folder, config, catalog, store }
     }
 
     pub fn group(&self, broker: &Broker) -> String {
@@ -96,6 +153,9 @@ window.idle_timeout = "1s"
     }
 
     pub fn published(&self) -> Published {
+        if let Some(bucket) = &self.store {
+            bucket.download(&self.folder.path().join("out"));
+        }
         Published::read(self.folder.path(), &self.catalog)
     }
 
