@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer;
 use support::*;
+use winnowd::catalog::{Access, Catalog, SqlCatalog};
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
 #[test]
@@ -324,7 +325,7 @@ fn fit_check_and_migrate_work_together() {
     let check = winnowd(&["check", "-c", &path("c.toml")]);
     assert!(String::from_utf8_lossy(&check.stdout).contains("1 target and 2 raw documents"), "{check:?}");
     let migrate = || String::from_utf8_lossy(&winnowd(&["migrate", "-c", &path("c.toml")]).stdout).into_owned();
-    assert!(migrate().contains("2 migrations applied"));
+    assert!(migrate().contains("3 migrations applied"));
     assert!(migrate().contains("is up to date"));
 
     std::fs::write(path("m.wnw"), "not a model").unwrap();
@@ -472,6 +473,61 @@ fn a_scratch_folder_that_goes_away_and_comes_back_loses_nothing() {
 }
 
 /// A manifest of another pipeline, or of a catalog that was lost, is never overwritten.
+#[test]
+fn orphans_are_collected_and_damaged_shards_are_named() {
+    let broker = Broker::with_topic("gc", 1);
+    let deployment = Deployment::new(&broker, "");
+    let produced = produce(&broker, 0, 300);
+    let daemon = deployment.start();
+    wait_decided(&deployment, 300);
+    let while_running = deployment.winnowd(&["gc", "--grace", "0s"]);
+    assert_eq!(while_running.status.code(), Some(64), "SQLite serves one process");
+    assert_eq!(daemon.stop(), Some(0));
+
+    // As a crash between upload and commit leaves it; and a file that is none of ours.
+    let shards = deployment.folder.path().join("out/shards");
+    for name in ["orphan.parquet", "foreign.parquet"] {
+        std::fs::write(shards.join(name), "x").unwrap();
+    }
+    block_on(async {
+        let catalog = SqlCatalog::open(&deployment.catalog, Access::Write).await.unwrap();
+        catalog.stage("test", "orphan", Some("shards/orphan.parquet")).await.unwrap();
+        catalog.close().await;
+    });
+    let gc = |grace: &str| {
+        let output = deployment.winnowd(&["gc", "--grace", grace]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(gc("1h").starts_with("0 objects deleted, of 0 shards"));
+    assert!(gc("0s").contains("deleted shards/orphan.parquet"));
+    assert!(gc("0s").starts_with("0 objects deleted, of 1 shards"));
+    assert!(!shards.join("orphan.parquet").exists() && shards.join("foreign.parquet").exists());
+    deployment.published().assert_exactly_once(&produced);
+
+    let verify = || deployment.winnowd(&["shards", "--verify"]);
+    let sound = verify();
+    assert!(sound.status.success() && String::from_utf8_lossy(&sound.stdout).contains("are what the catalog says"));
+    let manifest = std::fs::read_to_string(deployment.folder.path().join("out/manifest.jsonl")).unwrap();
+    let first: winnowd::manifest::ManifestEntry = serde_json::from_str(manifest.lines().next().unwrap()).unwrap();
+    let file = deployment.folder.path().join("out").join(&first.path);
+    let mut content = std::fs::read(&file).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    let said = |content: Option<&[u8]>| {
+        match content {
+            Some(content) => std::fs::write(&file, content).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        let output = verify();
+        assert_eq!(output.status.code(), Some(69));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(said(Some(&content)).contains(&format!("shard 1: {} has another digest", first.path)));
+    assert!(said(Some(b"torn")).contains(&format!("has 4 bytes, not {}", first.bytes)));
+    assert!(said(None).contains("is missing"));
+}
+
 #[test]
 fn a_foreign_manifest_is_refused() {
     let broker = Broker::with_topic("foreign", 1);

@@ -28,7 +28,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 2);
+        assert_eq!(catalog.migrate().await.unwrap(), 3);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -95,6 +95,7 @@ every_catalog! {
     one_fenced_partition_rolls_the_others_back
     racing_publications_of_one_interval_have_one_winner
     pipelines_do_not_touch_each_other
+    what_was_abandoned_is_never_published
     counts_begin_once_and_anew_for_another_featuriser
     counts_move_with_the_publication_and_only_with_it
     old_counts_are_forgotten_and_the_newest_never
@@ -329,6 +330,35 @@ async fn pipelines_do_not_touch_each_other<C: Catalog + CatalogReader>(catalog: 
     assert_eq!(catalog.totals("none").await.unwrap(), None);
 }
 
+async fn what_was_abandoned_is_never_published<C: Catalog + CatalogReader>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    owned_by(catalog, "other", 0).await;
+    publish(catalog, &manifest("kept", vec![window(0, 100, 110, 1)]), &[advance(0, 100, 110, epoch)]).await.unwrap();
+    let late = manifest("late", vec![window(0, 110, 120, 1)]);
+    catalog.stage(PIPELINE, "late", late.path.as_deref()).await.unwrap();
+    catalog.stage("other", "elsewhere", None).await.unwrap();
+    assert_eq!(catalog.abandon(PIPELINE, 0).await.unwrap(), [], "it is young");
+    let orphans = catalog.abandon(PIPELINE, i64::MAX).await.unwrap();
+    let named: Vec<_> = orphans.iter().map(|o| (o.shard.as_str(), o.path.as_deref())).collect();
+    assert_eq!(named, [("late", Some("shards/late.parquet"))]);
+    assert_eq!(catalog.shard_state("late").await.unwrap(), None);
+    assert_eq!(catalog.shard_state("elsewhere").await.unwrap(), Some(ShardState::Staged));
+    // The worker that was stopped in the middle wakes up.
+    let advances = [advance(0, 110, 120, epoch)];
+    let request = PublishRequest { manifest: &late, advances: &advances, dead_letters: &[], counts: &[] };
+    let refused = catalog.publish(&request).await;
+    assert!(matches!(refused, Err(CatalogError::NotStaged(_))), "{refused:?}");
+    assert_eq!(next_offset(catalog, 0).await, Some(110));
+    // Its object may have been uploaded since: it is named until it is forgotten.
+    assert_eq!(catalog.abandon(PIPELINE, i64::MAX).await.unwrap(), orphans);
+    catalog.forget_orphans("other", i64::MAX).await.unwrap();
+    catalog.forget_orphans(PIPELINE, 0).await.unwrap();
+    assert_eq!(catalog.abandon(PIPELINE, 0).await.unwrap(), orphans);
+    catalog.forget_orphans(PIPELINE, i64::MAX).await.unwrap();
+    assert_eq!(catalog.abandon(PIPELINE, 0).await.unwrap(), []);
+    assert_eq!(catalog.shards(PIPELINE).await.unwrap().len(), 1);
+}
+
 const BUCKETS: u32 = 4;
 
 fn initial(buckets: u32) -> DecayedCounts {
@@ -509,11 +539,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("2 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("3 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 2"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 3"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

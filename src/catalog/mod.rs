@@ -153,6 +153,22 @@ pub trait Catalog: Send + Sync {
 
     /// How a shard stands; settles an unknown COMMIT.
     async fn shard_state(&self, shard: &str) -> Result<Option<ShardState>, CatalogError>;
+
+    /// Takes every shard out that was staged before `staged_before_ms` and is not published: from now on it cannot be. Gives
+    /// these and the ones taken out before, whose objects may have to be deleted (again).
+    async fn abandon(&self, pipeline: &str, staged_before_ms: i64) -> Result<Vec<Orphan>, CatalogError>;
+
+    /// Forgets the orphans that were taken out before `noted_before_ms`.
+    async fn forget_orphans(&self, pipeline: &str, noted_before_ms: i64) -> Result<(), CatalogError>;
+}
+
+/// A shard that was staged and will never be published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Orphan {
+    pub shard: String,
+    /// Where its object may stand.
+    pub path: Option<String>,
+    pub noted_at_ms: i64,
 }
 
 /// Running sums of a pipeline, over everything published.

@@ -159,7 +159,41 @@ impl Catalog for SqlCatalog {
             Some(other) => Err(self.damaged(format!("shard `{shard}` is in state `{other}`"))),
         }
     }
+
+    async fn abandon(&self, pipeline: &str, staged_before_ms: i64) -> Result<Vec<Orphan>, CatalogError> {
+        let mut tx = self.begin().await?;
+        let taken = async {
+            // Publications of the pipeline wait: they update its row, too.
+            tx.execute("UPDATE pipelines SET name = name WHERE name = $1", values![pipeline]).await?;
+            tx.execute(ABANDON[0], values![now_ms(), pipeline, staged_before_ms]).await?;
+            tx.execute(ABANDON[1], values![pipeline]).await
+        };
+        taken.await.map_err(|e| self.unavailable(e))?;
+        self.commit(tx).await?;
+        self.select(
+            "SELECT shard, path, noted_at_ms FROM orphans WHERE pipeline = $1 ORDER BY shard",
+            values![pipeline],
+            |row| Ok(Orphan { shard: row.get(0)?, path: row.get(1)?, noted_at_ms: row.get(2)? }),
+        )
+        .await
+    }
+
+    async fn forget_orphans(&self, pipeline: &str, noted_before_ms: i64) -> Result<(), CatalogError> {
+        let forgotten = self.database.execute(
+            "DELETE FROM orphans WHERE pipeline = $1 AND noted_at_ms < $2",
+            values![pipeline, noted_before_ms],
+        );
+        forgotten.await.map_err(|e| self.unavailable(e))
+    }
 }
+
+/// [`Catalog::abandon`]. The pipeline's row is locked before, and every publication updates it before it changes the state
+/// of its shard: none commits in between.
+const ABANDON: [&str; 2] = [
+    "INSERT INTO orphans (shard, pipeline, path, noted_at_ms)
+     SELECT id, pipeline, path, $1 FROM shards WHERE pipeline = $2 AND state = 'staged' AND staged_at_ms < $3",
+    "DELETE FROM shards WHERE state = 'staged' AND id IN (SELECT shard FROM orphans WHERE pipeline = $1)",
+];
 
 fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("manifests have string keys and finite numbers")

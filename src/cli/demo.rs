@@ -207,14 +207,14 @@ url = {catalog}
 listen = "127.0.0.1:0"
 
 [log]
-level = "warn"
+level = "error"
 "#,
         name = out.join("winnowd.toml").display()
     )
 }
 
 /// Files that a demo makes; nothing else is ever removed.
-const OWN_FILES: [&str; 7] = [
+const OWN_FILES: [&str; 8] = [
     "manifest.jsonl",
     "model.wnw",
     "winnowd.toml",
@@ -222,6 +222,7 @@ const OWN_FILES: [&str; 7] = [
     "catalog.db-wal",
     "catalog.db-shm",
     "catalog.db.lock",
+    ".manifest.lock",
 ];
 
 fn prepare_folder(out: &Path) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod files;
 mod fit;
+mod gc;
 mod model;
 mod progress;
 mod run;
@@ -28,6 +29,7 @@ use crate::pipeline::{DaemonError, LoadedModel};
 use crate::source::check_settings;
 
 const USAGE: u8 = 64;
+const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
 const INTERRUPTED: u8 = 130;
 
@@ -77,6 +79,9 @@ enum Command {
     /// List published shards
     #[command(after_help = "Example:\n  winnowd shards -c winnowd.toml --json | jq -r .path")]
     Shards(shards::ShardsArguments),
+    /// Delete the objects of shards that were uploaded and never published
+    #[command(after_help = "Example:\n  winnowd gc -c winnowd.toml --grace 24h")]
+    Gc(gc::GcArguments),
 }
 
 #[derive(clap::Args)]
@@ -115,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Score(arguments) => score::score(&arguments),
         Command::Select(arguments) => select::select(&arguments),
         Command::Shards(arguments) => shards::shards(&arguments),
+        Command::Gc(arguments) => gc::gc(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -135,9 +141,16 @@ struct UsageError(String);
 #[error("interrupted")]
 struct Interrupted;
 
+/// Published shards are gone or changed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct DamagedShards(String);
+
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<ConfigErrors>() || error.is::<UsageError>() || error.is::<crate::source::files::FileError>() {
         USAGE
+    } else if error.is::<DamagedShards>() {
+        UNAVAILABLE
     } else if error.is::<Interrupted>() {
         INTERRUPTED
     } else if let Some(error) = error.downcast_ref::<DaemonError>() {

@@ -4,9 +4,12 @@ use std::fmt::Write;
 
 use anyhow::Context;
 
-use super::{ConfigArguments, print, runtime};
+use super::{ConfigArguments, DamagedShards, print, runtime};
 use crate::catalog::{Access, CatalogReader, SqlCatalog};
-use crate::manifest::rfc3339;
+use crate::config::Config;
+use crate::manifest::{ShardManifest, rfc3339};
+use crate::pipeline::DaemonError;
+use crate::sink::ShardStore;
 
 #[derive(clap::Args)]
 pub struct ShardsArguments {
@@ -15,6 +18,9 @@ pub struct ShardsArguments {
     /// One JSON object a line, with windows and quantiles
     #[arg(long)]
     json: bool,
+    /// Read every shard and compare its size and digest with the catalog
+    #[arg(long, conflicts_with = "json")]
+    verify: bool,
 }
 
 pub fn shards(arguments: &ShardsArguments) -> anyhow::Result<()> {
@@ -27,6 +33,9 @@ pub fn shards(arguments: &ShardsArguments) -> anyhow::Result<()> {
             catalog.totals(&config.pipeline).await?,
         ))
     })?;
+    if arguments.verify {
+        return verify(&config, &shards);
+    }
     let mut text = String::new();
     if arguments.json {
         for (sequence, manifest) in shards {
@@ -52,4 +61,31 @@ pub fn shards(arguments: &ShardsArguments) -> anyhow::Result<()> {
         totals.n_shards, totals.n_selected, totals.n_rejected, totals.n_dead_letters, config.sink.url
     )?;
     print(&text)
+}
+
+/// Reads every shard; those that are not what the catalog says are named, and make it fail.
+fn verify(config: &Config, shards: &[(i64, ShardManifest)]) -> anyhow::Result<()> {
+    let store = ShardStore::open(&config.sink).map_err(DaemonError::from)?;
+    let (mut bad, mut bytes) = (0, 0);
+    runtime().context("cannot start threads")?.block_on(async {
+        for (sequence, shard) in shards {
+            let (Some(path), Some(digest)) = (&shard.path, &shard.digest) else { continue };
+            let problem = match store.digest(path).await.map_err(DaemonError::from)? {
+                None => Some("is missing".to_owned()),
+                Some((found, _)) if found != shard.bytes => Some(format!("has {found} bytes, not {}", shard.bytes)),
+                Some((_, found)) if format!("sha256:{found}") != *digest => Some("has another digest".to_owned()),
+                Some(_) => None,
+            };
+            bytes += shard.bytes;
+            if let Some(problem) = problem {
+                bad += 1;
+                println!("shard {sequence}: {path} {problem}");
+            }
+        }
+        Ok::<_, DaemonError>(())
+    })?;
+    match bad {
+        0 => print(&format!("{} shards, {bytes} bytes, are what the catalog says\n", shards.len())),
+        _ => Err(DamagedShards(format!("{bad} of {} shards are not what the catalog says", shards.len())).into()),
+    }
 }

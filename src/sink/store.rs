@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use object_store::aws::{AmazonS3Builder, Checksum};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
@@ -16,6 +17,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{
     ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig, UpdateVersion, WriteMultipart,
 };
+use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use super::{ShardFile, SinkError};
@@ -96,6 +98,38 @@ impl ShardStore {
             return Err(SinkError::Torn { store: self.name.clone(), path: path.to_owned(), expected: bytes, found });
         }
         Ok(())
+    }
+
+    /// Bytes and SHA-256 (in hexadecimal) of an object; `None` when there is none.
+    pub async fn digest(&self, path: &str) -> Result<Option<(u64, String)>, SinkError> {
+        let store_error = |source| self.store_error(path, source);
+        let mut content = match self.store.get(&ObjectPath::from(path)).await {
+            Ok(object) => object.into_stream(),
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(store_error(e)),
+        };
+        let (mut bytes, mut digest) = (0, Sha256::new());
+        while let Some(part) = content.next().await {
+            let part = part.map_err(store_error)?;
+            bytes += part.len() as u64;
+            digest.update(&part);
+        }
+        Ok(Some((bytes, crate::hex(&digest.finalize()))))
+    }
+
+    /// Deletes an object; tells whether there was one.
+    pub async fn delete(&self, path: &str) -> Result<bool, SinkError> {
+        let key = ObjectPath::from(path);
+        match self.store.head(&key).await {
+            Ok(_) => {}
+            Err(object_store::Error::NotFound { .. }) => return Ok(false),
+            Err(e) => return Err(self.store_error(path, e)),
+        }
+        match self.store.delete(&key).await {
+            Ok(()) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(self.store_error(path, e)),
+        }
     }
 
     /// Opens the manifest to add lines to it. Of several workers only one has a local manifest open at a time; of those

@@ -51,6 +51,7 @@ pub fn print(facts: &Facts<'_>) -> anyhow::Result<()> {
     );
     print_sources(sample, &selected);
     print_divergence(sample, model, &selected);
+    print_collapse(shards);
 
     println!("\nPublished, exactly once:");
     for (sequence, shard) in shards {
@@ -132,6 +133,21 @@ fn print_divergence(sample: &Sample, model: &Model, selected: &HashSet<String>) 
     for (what, reduction) in [("this selection", to_stream - chosen), ("random, same size", to_stream - random)] {
         println!("  {what:<20} {} {reduction:>6.3} nats", bar(reduction / to_stream));
     }
+}
+
+/// Whether the draws were samples: with sums as weights they are not, and this is the place to say so.
+fn print_collapse(shards: &[(i64, ShardManifest)]) {
+    let windows = || shards.iter().flat_map(|(_, shard)| &shard.windows).filter_map(|window| window.diagnostics);
+    let collapsed: Vec<_> = windows().filter(|diagnostics| diagnostics.is_collapsed).collect();
+    let Some(temperature) = collapsed.iter().find_map(|diagnostics| diagnostics.suggested_temperature) else { return };
+    println!(
+        "\nIn {} of {} windows the weights, which are sums over all n-grams, differ so much that the draw is plain top-k.",
+        collapsed.len(),
+        windows().count()
+    );
+    println!(
+        "`selection.temperature = {temperature:.0}` or `selection.length_normalise = true` would make a sample of it."
+    );
 }
 
 fn read_ids(path: &Path, ids: &mut HashSet<String>) -> anyhow::Result<()> {
