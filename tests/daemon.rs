@@ -474,6 +474,33 @@ fn a_scratch_folder_that_goes_away_and_comes_back_loses_nothing() {
 
 /// A manifest of another pipeline, or of a catalog that was lost, is never overwritten.
 #[test]
+fn check_connect_names_everything_that_cannot_be_used() {
+    let broker = Broker::with_topic("connect", 2);
+    let deployment = Deployment::new(&broker, "");
+    let sound = deployment.winnowd(&["check", "--connect"]);
+    let said = String::from_utf8_lossy(&sound.stdout);
+    assert!(sound.status.success(), "{said}");
+    for part in [&format!("kafka      {} (2 partitions)", broker.topic), "will be created", "writes conditionally"] {
+        assert!(said.contains(part), "`{said}` does not say `{part}`");
+    }
+    assert!(!deployment.folder.path().join("catalog.db").exists());
+
+    let toml = std::fs::read_to_string(&deployment.config).unwrap();
+    let out = format!("{}/out", deployment.folder.path().display());
+    let broken =
+        toml.replace(&format!("\"{}\"", broker.topic), "\"no-such-topic\"").replace(&out, "/proc/no-such-folder");
+    std::fs::write(&deployment.config, broken).unwrap();
+    std::fs::write(deployment.folder.path().join("catalog.db"), "no database at all, but long enough".repeat(9))
+        .unwrap();
+    let failed = deployment.winnowd(&["check", "--connect"]);
+    let said = String::from_utf8_lossy(&failed.stdout);
+    assert_eq!(failed.status.code(), Some(69), "{said}");
+    for part in ["there is no topic `no-such-topic`", "catalog    FAILED", "not a database", "store      FAILED"] {
+        assert!(said.contains(part), "`{said}` does not say `{part}`");
+    }
+}
+
+#[test]
 fn orphans_are_collected_and_damaged_shards_are_named() {
     let broker = Broker::with_topic("gc", 1);
     let deployment = Deployment::new(&broker, "");

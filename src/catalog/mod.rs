@@ -37,6 +37,11 @@ pub enum CatalogError {
     Schema { catalog: String, problem: String },
     #[error("catalog `{0}` is in use by another process; SQLite serves one worker")]
     InUse(String),
+    #[error(
+        "catalog `{catalog}` is on a network file system ({kind}), where SQLite's locks cannot be relied on: put it on a disk \
+         of this machine, or use Postgres"
+    )]
+    NetworkFile { catalog: String, kind: &'static str },
     #[error("catalog `{catalog}` holds damaged data: {problem}")]
     Damaged { catalog: String, problem: String },
 }

@@ -1,10 +1,17 @@
 //! `winnowd check` and `winnowd migrate`.
 
+use std::time::Duration;
+
 use anyhow::Context;
 
 use super::{ConfigArguments, load_model, print, runtime};
 use crate::catalog::{Access, SqlCatalog};
-use crate::config::{Bootstrap, DEFAULT_TOML, RawDistribution};
+use crate::config::{Bootstrap, CatalogUrl, Config, DEFAULT_TOML, RawDistribution};
+use crate::pipeline::DaemonError;
+use crate::sink::ShardStore;
+use crate::source::SourceError;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
 pub struct CheckArguments {
@@ -13,6 +20,9 @@ pub struct CheckArguments {
     /// Print the built-in configuration, with comments, and do nothing else
     #[arg(long)]
     defaults: bool,
+    /// Also ask Kafka, the catalog and the store whether they can be reached and used. Changes nothing there
+    #[arg(long)]
+    connect: bool,
 }
 
 pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
@@ -46,7 +56,54 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     }
     println!("  to         {}", config.sink.url);
     println!("  catalog    {}", config.catalog.url);
-    Ok(())
+    if arguments.connect { connect(&config) } else { Ok(()) }
+}
+
+/// Asks everybody, and names all who cannot be used.
+fn connect(config: &Config) -> anyhow::Result<()> {
+    println!("Asking:");
+    let mut failed: Option<DaemonError> = None;
+    let mut say = |what: &str, outcome: Result<String, DaemonError>| match outcome {
+        Ok(answer) => println!("  {what:<10} {answer}"),
+        Err(e) => {
+            println!("  {what:<10} FAILED: {e}");
+            failed.get_or_insert(e);
+        }
+    };
+    say("kafka", kafka(config));
+    runtime().context("cannot start threads")?.block_on(async {
+        say("catalog", catalog(config).await);
+        let store = async { ShardStore::open(&config.sink)?.probe().await };
+        say("store", store.await.map(|()| "writes, writes conditionally and deletes".to_owned()).map_err(Into::into));
+    });
+    failed.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn kafka(config: &Config) -> Result<String, DaemonError> {
+    let Bootstrap::Servers(servers) = &config.kafka.bootstrap else { return Ok("is in this process".to_owned()) };
+    let found = crate::source::topics(&config.kafka, servers, CONNECT_TIMEOUT)?;
+    if let Some(missing) = config.kafka.topics.iter().find(|topic| found.iter().all(|(name, _)| name != *topic)) {
+        let problem = format!("there is no topic `{missing}`, or it may not be seen");
+        return Err(SourceError::Client { bootstrap: servers.clone(), problem }.into());
+    }
+    let topics: Vec<String> = found.iter().map(|(name, n)| format!("{name} ({n} partitions)")).collect();
+    Ok(topics.join(", "))
+}
+
+async fn catalog(config: &Config) -> Result<String, DaemonError> {
+    if let CatalogUrl::Sqlite(file) = &config.catalog.url
+        && !file.exists()
+    {
+        return Ok("will be created".to_owned());
+    }
+    let catalog = SqlCatalog::open(&config.catalog.url, Access::Read).await?;
+    let pending = catalog.pending_migrations().await?;
+    catalog.close().await;
+    Ok(match (pending, config.catalog.migrate) {
+        (0, _) => "answers, its schema is up to date".to_owned(),
+        (n, true) => format!("answers, {n} migrations will be applied at start"),
+        (n, false) => format!("answers, {n} migrations are missing: run `winnowd migrate`"),
+    })
 }
 
 pub fn migrate(arguments: &ConfigArguments) -> anyhow::Result<()> {

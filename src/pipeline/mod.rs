@@ -67,7 +67,7 @@ impl DaemonError {
 /// The same for an error of the catalog alone.
 pub fn catalog_exit_code(error: &CatalogError) -> u8 {
     match error {
-        CatalogError::Schema { .. } | CatalogError::InUse(_) => 64,
+        CatalogError::Schema { .. } | CatalogError::InUse(_) | CatalogError::NetworkFile { .. } => 64,
         CatalogError::Damaged { .. } => 70,
         _ => 69,
     }

@@ -37,7 +37,9 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         Ok(weight) => weight,
         Err(
             error @ (DaemonError::Sink(SinkError::ForeignManifest { .. })
-            | DaemonError::Catalog(CatalogError::Schema { .. } | CatalogError::Damaged { .. })),
+            | DaemonError::Catalog(
+                CatalogError::Schema { .. } | CatalogError::NetworkFile { .. } | CatalogError::Damaged { .. },
+            )),
         ) => return SessionEnd::Fatal(error),
         Err(error) => return SessionEnd::Restart(error.to_string()),
     };

@@ -25,6 +25,8 @@ pub enum SinkError {
     Sync { store: String, path: String, source: std::io::Error },
     #[error("store `{store}`: `{path}` has {found} bytes after the upload of {expected}")]
     Torn { store: String, path: String, expected: u64, found: u64 },
+    #[error("store `{store}` overwrites what should only be written if it is not there: it lacks conditional puts")]
+    Unconditional { store: String },
     #[error(
         "store `{store}`: `{path}` lists shards that this catalog does not know: it belongs to another pipeline, or the \
          catalog was replaced; use another sink.url, or move the file away"

@@ -100,6 +100,22 @@ impl ShardStore {
         Ok(())
     }
 
+    /// Whether all that publishing needs can be done here: writing, writing only what is not there yet, deleting.
+    pub async fn probe(&self) -> Result<(), SinkError> {
+        let path = format!(".winnowd-check-{}", uuid::Uuid::now_v7());
+        let key = ObjectPath::from(path.as_str());
+        let store_error = |source| self.store_error(&path, source);
+        let put = async || self.store.put_opts(&key, PutPayload::from_static(b"check"), PutMode::Create.into()).await;
+        put().await.map_err(store_error)?;
+        let again = put().await;
+        self.store.delete(&key).await.map_err(store_error)?;
+        match again {
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(()),
+            Err(e) => Err(store_error(e)),
+            Ok(_) => Err(SinkError::Unconditional { store: self.name.clone() }),
+        }
+    }
+
     /// Bytes and SHA-256 (in hexadecimal) of an object; `None` when there is none.
     pub async fn digest(&self, path: &str) -> Result<Option<(u64, String)>, SinkError> {
         let store_error = |source| self.store_error(path, source);
@@ -459,6 +475,21 @@ mod tests {
                 let found = store.store.get(&ObjectPath::from("shards/x.parquet")).await.unwrap();
                 assert!(found.bytes().await.unwrap() == content);
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_is_probed_without_a_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path()).probe().await.unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        if let Some(store) = s3("secret-of-winnowd") {
+            store.probe().await.unwrap();
+            assert_eq!(store.store.list(None).count().await, 0);
+        }
+        if let Some(store) = s3("wrong") {
+            let refused = store.probe().await.unwrap_err().to_string();
+            assert!(refused.contains("403"), "{refused}");
         }
     }
 

@@ -7,6 +7,7 @@ mod batch;
 pub mod embedded;
 pub mod files;
 mod kafka;
+mod probe;
 mod queue;
 mod settings;
 
@@ -14,6 +15,7 @@ use crate::record::TopicPartition;
 
 pub use batch::{Batch, Record};
 pub use kafka::{KafkaSource, OffsetMirror, PollHeartbeat};
+pub use probe::topics;
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use settings::{SourceLimits, check_settings, client_config};
 

@@ -142,6 +142,11 @@ async fn open_sqlite(file: &Path, access: Access, name: String) -> Result<SqlCat
             if let Some(folder) = file.parent() {
                 std::fs::create_dir_all(folder).map_err(io_error)?;
             }
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let magic = rustix::fs::statfs(folder).map_err(|e| io_error(e.into()))?.f_type;
+            if let Some(kind) = network_file_system(magic as u32) {
+                return Err(CatalogError::NetworkFile { catalog: name, kind });
+            }
             let mut lock_file = file.as_os_str().to_owned();
             lock_file.push(".lock");
             let lock = File::options().create(true).append(true).open(lock_file).map_err(io_error)?;
@@ -167,6 +172,21 @@ async fn open_sqlite(file: &Path, access: Access, name: String) -> Result<SqlCat
     }
 }
 
+/// The name of a network file system by the number that Linux gives its kind (`statfs(2)`). Only its low 32 bits are used.
+fn network_file_system(magic: u32) -> Option<&'static str> {
+    const KINDS: [(u32, &str); 8] = [
+        (0x6969, "NFS"),
+        (0x517B, "SMB"),
+        (0xFE53_4D42, "SMB"),
+        (0xFF53_4D42, "CIFS"),
+        (0x5346_414F, "AFS"),
+        (0x00C3_6400, "Ceph"),
+        (0x0BD0_0BD0, "Lustre"),
+        (0x0102_1997, "9P"),
+    ];
+    KINDS.iter().find(|(number, _)| *number == magic).map(|(_, kind)| *kind)
+}
+
 async fn open_postgres(url: &url::Url, access: Access, name: String) -> Result<SqlCatalog, CatalogError> {
     let connect = async {
         let options = PgConnectOptions::from_url(url)?.options(POSTGRES_TIMEOUTS);
@@ -180,5 +200,17 @@ async fn open_postgres(url: &url::Url, access: Access, name: String) -> Result<S
     match connect.await {
         Ok(pool) => Ok(SqlCatalog { database: Database::Postgres(pool), name, _lock: None }),
         Err(source) => Err(CatalogError::Unavailable { catalog: name, source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_file_systems_are_known() {
+        // Numbers of statfs(2): NFS, and ext4, tmpfs, overlayfs.
+        assert_eq!(network_file_system(0x6969), Some("NFS"));
+        assert_eq!([0xEF53, 0x0102_1994, 0x794C_7630].map(network_file_system), [None; 3]);
     }
 }
