@@ -481,7 +481,17 @@ fn ctrl_c_leaves_nothing_behind() {
         .current_dir(sandbox.folder.path())
         .spawn()
         .unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    // The thread that waits for signals is there once they are handled.
+    let handles_signals = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        tasks.map_while(Result::ok).any(|task| name(task).trim_end() == "signals")
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !handles_signals() {
+        assert!(std::time::Instant::now() < deadline, "signals are not handled");
+        std::thread::yield_now();
+    }
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(!sandbox.path("x").exists());

@@ -166,7 +166,7 @@ impl ShardStore {
             if end == 0 {
                 File::open(&root)?.sync_all()?;
             }
-            Ok((last_sequence, Place::Local { file, _lock: lock }))
+            Ok((last_sequence, Place::Local { file, lock }))
         };
         let (last_sequence, place) = self.local(open).await?;
         Ok(Manifest { store: self.clone(), last_sequence, place })
@@ -249,8 +249,15 @@ pub struct Manifest {
 }
 
 enum Place {
-    Local { file: File, _lock: File },
-    Remote { content: Vec<u8>, version: Option<UpdateVersion> },
+    /// With the lock, which is freed when its file is closed.
+    Local {
+        file: File,
+        lock: File,
+    },
+    Remote {
+        content: Vec<u8>,
+        version: Option<UpdateVersion>,
+    },
 }
 
 impl Manifest {
@@ -262,11 +269,11 @@ impl Manifest {
         let new = joined(lines);
         let Manifest { store, place, .. } = self;
         match place {
-            Place::Local { mut file, _lock } => {
+            Place::Local { mut file, lock } => {
                 let append = move || {
                     file.write_all(&new)?;
                     file.sync_all()?;
-                    drop(_lock);
+                    drop(lock);
                     Ok(())
                 };
                 store.local(append).await
