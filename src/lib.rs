@@ -20,6 +20,7 @@
 //!
 //! | module | is |
 //! | --- | --- |
+//! | `crash` | places where tests end the process; nothing in a release |
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
 //! | `telemetry` | metrics, health and status on one HTTP port |
 //! | `source` | Kafka; files of documents (JSONL, Parquet), in order on all cores |
@@ -37,6 +38,8 @@ pub mod window;
 pub mod manifest;
 pub mod publish;
 
+#[cfg(feature = "daemon")]
+pub mod crash;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]

@@ -47,13 +47,16 @@ pub struct Publication {
     has_file: bool,
     /// A commit without an answer came before: being fenced may be its own doing.
     uncertain: bool,
+    /// Since the last step that succeeded.
     failures: u32,
+    /// The last event was a failure.
+    has_failed: bool,
 }
 
 impl Publication {
     /// `has_file`: whether anything was selected. Progress alone has no file to upload.
     pub fn new(has_file: bool) -> Self {
-        Publication { step: Step::Stage, has_file, uncertain: false, failures: 0 }
+        Publication { step: Step::Stage, has_file, uncertain: false, failures: 0, has_failed: false }
     }
 
     pub fn step(&self) -> Step {
@@ -65,7 +68,13 @@ impl Publication {
     /// # Panics
     /// If the event cannot happen at this step.
     pub fn observe(&mut self, event: Event) {
-        self.failures = if event == Event::Failed { self.failures + 1 } else { 0 };
+        // A commit that turns out not to have happened is a failed one: a full disk answers like that, again and again.
+        self.has_failed = matches!(event, Event::Failed | Event::FoundStaged);
+        self.failures = match event {
+            Event::CommitUnknown => self.failures,
+            _ if self.has_failed => self.failures + 1,
+            _ => 0,
+        };
         self.step = match (self.step, event) {
             (Step::Finished | Step::Abandon, _) => panic!("{event:?} after the end of a publication"),
             (step, Event::Failed) => step,
@@ -87,10 +96,10 @@ impl Publication {
         };
     }
 
-    /// How long to wait before the current step is tried again: 0.1 s doubling up to 10 s.
+    /// How long to wait before the current step: 0.1 s after a failure, doubling up to 10 s.
     pub fn backoff(&self) -> Duration {
         match self.failures {
-            0 => Duration::ZERO,
+            n if n == 0 || !self.has_failed => Duration::ZERO,
             n => Duration::from_millis(100 << (n - 1).min(7)).min(Duration::from_secs(10)),
         }
     }

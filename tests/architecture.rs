@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// In the order in which a document passes them; each may use only itself and what stands before it.
-const MODULES: [&str; 15] = [
+const MODULES: [&str; 16] = [
     "record",
     "features",
     "score",
@@ -14,6 +14,7 @@ const MODULES: [&str; 15] = [
     "window",
     "manifest",
     "publish",
+    "crash",
     "config",
     "source",
     "sink",

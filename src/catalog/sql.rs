@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 
 use super::*;
+use crate::crash;
 use database::{Database, Tx, values};
 pub use open::Access;
 
@@ -108,7 +109,9 @@ impl Catalog for SqlCatalog {
             });
             claims.push((i, claim.map_err(|e| self.unavailable(e))?));
         }
+        crash::point("claim.before_commit");
         self.commit(tx).await?;
+        crash::point("claim.committed");
         claims.sort_by_key(|(i, _)| *i);
         Ok(claims.into_iter().map(|(_, claim)| claim).collect())
     }
@@ -126,7 +129,10 @@ impl Catalog for SqlCatalog {
             values![offset, now_ms(), pipeline, &*at.topic, at.partition, owner_epoch],
         );
         match stored.await.and_then(|row| row.map(|row| row.get(0)).transpose()) {
-            Ok(Some(offset)) => Ok(offset),
+            Ok(Some(offset)) => {
+                crash::point("start.stored");
+                Ok(offset)
+            }
             Ok(None) => {
                 let interval = Interval { from: offset, to: offset };
                 Err(CatalogError::Fenced { at: at.clone(), interval, owner_epoch })

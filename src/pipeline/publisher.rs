@@ -11,6 +11,7 @@ use super::memory::InFlight;
 use super::open_shard::OpenShard;
 use super::{DaemonError, Shared, adaptive};
 use crate::catalog::{Advance, CatalogError, PublishRequest, ShardState};
+use crate::crash;
 use crate::manifest::ShardManifest;
 use crate::publish::{Event, Publication, Step};
 use crate::record::TopicPartition;
@@ -121,6 +122,7 @@ impl Publisher {
         let began = Instant::now();
         let finished = tokio::task::block_in_place(|| shard.finish(&self.shared));
         let finished = finished.map_err(|e| PublisherEnd::Restart(e.to_string()))?;
+        crash::point("shard.finished");
         let additions = finished.additions(self.shared.config.raw);
         let request = finished.request(&additions);
         let (manifest, file) = (&finished.manifest, finished.file.as_ref());
@@ -139,7 +141,7 @@ impl Publisher {
             publication.observe(event);
             self.shared.telemetry.status().readiness.catalog_reachable =
                 event != Event::Failed || publication.step() == Step::Upload;
-            if event == Event::Failed {
+            if !publication.backoff().is_zero() {
                 tokio::select! {
                     () = tokio::time::sleep(publication.backoff()) => {}
                     _ = self.shutdown.wait_for(|stop| *stop) => return Err(PublisherEnd::Shutdown),
@@ -173,12 +175,18 @@ impl Publisher {
         };
         let event = match step {
             Step::Stage => match catalog.stage(pipeline, shard, path.as_deref()).await {
-                Ok(()) => Event::Staged,
+                Ok(()) => {
+                    crash::point("publish.staged");
+                    Event::Staged
+                }
                 Err(e) => failed(&e),
             },
             Step::Upload => match (file, path) {
                 (Some(file), Some(path)) => match store.upload(&file.file, file.bytes, path).await {
-                    Ok(()) => Event::Uploaded,
+                    Ok(()) => {
+                        crash::point("upload.done");
+                        Event::Uploaded
+                    }
                     Err(e) => failed(&e),
                 },
                 _ => Event::Uploaded,
@@ -264,8 +272,11 @@ impl Publisher {
         let Shared { config, catalog, store, telemetry, .. } = &*self.shared;
         let extend = async || {
             let manifest = store.open_manifest().await?;
+            crash::point("manifest.opened");
             let lines = catalog.manifest_lines(&config.pipeline, manifest.last_sequence).await?;
-            Ok::<_, DaemonError>(manifest.append(&lines).await?)
+            manifest.append(&lines).await?;
+            crash::point("manifest.written");
+            Ok::<_, DaemonError>(())
         };
         for attempt in 1.. {
             match extend().await {

@@ -79,3 +79,17 @@ fn backoff_doubles_to_a_limit_and_success_resets_it() {
     publication.observe(Event::Staged);
     assert_eq!(publication.backoff(), Duration::ZERO);
 }
+
+#[test]
+fn a_commit_that_never_happens_is_asked_about_at_once_and_tried_again_later() {
+    let mut publication = Publication::new(false);
+    publication.observe(Event::Staged);
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        publication.observe(Event::CommitUnknown);
+        assert_eq!((publication.step(), publication.backoff()), (Step::ReadBack, Duration::ZERO));
+        publication.observe(Event::FoundStaged);
+        waits.push(publication.backoff().as_millis());
+    }
+    assert_eq!(waits, [100, 200, 400, 800]);
+}

@@ -22,6 +22,7 @@ use tokio::io::AsyncReadExt;
 
 use super::{ShardFile, SinkError};
 use crate::config::SinkConfig;
+use crate::crash;
 
 const MANIFEST: &str = "manifest.jsonl";
 /// Beside a local manifest: whoever adds to it has it locked. The system frees it however a process ends.
@@ -77,6 +78,7 @@ impl ShardStore {
         if bytes <= PART_BYTES as u64 {
             let mut content = Vec::with_capacity(bytes as usize);
             reader.read_to_end(&mut content).await.map_err(read_error)?;
+            crash::point("upload.half");
             self.store.put(&key, content.into()).await.map_err(store_error)?;
         } else {
             let upload = self.store.put_multipart(&key).await.map_err(store_error)?;
@@ -89,9 +91,11 @@ impl ShardStore {
                     0 => break,
                     n => parts.write(&buffer[..n]),
                 }
+                crash::point("upload.half");
             }
             parts.finish().await.map_err(store_error)?;
         }
+        crash::point("upload.before_sync");
         self.make_durable(path).await?;
         let found = self.store.head(&key).await.map_err(store_error)?.size;
         if found != bytes {
@@ -271,7 +275,10 @@ impl Manifest {
         match place {
             Place::Local { mut file, lock } => {
                 let append = move || {
-                    file.write_all(&new)?;
+                    let (first_half, second_half) = new.split_at(new.len() / 2);
+                    file.write_all(first_half)?;
+                    crash::point("manifest.half");
+                    file.write_all(second_half)?;
                     file.sync_all()?;
                     drop(lock);
                     Ok(())

@@ -131,12 +131,17 @@ window.idle_timeout = "1s"
     }
 
     pub fn try_start(&self) -> Result<DaemonProcess, String> {
-        DaemonProcess::start(&self.config, &self.folder.path().join("log"), None)
+        DaemonProcess::start(&self.config, &self.folder.path().join("log"), None, &[])
+    }
+
+    /// With more in its environment, such as a crash point; `None` if that was before it served.
+    pub fn start_with(&self, environment: &[(&str, &str)]) -> Option<DaemonProcess> {
+        DaemonProcess::start(&self.config, &self.folder.path().join("log"), None, environment).ok()
     }
 
     /// One of several workers, with a log of its own.
     pub fn start_worker(&self, name: &str) -> DaemonProcess {
-        let started = DaemonProcess::start(&self.config, &self.worker_log(name), Some(name));
+        let started = DaemonProcess::start(&self.config, &self.worker_log(name), Some(name), &[]);
         started.unwrap_or_else(|log| panic!("{name} ended at once:\n{log}"))
     }
 
@@ -188,7 +193,7 @@ pub struct DaemonProcess {
 }
 
 impl DaemonProcess {
-    fn start(config: &Path, log: &Path, worker: Option<&str>) -> Result<Self, String> {
+    fn start(config: &Path, log: &Path, worker: Option<&str>, environment: &[(&str, &str)]) -> Result<Self, String> {
         let offset = std::fs::metadata(log).map_or(0, |m| m.len() as usize);
         let file = File::options().create(true).append(true).open(log).expect("a log");
         let mut child = Command::new(env!("CARGO_BIN_EXE_winnowd"))
@@ -197,6 +202,7 @@ impl DaemonProcess {
             .env_remove("WINNOWD_TEST_SEED")
             .env_remove("WINNOWD_TEST_STORM")
             .envs(worker.map(|name| ("WINNOWD_KAFKA__INSTANCE_ID", name)))
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(file)
             .spawn()

@@ -3,6 +3,7 @@
 use super::database::{Tx, values};
 use super::{SqlCatalog, now_ms, to_json};
 use crate::catalog::{Advance, CatalogError, PublishRequest};
+use crate::crash;
 use crate::manifest::ShardManifest;
 use crate::record::TopicPartition;
 use crate::window::{DeadLetter, WindowSummary};
@@ -34,6 +35,7 @@ impl SqlCatalog {
                 return Ok(Err(CatalogError::Fenced { at, interval, owner_epoch }));
             }
         }
+        crash::point("commit.checkpoints_moved");
         let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>();
         let has_rows = manifest.path.is_some();
         let row = tx.row(
@@ -87,7 +89,10 @@ impl SqlCatalog {
             )
             .await?;
         }
-        Ok(self.commit(tx).await.map(|()| sequence))
+        crash::point("commit.before");
+        let committed = self.commit(tx).await.map(|()| sequence);
+        crash::point("commit.after");
+        Ok(committed)
     }
 }
 
