@@ -1,5 +1,7 @@
 //! What every catalog must do. A new implementation is one more line in [`every_catalog`].
 
+mod schedules;
+
 use std::sync::Arc;
 
 use super::*;

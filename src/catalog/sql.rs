@@ -197,7 +197,8 @@ impl Catalog for SqlCatalog {
 /// of its shard: none commits in between.
 const ABANDON: [&str; 2] = [
     "INSERT INTO orphans (shard, pipeline, path, noted_at_ms)
-     SELECT id, pipeline, path, $1 FROM shards WHERE pipeline = $2 AND state = 'staged' AND staged_at_ms < $3",
+     SELECT id, pipeline, path, $1 FROM shards WHERE pipeline = $2 AND state = 'staged' AND staged_at_ms < $3
+     ON CONFLICT DO NOTHING",
     "DELETE FROM shards WHERE state = 'staged' AND id IN (SELECT shard FROM orphans WHERE pipeline = $1)",
 ];
 

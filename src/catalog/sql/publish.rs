@@ -57,9 +57,11 @@ impl SqlCatalog {
         );
         let sequence: i64 = row.await?.ok_or(sqlx::Error::RowNotFound)?.get(0)?;
         let sequence = has_rows.then_some(sequence);
+        // A worker that did not hear that it had staged a shard may have staged it again after it was abandoned.
         let published = tx.execute(
             "UPDATE shards SET state = 'published', n_rows = $1, bytes = $2, digest = $3, sequence = $4, manifest = $5,
-                 published_at_ms = $6 WHERE id = $7 AND state = 'staged'",
+                 published_at_ms = $6
+             WHERE id = $7 AND state = 'staged' AND NOT EXISTS (SELECT 1 FROM orphans WHERE shard = $7)",
             values![
                 manifest.rows,
                 manifest.bytes,
