@@ -57,9 +57,10 @@ impl Broker {
             .stderr(Stdio::null())
             .spawn()
             .expect("the embedded broker starts");
-        let lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
-        let bootstrap =
-            lines.filter_map(|line| Some(line.split_once(ADDRESS)?.1.to_owned())).next().expect("an address");
+        // The rest stays unread but open: after a minute the test runner says there that the "test" takes long.
+        let stdout = BufReader::new(child.stdout.as_mut().expect("piped"));
+        let mut lines = stdout.lines().map_while(Result::ok);
+        let bootstrap = lines.find_map(|line| Some(line.split_once(ADDRESS)?.1.to_owned())).expect("an address");
         Broker { bootstrap, topic, partitions, embedded: Some(child) }
     }
 
