@@ -23,10 +23,10 @@
 //! | `crash` | places where tests end the process; nothing in a release |
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
 //! | `telemetry` | metrics, health and status on one HTTP port |
-//! | `source` | Kafka; files of documents (JSONL, Parquet), in order on all cores |
-//! | `sink` | Parquet shards on an object store; selections of files |
+//! | `source` | Kafka, to read and to write; files of documents (JSONL, Parquet), in order on all cores |
+//! | `sink` | Parquet shards and dead letters on an object store; selections of files |
 //! | `catalog` | the database that is the authority on offsets and shards |
-//! | `pipeline` | the wiring: worker, publisher, shutdown |
+//! | `pipeline` | the wiring: worker, publisher, forwarder of dead letters, shutdown |
 //! | `cli` | arguments → one of the above → exit code |
 
 pub mod record;

@@ -25,7 +25,21 @@ pub struct ShardManifest {
     #[serde(default)]
     pub sources: AcceptanceBySource,
     pub windows: Vec<WindowSummary>,
+    /// Published together with it, if any record was bad.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letters: Option<DeadLetterFile>,
     pub created_at_ms: i64,
+}
+
+/// The bad records of a publication, as a file beside the shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetterFile {
+    /// Relative to the root of the sink.
+    pub path: String,
+    pub rows: u64,
+    pub bytes: u64,
+    /// `sha256:` and hex, of the file's bytes.
+    pub digest: String,
 }
 
 /// One line of `manifest.jsonl`. Trainers read this file instead of listing objects: it names published shards only.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use super::*;
 use crate::config::CatalogUrl;
 use crate::features::Featuriser;
-use crate::record::{Reject, RejectReason};
 use crate::score::Probabilities;
 use crate::select::{Diagnostics, Quantiles, SelectorKind, SelectorSettings, SourceCounts};
 use crate::window::CloseReason;
@@ -30,7 +29,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 3);
+        assert_eq!(catalog.migrate().await.unwrap(), 4);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -90,6 +89,7 @@ every_catalog! {
     claims_raise_the_epoch_and_keep_the_offset
     start_is_stored_once_and_only_by_the_owner
     publication_moves_everything_together
+    dead_letters_wait_until_they_are_forwarded
     sequences_have_no_gaps_and_skip_empty_progress
     a_zombie_changes_nothing
     a_stale_interval_changes_nothing
@@ -169,8 +169,13 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         log_importance_weights: None,
         sources: SourceCounts::default().top(20),
         windows,
+        dead_letters: None,
         created_at_ms: 0,
     }
+}
+
+fn dead_letter_file(shard: &str) -> DeadLetterFile {
+    DeadLetterFile { path: format!("dead-letters/{shard}.parquet"), rows: 1, bytes: 9, digest: "sha256:01".into() }
 }
 
 fn advance(partition: i32, from: i64, to: i64, owner_epoch: i64) -> Advance {
@@ -183,7 +188,7 @@ async fn publish<C: Catalog>(
     advances: &[Advance],
 ) -> Result<Option<i64>, CatalogError> {
     catalog.stage(&manifest.pipeline, &manifest.shard, manifest.path.as_deref()).await.unwrap();
-    catalog.publish(&PublishRequest { manifest, advances, dead_letters: &[], counts: &[] }).await
+    catalog.publish(&PublishRequest { manifest, advances, counts: &[], forward_to: None }).await
 }
 
 async fn next_offset<C: CatalogReader>(catalog: &C, partition: i32) -> Option<i64> {
@@ -215,19 +220,14 @@ async fn publication_moves_everything_together<C: Catalog + CatalogReader>(catal
     let epoch = owned(catalog, 0).await;
     let mut w = window(0, 100, 110, 3);
     (w.n_rejected, w.n_dead_letters) = (6, 1);
-    let manifest = manifest("s1", vec![w]);
-    let reject = Reject::new(RejectReason::MalformedJson, "EOF");
-    let letter = DeadLetter { offset: 104, record_timestamp_ms: None, reject, payload_bytes: 9, payload_head: vec![1] };
+    let mut manifest = manifest("s1", vec![w]);
+    manifest.dead_letters = Some(dead_letter_file("s1"));
     catalog.stage(PIPELINE, "s1", manifest.path.as_deref()).await.unwrap();
     assert_eq!(catalog.shard_state("s1").await.unwrap(), Some(ShardState::Staged));
     assert!(catalog.shards(PIPELINE).await.unwrap().is_empty());
 
-    let request = PublishRequest {
-        manifest: &manifest,
-        advances: &[advance(0, 100, 110, epoch)],
-        dead_letters: &[(at(0), letter)],
-        counts: &[],
-    };
+    let request =
+        PublishRequest { manifest: &manifest, advances: &[advance(0, 100, 110, epoch)], counts: &[], forward_to: None };
     assert_eq!(catalog.publish(&request).await.unwrap(), Some(1));
     assert_eq!(catalog.shard_state("s1").await.unwrap(), Some(ShardState::Published));
     assert_eq!(catalog.shard_state("none").await.unwrap(), None);
@@ -245,11 +245,33 @@ async fn publication_moves_everything_together<C: Catalog + CatalogReader>(catal
     assert_eq!(totals, expected);
     assert_eq!(catalog.shards(PIPELINE).await.unwrap(), [(1, manifest.clone())]);
     assert_eq!(catalog.windows(PIPELINE).await.unwrap(), manifest.windows);
-    let letters = catalog.dead_letters(PIPELINE, 10).await.unwrap();
-    assert_eq!((letters[0].offset, letters[0].reason.as_str()), (104, "malformed_json"));
+    assert_eq!(catalog.dead_letter_files(PIPELINE).await.unwrap(), [dead_letter_file("s1")]);
     let lines = catalog.manifest_lines(PIPELINE, 0).await.unwrap();
     let entry: crate::manifest::ManifestEntry = serde_json::from_str(&lines[0]).unwrap();
     assert_eq!(Some(entry), manifest.entry(1));
+}
+
+async fn dead_letters_wait_until_they_are_forwarded<C: Catalog + CatalogReader>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    for (i, has_letters, forward_to) in [(0, true, Some("bad")), (1, false, Some("bad")), (2, true, None)] {
+        let (shard, from) = (format!("s{i}"), 100 + 10 * i64::from(i));
+        let mut manifest = manifest(&shard, vec![window(0, from, from + 10, 0)]);
+        manifest.dead_letters = has_letters.then(|| dead_letter_file(&shard));
+        catalog.stage(PIPELINE, &shard, None).await.unwrap();
+        let advances = [advance(0, from, from + 10, epoch)];
+        let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &[], forward_to };
+        catalog.publish(&request).await.unwrap();
+    }
+    let files = catalog.dead_letter_files(PIPELINE).await.unwrap();
+    assert_eq!(files, [dead_letter_file("s0"), dead_letter_file("s2")]);
+    let pending = catalog.pending_forwards(PIPELINE).await.unwrap();
+    let [PendingForward { shard, topic, file, published_at_ms }] = &pending[..] else { panic!("{pending:?}") };
+    assert_eq!((shard.as_str(), topic.as_str(), file), ("s0", "bad", &dead_letter_file("s0")));
+    assert!(*published_at_ms > 0);
+    catalog.forwarded("s0").await.unwrap();
+    catalog.forwarded("s0").await.unwrap();
+    assert_eq!(catalog.pending_forwards(PIPELINE).await.unwrap(), []);
+    assert_eq!(catalog.dead_letter_files(PIPELINE).await.unwrap(), files, "they stay");
 }
 
 async fn sequences_have_no_gaps_and_skip_empty_progress<C: Catalog + CatalogReader>(catalog: &C) {
@@ -293,8 +315,7 @@ async fn a_shard_is_published_once_and_only_when_staged<C: Catalog + CatalogRead
     let epoch = owned(catalog, 0).await;
     let first = manifest("s", vec![window(0, 100, 110, 1)]);
     let advances = &[advance(0, 100, 110, epoch)];
-    let unstaged =
-        catalog.publish(&PublishRequest { manifest: &first, advances, dead_letters: &[], counts: &[] }).await;
+    let unstaged = catalog.publish(&PublishRequest { manifest: &first, advances, counts: &[], forward_to: None }).await;
     assert!(matches!(unstaged, Err(CatalogError::NotStaged(_))), "{unstaged:?}");
     assert_eq!(next_offset(catalog, 0).await, Some(100));
     publish(catalog, &first, &[advance(0, 100, 110, epoch)]).await.unwrap();
@@ -347,7 +368,7 @@ async fn what_was_abandoned_is_never_published<C: Catalog + CatalogReader>(catal
     assert_eq!(catalog.shard_state("elsewhere").await.unwrap(), Some(ShardState::Staged));
     // The worker that was stopped in the middle wakes up.
     let advances = [advance(0, 110, 120, epoch)];
-    let request = PublishRequest { manifest: &late, advances: &advances, dead_letters: &[], counts: &[] };
+    let request = PublishRequest { manifest: &late, advances: &advances, counts: &[], forward_to: None };
     let refused = catalog.publish(&request).await;
     assert!(matches!(refused, Err(CatalogError::NotStaged(_))), "{refused:?}");
     assert_eq!(next_offset(catalog, 0).await, Some(110));
@@ -381,7 +402,7 @@ async fn publish_counts<C: Catalog>(
     let counts = NgramCounts::from_vec(counts.to_vec());
     let addition = CountsAddition { kind: CountsKind::Raw, counts: &counts, half_life_ngrams: Some(50), history_bytes };
     catalog.stage(PIPELINE, shard, manifest.path.as_deref()).await.unwrap();
-    let request = PublishRequest { manifest: &manifest, advances: &advances, dead_letters: &[], counts: &[addition] };
+    let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &[addition], forward_to: None };
     catalog.publish(&request).await
 }
 
@@ -541,11 +562,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("3 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("4 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 3"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 4"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

@@ -12,10 +12,10 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use crate::checkpoint::Interval;
-use crate::manifest::ShardManifest;
+use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::TopicPartition;
 use crate::score::{DecayedCounts, ModelId, NgramCounts};
-use crate::window::{DeadLetter, WindowSummary};
+use crate::window::WindowSummary;
 
 pub use sql::{Access, SqlCatalog};
 
@@ -68,9 +68,10 @@ pub struct Advance {
 pub struct PublishRequest<'a> {
     pub manifest: &'a ShardManifest,
     pub advances: &'a [Advance],
-    pub dead_letters: &'a [(TopicPartition, DeadLetter)],
     /// What the windows add to counts of the pipeline: at most one for each kind.
     pub counts: &'a [CountsAddition<'a>],
+    /// The topic that its dead letters are to be sent to, if it has any.
+    pub forward_to: Option<&'a str>,
 }
 
 /// Which counts of a pipeline decay and grow with its publications.
@@ -159,6 +160,9 @@ pub trait Catalog: Send + Sync {
     /// How a shard stands; settles an unknown COMMIT.
     async fn shard_state(&self, shard: &str) -> Result<Option<ShardState>, CatalogError>;
 
+    /// Notes that the dead letters of a shard have been sent to their topic. Idempotent.
+    async fn forwarded(&self, shard: &str) -> Result<(), CatalogError>;
+
     /// Takes every shard out that was staged before `staged_before_ms` and is not published: from now on it cannot be. Gives
     /// these and the ones taken out before, whose objects may have to be deleted (again).
     async fn abandon(&self, pipeline: &str, staged_before_ms: i64) -> Result<Vec<Orphan>, CatalogError>;
@@ -197,15 +201,13 @@ pub struct Checkpoint {
     pub owner: String,
 }
 
-/// A dead letter as people look at it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct StoredDeadLetter {
+/// Published dead letters that are still to be sent to a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingForward {
+    pub shard: String,
     pub topic: String,
-    pub partition: i32,
-    pub offset: i64,
-    pub reason: String,
-    pub detail: String,
-    pub payload_bytes: i64,
+    pub file: DeadLetterFile,
+    pub published_at_ms: i64,
 }
 
 /// What people and trainers ask.
@@ -225,8 +227,11 @@ pub trait CatalogReader: Send + Sync {
     /// Lines of `manifest.jsonl` after `sequence`, in order, each without its line break.
     async fn manifest_lines(&self, pipeline: &str, after_sequence: i64) -> Result<Vec<String>, CatalogError>;
 
-    /// The first `limit` dead letters by position.
-    async fn dead_letters(&self, pipeline: &str, limit: i64) -> Result<Vec<StoredDeadLetter>, CatalogError>;
+    /// Published files of dead letters, in order of publication.
+    async fn dead_letter_files(&self, pipeline: &str) -> Result<Vec<DeadLetterFile>, CatalogError>;
+
+    /// Those that are still to be sent to a topic.
+    async fn pending_forwards(&self, pipeline: &str) -> Result<Vec<PendingForward>, CatalogError>;
 }
 
 /// Counts that decay and grow with the publications of a pipeline, version by version. Additions are a part of

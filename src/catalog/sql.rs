@@ -166,6 +166,11 @@ impl Catalog for SqlCatalog {
         }
     }
 
+    async fn forwarded(&self, shard: &str) -> Result<(), CatalogError> {
+        let done = self.database.execute("UPDATE shards SET forward_to = NULL WHERE id = $1", values![shard]);
+        done.await.map_err(|e| self.unavailable(e))
+    }
+
     async fn abandon(&self, pipeline: &str, staged_before_ms: i64) -> Result<Vec<Orphan>, CatalogError> {
         let mut tx = self.begin().await?;
         let taken = async {

@@ -224,12 +224,14 @@ const OWN_FILES: [&str; 8] = [
     "catalog.db.lock",
     ".manifest.lock",
 ];
+/// Folders of a demo's Parquet files.
+const OWN_FOLDERS: [&str; 2] = ["shards", "dead-letters"];
 
 fn prepare_folder(out: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(out).with_context(|| format!("`{}` cannot be created", out.display()))?;
     for entry in std::fs::read_dir(out)? {
         let name = entry?.file_name();
-        if name != "shards" && !OWN_FILES.iter().any(|own| name == *own) {
+        if !OWN_FOLDERS.iter().chain(&OWN_FILES).any(|own| name == *own) {
             let name = name.to_string_lossy().into_owned();
             return Err(UsageError(format!(
                 "`{}` holds `{name}`, which is not of a demo: name another --out",
@@ -244,9 +246,8 @@ fn prepare_folder(out: &Path) -> anyhow::Result<()> {
             _ => {}
         }
     }
-    let shards = out.join("shards");
-    if shards.is_dir() {
-        for entry in std::fs::read_dir(&shards)? {
+    for folder in OWN_FOLDERS.map(|name| out.join(name)).iter().filter(|folder| folder.is_dir()) {
+        for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "parquet") {
                 std::fs::remove_file(path)?;

@@ -34,8 +34,11 @@ pub fn gc(arguments: &GcArguments) -> anyhow::Result<()> {
         let store = ShardStore::open(&config.sink).map_err(crate::pipeline::DaemonError::from)?;
         let orphans = catalog.abandon(&config.pipeline, before(grace)).await?;
         let mut deleted = 0;
-        for path in orphans.iter().filter_map(|orphan| orphan.path.as_deref()) {
-            if store.delete(path).await.map_err(crate::pipeline::DaemonError::from)? {
+        for path in orphans.iter().flat_map(|orphan| {
+            let letters = ShardStore::dead_letter_path(&orphan.shard);
+            orphan.path.iter().cloned().chain([letters])
+        }) {
+            if store.delete(&path).await.map_err(crate::pipeline::DaemonError::from)? {
                 println!("deleted {path}");
                 deleted += 1;
             }

@@ -5,6 +5,7 @@
 
 mod bars;
 mod check;
+mod dead_letters;
 mod demo;
 mod files;
 mod fit;
@@ -82,6 +83,9 @@ enum Command {
     /// Delete the objects of shards that were uploaded and never published
     #[command(after_help = "Example:\n  winnowd gc -c winnowd.toml --grace 24h")]
     Gc(gc::GcArguments),
+    /// Look at records that could not be read, and send them again
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
 }
 
 #[derive(clap::Args)]
@@ -121,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Select(arguments) => select::select(&arguments),
         Command::Shards(arguments) => shards::shards(&arguments),
         Command::Gc(arguments) => gc::gc(&arguments),
+        Command::DeadLetters(command) => dead_letters::dead_letters(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::{ConfigArguments, DamagedShards, print, runtime};
 use crate::catalog::{Access, CatalogReader, SqlCatalog};
 use crate::config::Config;
-use crate::manifest::{ShardManifest, rfc3339};
+use crate::manifest::{DeadLetterFile, ShardManifest, rfc3339};
 use crate::pipeline::DaemonError;
 use crate::sink::ShardStore;
 
@@ -18,23 +18,24 @@ pub struct ShardsArguments {
     /// One JSON object a line, with windows and quantiles
     #[arg(long)]
     json: bool,
-    /// Read every shard and compare its size and digest with the catalog
+    /// Read every shard and file of dead letters, and compare size and digest with the catalog
     #[arg(long, conflicts_with = "json")]
     verify: bool,
 }
 
 pub fn shards(arguments: &ShardsArguments) -> anyhow::Result<()> {
     let config = arguments.config.load()?;
-    let (shards, totals) = runtime().context("cannot start threads")?.block_on(async {
+    let (shards, dead_letters, totals) = runtime().context("cannot start threads")?.block_on(async {
         let catalog = SqlCatalog::open(&config.catalog.url, Access::Read).await?;
         catalog.check_schema().await?;
         Ok::<_, crate::catalog::CatalogError>((
             catalog.shards(&config.pipeline).await?,
+            catalog.dead_letter_files(&config.pipeline).await?,
             catalog.totals(&config.pipeline).await?,
         ))
     })?;
     if arguments.verify {
-        return verify(&config, &shards);
+        return verify(&config, &shards, &dead_letters);
     }
     let mut text = String::new();
     if arguments.json {
@@ -63,29 +64,31 @@ pub fn shards(arguments: &ShardsArguments) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// Reads every shard; those that are not what the catalog says are named, and make it fail.
-fn verify(config: &Config, shards: &[(i64, ShardManifest)]) -> anyhow::Result<()> {
+/// Reads every shard and file of dead letters; those that are not what the catalog says are named, and make it fail.
+fn verify(config: &Config, shards: &[(i64, ShardManifest)], dead_letters: &[DeadLetterFile]) -> anyhow::Result<()> {
     let store = ShardStore::open(&config.sink).map_err(DaemonError::from)?;
-    let (mut bad, mut bytes) = (0, 0);
+    let shards =
+        shards.iter().filter_map(|(_, shard)| Some((shard.path.as_ref()?, shard.bytes, shard.digest.as_ref()?)));
+    let files: Vec<_> = shards.chain(dead_letters.iter().map(|f| (&f.path, f.bytes, &f.digest))).collect();
+    let (mut n_bad, mut total) = (0, 0);
     runtime().context("cannot start threads")?.block_on(async {
-        for (sequence, shard) in shards {
-            let (Some(path), Some(digest)) = (&shard.path, &shard.digest) else { continue };
+        for &(path, bytes, digest) in &files {
             let problem = match store.digest(path).await.map_err(DaemonError::from)? {
                 None => Some("is missing".to_owned()),
-                Some((found, _)) if found != shard.bytes => Some(format!("has {found} bytes, not {}", shard.bytes)),
+                Some((found, _)) if found != bytes => Some(format!("has {found} bytes, not {bytes}")),
                 Some((_, found)) if format!("sha256:{found}") != *digest => Some("has another digest".to_owned()),
                 Some(_) => None,
             };
-            bytes += shard.bytes;
+            total += bytes;
             if let Some(problem) = problem {
-                bad += 1;
-                println!("shard {sequence}: {path} {problem}");
+                n_bad += 1;
+                print(&format!("{path} {problem}\n"))?;
             }
         }
-        Ok::<_, DaemonError>(())
+        Ok::<_, anyhow::Error>(())
     })?;
-    match bad {
-        0 => print(&format!("{} shards, {bytes} bytes, are what the catalog says\n", shards.len())),
-        _ => Err(DamagedShards(format!("{bad} of {} shards are not what the catalog says", shards.len())).into()),
+    match n_bad {
+        0 => print(&format!("{} files, {total} bytes, are what the catalog says\n", files.len())),
+        _ => Err(DamagedShards(format!("{n_bad} of {} files are not what the catalog says", files.len())).into()),
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     let kafka = kafka(r, &pipeline);
     let decoder = decoder(r);
     let memory_budget_bytes = r.bytes("memory.budget", 64 * MIB..=1024 * GIB) as usize;
-    let payload_head_bytes = r.bytes("dead_letters.payload_head_bytes", 0..=MIB) as usize;
+    let dead_letters = dead_letters(r, &kafka);
     if decoder.max_bytes > memory_budget_bytes / 8 {
         let (max, budget) = (decoder.max_bytes as u64, memory_budget_bytes as u64);
         let shown = |n| bytesize::ByteSize(n).display().iec().to_string();
@@ -96,7 +96,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         pipeline,
         kafka,
         decoder,
-        payload_head_bytes,
+        dead_letters,
         model_path: r.optional("model.path").map(PathBuf::from),
         raw: raw(r),
         selector,
@@ -109,6 +109,22 @@ pub(super) fn check(r: &mut Reader) -> Config {
         http_listen,
         shutdown_grace: r.duration("shutdown.grace", Duration::ZERO..=HOUR),
         log: LogConfig { level, json: r.choice("log.format", &["text", "json"]) == "json" },
+    }
+}
+
+fn dead_letters(r: &mut Reader, kafka: &KafkaConfig) -> DeadLetterConfig {
+    let topic = r.optional("dead_letters.topic");
+    if let Some(topic) = topic.as_ref().filter(|topic| kafka.topics.contains(topic)) {
+        r.error("dead_letters.topic", topic, "is also read from: what is dead would come back for ever");
+    }
+    DeadLetterConfig {
+        payload_bytes: r.bytes("dead_letters.payload_bytes", 0..=16 * MIB) as usize,
+        max_ratio: r.parse("dead_letters.max_ratio", 1.0, |value| {
+            let ratio = value.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+            ratio.ok_or("expected a number from 0 to 1".to_owned())
+        }),
+        ratio_records: r.integer("dead_letters.ratio_records", 1..=1_000_000_000),
+        topic,
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Config {
     pub pipeline: String,
     pub kafka: KafkaConfig,
     pub decoder: Decoder,
-    pub payload_head_bytes: usize,
+    pub dead_letters: DeadLetterConfig,
     /// `None` only while the caller makes the model itself (the demo).
     pub model_path: Option<PathBuf>,
     pub raw: RawDistribution,
@@ -100,6 +100,17 @@ pub struct ShardConfig {
     pub row_group_rows: usize,
     pub row_group_bytes: usize,
     pub zstd_level: i32,
+}
+
+#[derive(Debug, Clone)]
+pub struct DeadLetterConfig {
+    /// Of a payload, so much is kept.
+    pub payload_bytes: usize,
+    /// A higher share of dead letters among `ratio_records` stops the pipeline.
+    pub max_ratio: f64,
+    pub ratio_records: u64,
+    /// Where they are sent as well.
+    pub topic: Option<String>,
 }
 
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@
 
 mod adaptive;
 mod assignments;
+mod forward;
 mod memory;
 mod open_shard;
 mod publisher;
@@ -27,6 +28,7 @@ use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError};
 
+pub use forward::send_dead_letter;
 use quality::SharedCollapseWatch;
 pub use scoring::score_batch;
 use session::SessionEnd;
@@ -46,6 +48,12 @@ pub enum DaemonError {
     Source(#[from] SourceError),
     #[error(transparent)]
     Http(#[from] TelemetryError),
+    #[error(
+        "{n_dead_letters} of the last {n_records} records are bad (dead_letters.max_ratio = {max_ratio}); the last one is {last}. \
+         Nothing more is decided. Is the right thing in the topic, and are the names in [documents] those of its fields? \
+         dead_letters.max_ratio = 1 lets everything pass"
+    )]
+    TooManyDeadLetters { n_dead_letters: u64, n_records: u64, max_ratio: f64, last: String },
     #[error("a worker thread ended by a fault of the program: {0}")]
     Internal(String),
 }

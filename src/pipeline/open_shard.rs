@@ -10,17 +10,17 @@ use super::quality::TOP_SOURCES;
 use crate::catalog::{Advance, CountsAddition, CountsKind, PublishRequest};
 use crate::checkpoint::Progress;
 use crate::config::RawDistribution;
-use crate::manifest::ShardManifest;
-use crate::record::TopicPartition;
+use crate::manifest::{DeadLetterFile, ShardManifest};
+use crate::record::{RejectReason, TopicPartition};
 use crate::score::NgramCounts;
 use crate::select::{Quantiles, SourceCounts};
-use crate::sink::{FinishedShard, ShardStore, ShardWriter, SinkError, WriterSettings};
-use crate::window::{ClosedWindow, DeadLetter, WindowSummary};
+use crate::sink::{DeadLetterWriter, FinishedFile, ShardStore, ShardWriter, SinkError, WriterSettings};
+use crate::window::{ClosedWindow, WindowSummary};
 
-/// Dead letters and windows that wait for a shard to fill roll it when they come to this much.
-const MAX_PENDING_DEAD_LETTERS: usize = 10_000;
-const MAX_PENDING_DEAD_LETTER_BYTES: usize = 8 << 20;
+/// Windows that wait for a shard to fill roll it when there are so many.
 const MAX_PENDING_WINDOWS: usize = 10_000;
+/// So does a file of dead letters of this size: whoever reads it takes it whole.
+const MAX_DEAD_LETTER_FILE_BYTES: u64 = 32 << 20;
 
 pub(super) struct OpenShard {
     id: String,
@@ -29,8 +29,9 @@ pub(super) struct OpenShard {
     progress: Progress,
     epochs: BTreeMap<TopicPartition, i64>,
     windows: Vec<WindowSummary>,
-    dead_letters: Vec<(TopicPartition, DeadLetter)>,
-    dead_letter_bytes: usize,
+    /// `None` until a record is bad.
+    dead_letters: Option<DeadLetterWriter>,
+    reasons: BTreeMap<RejectReason, u64>,
     log_importance_weights: Vec<f64>,
     sources: SourceCounts,
     /// N-grams of all documents, where the raw distribution follows the stream. A sum of whole numbers: the order of
@@ -42,9 +43,11 @@ pub(super) struct OpenShard {
 /// One publication: what is to be stored and uploaded.
 pub(super) struct FinishedPublication {
     pub manifest: ShardManifest,
-    pub file: Option<FinishedShard>,
+    /// What is to be uploaded, and where.
+    pub files: Vec<(String, FinishedFile)>,
+    /// Dead letters by reason.
+    pub reasons: BTreeMap<RejectReason, u64>,
     advances: Vec<Advance>,
-    dead_letters: Vec<(TopicPartition, DeadLetter)>,
     raw_counts: Option<NgramCounts>,
 }
 
@@ -56,8 +59,8 @@ impl OpenShard {
             progress: Progress::default(),
             epochs: BTreeMap::new(),
             windows: Vec::new(),
-            dead_letters: Vec::new(),
-            dead_letter_bytes: 0,
+            dead_letters: None,
+            reasons: BTreeMap::new(),
             log_importance_weights: Vec::new(),
             sources: SourceCounts::default(),
             raw_counts: None,
@@ -65,13 +68,29 @@ impl OpenShard {
         }
     }
 
+    /// Compression takes its time: to be called where a thread may be blocked.
     pub fn append(&mut self, window: ClosedWindow, owner_epoch: i64, shared: &Shared) -> Result<(), String> {
-        let Shared { config, model, limits, .. } = shared;
         let at = window.summary.at.clone();
         if *self.epochs.entry(at.clone()).or_insert(owner_epoch) != owner_epoch {
             return Err(format!("partition {at} was lost and came back while its windows waited for publication"));
         }
         self.progress.append(&at, window.summary.interval).map_err(|e| e.to_string())?;
+        self.append_files(&window, shared).map_err(|e| e.to_string())?;
+        if shared.config.raw != RawDistribution::Pinned {
+            match &mut self.raw_counts {
+                Some(counts) => counts.merge(&window.raw_counts),
+                none => *none = Some(window.raw_counts),
+            }
+        }
+        self.sources.merge(&window.sources);
+        self.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
+        self.windows.push(window.summary);
+        Ok(())
+    }
+
+    fn append_files(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
+        let Shared { config, model, limits, .. } = shared;
+        let scratch_dir = config.sink.scratch_dir.as_deref();
         if !window.selected.is_empty() {
             let settings = WriterSettings {
                 row_group_rows: config.shard.row_group_rows,
@@ -80,36 +99,29 @@ impl OpenShard {
             };
             let writer = match &mut self.writer {
                 Some(writer) => writer,
-                none => none.insert(
-                    ShardWriter::create(&self.id, config.sink.scratch_dir.as_deref(), settings)
-                        .map_err(|e| e.to_string())?,
-                ),
+                none => none.insert(ShardWriter::create(&self.id, scratch_dir, settings)?),
             };
-            // Compression takes its time; other tasks of this thread move elsewhere meanwhile.
-            tokio::task::block_in_place(|| writer.append(&window, &model.id)).map_err(|e| e.to_string())?;
+            writer.append(window, &model.id)?;
         }
-        if config.raw != RawDistribution::Pinned {
-            match &mut self.raw_counts {
-                Some(counts) => counts.merge(&window.raw_counts),
-                none => *none = Some(window.raw_counts),
-            }
+        for letter in &window.dead_letters {
+            let writer = match &mut self.dead_letters {
+                Some(writer) => writer,
+                none => none.insert(DeadLetterWriter::create(&self.id, scratch_dir, config.shard.zstd_level)?),
+            };
+            writer.append(&window.summary.at, letter)?;
+            *self.reasons.entry(letter.reject.reason).or_default() += 1;
         }
-        self.sources.merge(&window.sources);
-        self.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
-        self.dead_letter_bytes += window.dead_letters.iter().map(DeadLetter::size_bytes).sum::<usize>();
-        self.dead_letters.extend(window.dead_letters.into_iter().map(|letter| (at.clone(), letter)));
-        self.windows.push(window.summary);
         Ok(())
     }
 
     pub fn is_full(&self, shared: &Shared) -> bool {
         let limits = &shared.config.shard;
         let (rows, bytes) = self.writer.as_ref().map_or((0, 0), |w| (w.rows(), w.bytes()));
-        rows >= limits.max_rows
+        let (bad_rows, bad_bytes) = self.dead_letters.as_ref().map_or((0, 0), |w| (w.rows(), w.bytes()));
+        rows.max(bad_rows) >= limits.max_rows
             || bytes >= limits.target_bytes
+            || bad_bytes >= limits.target_bytes.min(MAX_DEAD_LETTER_FILE_BYTES)
             || self.opened.elapsed() >= limits.max_age
-            || self.dead_letters.len() >= MAX_PENDING_DEAD_LETTERS
-            || self.dead_letter_bytes >= MAX_PENDING_DEAD_LETTER_BYTES
             || self.windows.len() >= MAX_PENDING_WINDOWS
     }
 
@@ -117,15 +129,16 @@ impl OpenShard {
         self.progress.contains(at)
     }
 
-    /// Bytes held in memory for the file.
+    /// Bytes held in memory for the files.
     pub fn held_bytes(&self) -> usize {
         self.writer.as_ref().map_or(0, ShardWriter::held_bytes)
+            + self.dead_letters.as_ref().map_or(0, DeadLetterWriter::held_bytes)
     }
 
-    /// Ends the file and states what it holds.
+    /// Ends the files and states what they hold.
     pub fn finish(self, shared: &Shared) -> Result<FinishedPublication, SinkError> {
         let Shared { config, model, .. } = shared;
-        let OpenShard { id, writer, progress, epochs, windows, dead_letters, raw_counts, .. } = self;
+        let OpenShard { id, writer, progress, epochs, windows, dead_letters, reasons, raw_counts, .. } = self;
         let advance =
             |(at, interval): (&TopicPartition, _)| Advance { at: at.clone(), interval, owner_epoch: epochs[at] };
         let advances: Vec<_> = progress.iter().map(advance).collect();
@@ -141,18 +154,28 @@ impl OpenShard {
             log_importance_weights: Quantiles::of(self.log_importance_weights),
             sources: self.sources.top(TOP_SOURCES),
             windows,
+            dead_letters: None,
             created_at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64),
         };
-        let mut file = None;
+        let mut files = Vec::new();
         if let Some(writer) = writer {
             let finished = writer.finish(footer(&manifest, &advances))?;
-            manifest.path = Some(ShardStore::shard_path(&manifest.shard));
+            let path = ShardStore::shard_path(&manifest.shard);
+            manifest.path = Some(path.clone());
             manifest.rows = finished.rows;
             manifest.bytes = finished.bytes;
             manifest.digest = Some(finished.digest.clone());
-            file = Some(finished);
+            files.push((path, finished));
         }
-        Ok(FinishedPublication { manifest, file, advances, dead_letters, raw_counts })
+        if let Some(writer) = dead_letters {
+            let path = ShardStore::dead_letter_path(&manifest.shard);
+            let finished = writer.finish(names(&manifest))?;
+            let FinishedFile { rows, bytes, digest, .. } = &finished;
+            let (rows, bytes, digest) = (*rows, *bytes, digest.clone());
+            manifest.dead_letters = Some(DeadLetterFile { path: path.clone(), rows, bytes, digest });
+            files.push((path, finished));
+        }
+        Ok(FinishedPublication { manifest, files, reasons, advances, raw_counts })
     }
 }
 
@@ -169,9 +192,9 @@ impl FinishedPublication {
         }
     }
 
-    pub fn request<'a>(&'a self, counts: &'a [CountsAddition<'a>]) -> PublishRequest<'a> {
-        let FinishedPublication { manifest, advances, dead_letters, .. } = self;
-        PublishRequest { manifest, advances, dead_letters, counts }
+    pub fn request<'a>(&'a self, counts: &'a [CountsAddition<'a>], forward_to: Option<&'a str>) -> PublishRequest<'a> {
+        let FinishedPublication { manifest, advances, .. } = self;
+        PublishRequest { manifest, advances, counts, forward_to }
     }
 }
 
@@ -185,15 +208,20 @@ fn footer(manifest: &ShardManifest, advances: &[Advance]) -> Vec<(String, String
         })
         .collect();
     let json = |value: serde_json::Result<serde_json::Value>| value.map(|v| v.to_string()).unwrap_or_default();
-    [
-        ("shard", manifest.shard.clone()),
-        ("pipeline", manifest.pipeline.clone()),
+    let more = [
         ("model", manifest.model.to_string()),
         ("seed", manifest.selector.seed.to_string()),
         ("selector", json(serde_json::to_value(manifest.selector))),
         ("offsets", serde_json::Value::from(offsets).to_string()),
         ("windows", json(serde_json::to_value(&manifest.windows))),
     ]
-    .map(|(key, value)| (format!("winnowd.{key}"), value))
-    .to_vec()
+    .map(|(key, value)| (format!("winnowd.{key}"), value));
+    names(manifest).into_iter().chain(more).collect()
+}
+
+/// What every file of a publication says of itself.
+fn names(manifest: &ShardManifest) -> Vec<(String, String)> {
+    [("shard", &manifest.shard), ("pipeline", &manifest.pipeline)]
+        .map(|(key, value)| (format!("winnowd.{key}"), value.clone()))
+        .to_vec()
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::memory::InFlight;
-use super::open_shard::OpenShard;
+use super::open_shard::{FinishedPublication, OpenShard};
 use super::{DaemonError, Shared, adaptive};
 use crate::catalog::{Advance, CatalogError, PublishRequest, ShardState};
 use crate::crash;
@@ -16,7 +16,7 @@ use crate::manifest::ShardManifest;
 use crate::publish::{Event, Publication, Step};
 use crate::record::TopicPartition;
 use crate::score::VersionedWeight;
-use crate::sink::FinishedShard;
+use crate::sink::{FinishedFile, ShardStore, SinkError};
 use crate::source::OffsetMirror;
 use crate::telemetry::Step as TimedStep;
 use crate::window::{ClosedWindow, WindowSummary};
@@ -53,6 +53,8 @@ pub(super) struct Publisher {
     pub windows: mpsc::Receiver<ToPublisher>,
     pub in_flight: Arc<InFlight>,
     pub mirror: OffsetMirror,
+    /// Shards whose dead letters are to be sent to a topic.
+    pub to_forwarder: mpsc::UnboundedSender<String>,
     pub shutdown: watch::Receiver<bool>,
     /// Where the worker finds the weights in force.
     pub weights: watch::Sender<Arc<VersionedWeight>>,
@@ -79,7 +81,8 @@ impl Publisher {
                 None => Ok(()),
                 Some(ToPublisher::Window { window, owner_epoch, held_bytes }) => {
                     let shard = open.get_or_insert_with(OpenShard::new);
-                    let appended = shard.append(*window, owner_epoch, &self.shared);
+                    // Other tasks of this thread move elsewhere meanwhile.
+                    let appended = tokio::task::block_in_place(|| shard.append(*window, owner_epoch, &self.shared));
                     self.in_flight.release(held_bytes);
                     appended
                 }
@@ -124,9 +127,9 @@ impl Publisher {
         let finished = finished.map_err(|e| PublisherEnd::Restart(e.to_string()))?;
         crash::point("shard.finished");
         let additions = finished.additions(self.shared.config.raw);
-        let request = finished.request(&additions);
-        let (manifest, file) = (&finished.manifest, finished.file.as_ref());
-        let mut publication = Publication::new(file.is_some());
+        let request = finished.request(&additions, self.shared.config.dead_letters.topic.as_deref());
+        let FinishedPublication { manifest, files, reasons, .. } = &finished;
+        let mut publication = Publication::new(!files.is_empty());
         let mut fenced_by = None;
         loop {
             let event = match publication.step() {
@@ -136,7 +139,7 @@ impl Publisher {
                     let reason = fenced_by.unwrap_or_else(|| "another worker took a partition over".to_owned());
                     return Err(PublisherEnd::Restart(format!("shard {} is not published: {reason}", manifest.shard)));
                 }
-                step => self.carry_out(step, &request, file, &mut fenced_by).await,
+                step => self.carry_out(step, &request, files, &mut fenced_by).await,
             };
             publication.observe(event);
             self.shared.telemetry.status().readiness.catalog_reachable =
@@ -148,6 +151,9 @@ impl Publisher {
                 }
             }
         }
+        for (reason, n) in reasons {
+            self.shared.telemetry.metrics.dead_letters.with_label_values(&[reason.as_str()]).inc_by(*n);
+        }
         self.published(&request, began.elapsed()).await;
         Ok(manifest.path.is_some())
     }
@@ -156,7 +162,7 @@ impl Publisher {
         &self,
         step: Step,
         request: &PublishRequest<'_>,
-        file: Option<&FinishedShard>,
+        files: &[(String, FinishedFile)],
         fenced_by: &mut Option<String>,
     ) -> Event {
         let Shared { catalog, store, telemetry, .. } = &*self.shared;
@@ -181,15 +187,12 @@ impl Publisher {
                 }
                 Err(e) => failed(&e),
             },
-            Step::Upload => match (file, path) {
-                (Some(file), Some(path)) => match store.upload(&file.file, file.bytes, path).await {
-                    Ok(()) => {
-                        crash::point("upload.done");
-                        Event::Uploaded
-                    }
-                    Err(e) => failed(&e),
-                },
-                _ => Event::Uploaded,
+            Step::Upload => match upload(store, files).await {
+                Ok(()) => {
+                    crash::point("upload.done");
+                    Event::Uploaded
+                }
+                Err(e) => failed(&e),
             },
             Step::ReadBack => match catalog.shard_state(shard).await {
                 Ok(Some(ShardState::Published)) => Event::FoundPublished,
@@ -215,7 +218,7 @@ impl Publisher {
 
     /// After the transaction: show it, and tell the group. Nothing here can undo it.
     async fn published(&self, request: &PublishRequest<'_>, took: Duration) {
-        let PublishRequest { manifest, advances, dead_letters, counts } = *request;
+        let PublishRequest { manifest, advances, counts, .. } = *request;
         let Shared { config, catalog, telemetry, .. } = &*self.shared;
         let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>();
         let (selected, rejected) = (sum(|w| w.n_selected), sum(|w| w.n_rejected));
@@ -223,9 +226,6 @@ impl Publisher {
         metrics.decided.with_label_values(&["selected"]).inc_by(selected);
         metrics.decided.with_label_values(&["rejected"]).inc_by(rejected);
         metrics.decided.with_label_values(&["dead_letter"]).inc_by(sum(|w| w.n_dead_letters));
-        for (_, letter) in dead_letters {
-            metrics.dead_letters.with_label_values(&[letter.reject.reason.as_str()]).inc();
-        }
         if let Some(path) = &manifest.path {
             metrics.published_shards.inc();
             metrics.published_rows.inc_by(manifest.rows);
@@ -263,6 +263,10 @@ impl Publisher {
                 Err(e) => tracing::warn!("{e}; windows go on with the raw distribution of the publication before"),
             }
         }
+        if request.forward_to.is_some() && manifest.dead_letters.is_some() {
+            // Without a forwarder the session is ending; the next one finds it in the catalog.
+            let _ = self.to_forwarder.send(manifest.shard.clone());
+        }
         self.mirror.commit(advances.iter().map(|a| (a.at.clone(), a.interval.to)).collect());
     }
 
@@ -292,6 +296,13 @@ impl Publisher {
         }
         false
     }
+}
+
+async fn upload(store: &ShardStore, files: &[(String, FinishedFile)]) -> Result<(), SinkError> {
+    for (path, file) in files {
+        store.upload(&file.file, file.bytes, path).await?;
+    }
+    Ok(())
 }
 
 async fn sleep_until(wake: Option<Instant>) {

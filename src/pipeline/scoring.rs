@@ -21,12 +21,12 @@ const LONG_TEXT_BYTES: usize = 256 << 10;
 pub fn score_batch(
     batch: &Batch,
     decoder: &Decoder,
-    payload_head_bytes: usize,
+    kept_payload_bytes: usize,
     weight: &ImportanceWeight,
 ) -> Vec<ScoredRecord> {
     let score = |i| {
         SCRATCH.with_borrow_mut(|(text_scratch, scratch)| {
-            score_record(batch.get(i), decoder, payload_head_bytes, weight, text_scratch, scratch)
+            score_record(batch.get(i), decoder, kept_payload_bytes, weight, text_scratch, scratch)
         })
     };
     (0..batch.len()).into_par_iter().with_min_len(16).map(score).collect()
@@ -35,7 +35,7 @@ pub fn score_batch(
 fn score_record(
     record: Record<'_>,
     decoder: &Decoder,
-    payload_head_bytes: usize,
+    kept_payload_bytes: usize,
     weight: &ImportanceWeight,
     text_scratch: &mut TextScratch,
     scratch: &mut Scratch,
@@ -64,7 +64,7 @@ fn score_record(
             record_timestamp_ms: timestamp_ms,
             reject,
             payload_bytes,
-            payload_head: payload.map(|p| p[..p.len().min(payload_head_bytes)].to_vec()).unwrap_or_default(),
+            payload: payload.map(|p| p[..p.len().min(kept_payload_bytes)].to_vec()),
         }),
     };
     ScoredRecord { offset, record_timestamp_ms: timestamp_ms, payload_bytes, outcome }

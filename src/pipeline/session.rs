@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::assignments::CatalogAssignments;
+use super::forward::Forwarder;
 use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
 use super::worker::{Worker, WorkerEnd};
@@ -67,11 +68,14 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     let (to_publisher, windows) = mpsc::channel(WINDOWS_IN_FLIGHT);
     let in_flight = Arc::new(InFlight::default());
     let (weights, weights_in_force) = watch::channel(weight);
+    let (to_forwarder, shards) = mpsc::unbounded_channel();
+    let forwarder = tokio::spawn(Forwarder::new(shared.clone(), shards, stopped.clone()).run());
     let publisher = Publisher {
         shared: shared.clone(),
         windows,
         in_flight: in_flight.clone(),
         mirror: source.mirror(),
+        to_forwarder,
         shutdown: stopped,
         weights,
     };
@@ -117,6 +121,8 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
             Err(_) => tracing::warn!("the worker is still busy with a batch; its windows are dropped"),
         }
     }
+    // What it has not sent is found in the catalog again.
+    forwarder.abort();
     shared.telemetry.status().readiness.joined_group = false;
     let partitions: Vec<_> = shared.telemetry.status().partitions.keys().cloned().collect();
     shared.telemetry.forget(&partitions);
@@ -177,6 +183,7 @@ fn worker_end(end: Result<WorkerEnd, tokio::task::JoinError>) -> Option<PartEnd>
         Ok(WorkerEnd::Disconnected) => None,
         Ok(WorkerEnd::SourceFailed(error @ SourceError::OffsetLost { .. })) => Some(PartEnd::Fatal(error.into())),
         Ok(WorkerEnd::SourceFailed(error)) => Some(PartEnd::Restart(error.to_string())),
+        Ok(WorkerEnd::Fatal(error)) => Some(PartEnd::Fatal(error)),
         Ok(WorkerEnd::OutOfOrder(reason)) => Some(PartEnd::Restart(reason)),
         Err(e) => Some(PartEnd::Fatal(DaemonError::Internal(e.to_string()))),
     }

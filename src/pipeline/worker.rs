@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, watch};
 use super::memory::InFlight;
 use super::publisher::ToPublisher;
 use super::quality::Quality;
-use super::{Shared, score_batch};
-use crate::record::TopicPartition;
+use super::{DaemonError, Shared, score_batch};
+use crate::config::DeadLetterConfig;
+use crate::record::{Reject, TopicPartition};
 use crate::score::VersionedWeight;
 use crate::select::Noise;
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
@@ -29,6 +30,42 @@ pub(super) enum WorkerEnd {
     SourceFailed(SourceError),
     /// Offsets came in an order that must not be.
     OutOfOrder(String),
+    /// A person must settle it.
+    Fatal(DaemonError),
+}
+
+/// Dead letters among the records since it was last looked at.
+#[derive(Default)]
+struct DeadLetterRatio {
+    n_records: u64,
+    n_dead_letters: u64,
+    /// The last dead letter.
+    last: String,
+}
+
+impl DeadLetterRatio {
+    fn observe(
+        &mut self,
+        at: &TopicPartition,
+        record: &ScoredRecord,
+        limits: &DeadLetterConfig,
+    ) -> Result<(), DaemonError> {
+        self.n_records += 1;
+        if let Err(letter) = &record.outcome {
+            self.n_dead_letters += 1;
+            let Reject { reason, detail } = &letter.reject;
+            self.last = format!("{at}/{}, {}: {detail}", letter.offset, reason.as_str());
+        }
+        if self.n_records < limits.ratio_records {
+            return Ok(());
+        }
+        let DeadLetterRatio { n_records, n_dead_letters, last } = std::mem::take(self);
+        let max_ratio = limits.max_ratio;
+        match n_dead_letters as f64 > max_ratio * n_records as f64 {
+            true => Err(DaemonError::TooManyDeadLetters { n_dead_letters, n_records, max_ratio, last }),
+            false => Ok(()),
+        }
+    }
 }
 
 pub(super) struct Worker {
@@ -39,6 +76,7 @@ pub(super) struct Worker {
     partitions: BTreeMap<TopicPartition, Partition>,
     quality: Quality,
     weights: watch::Receiver<Arc<VersionedWeight>>,
+    dead_letters: DeadLetterRatio,
 }
 
 struct Partition {
@@ -58,7 +96,16 @@ impl Worker {
         weights: watch::Receiver<Arc<VersionedWeight>>,
     ) -> Self {
         let quality = Quality::new(shared.model.model.featuriser.buckets as usize);
-        Worker { shared, queue, publisher, in_flight, partitions: BTreeMap::new(), quality, weights }
+        Worker {
+            shared,
+            queue,
+            publisher,
+            in_flight,
+            partitions: BTreeMap::new(),
+            quality,
+            weights,
+            dead_letters: DeadLetterRatio::default(),
+        }
     }
 
     /// Works until the source or the publisher ends, or the session does.
@@ -130,14 +177,16 @@ impl Worker {
         let shared = self.shared.clone();
         let timer = shared.telemetry.metrics.score_seconds.start_timer();
         let weight = self.weights.borrow_and_update().clone();
-        let head_bytes = shared.config.payload_head_bytes;
-        let scored = score_batch(batch, &shared.config.decoder, head_bytes, &weight.weight);
+        let kept_bytes = shared.config.dead_letters.payload_bytes;
+        let scored = score_batch(batch, &shared.config.decoder, kept_bytes, &weight.weight);
         timer.observe_duration();
         for (i, record) in scored.into_iter().enumerate() {
             let seen = batch.get(i);
             let owned = self.partitions.get(seen.at).is_some_and(|p| p.owner_epoch == seen.owner_epoch);
             // Otherwise the partition was revoked after this record had been read: its next owner decides it.
             if owned {
+                let looked_at = self.dead_letters.observe(seen.at, &record, &shared.config.dead_letters);
+                looked_at.map_err(WorkerEnd::Fatal)?;
                 self.on_record(seen.at, record, &weight)?;
             }
         }

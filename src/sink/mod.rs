@@ -3,14 +3,18 @@
 //! In: [`crate::window::SelectedDocument`]s. Out: complete, durable objects under keys that carry the shard's id.
 //! Nothing here decides whether a shard counts: that is the catalog's transaction.
 
+mod dead_letters;
+mod scratch;
 mod selection;
 mod shard;
 mod store;
 
 use std::path::PathBuf;
 
+pub use dead_letters::{DeadLetterWriter, StoredDeadLetter, read_dead_letters};
+pub use scratch::{FinishedFile, ScratchFile};
 pub use selection::{SelectedRow, SelectionWriter};
-pub use shard::{COLUMNS, FinishedShard, ShardFile, ShardWriter, WriterSettings, schema};
+pub use shard::{COLUMNS, ShardWriter, WriterSettings, schema};
 pub use store::ShardStore;
 
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +29,8 @@ pub enum SinkError {
     Sync { store: String, path: String, source: std::io::Error },
     #[error("store `{store}`: `{path}` has {found} bytes after the upload of {expected}")]
     Torn { store: String, path: String, expected: u64, found: u64 },
+    #[error("`{path}` cannot be read: {problem}")]
+    Damaged { path: String, problem: String },
     #[error("store `{store}` overwrites what should only be written if it is not there: it lacks conditional puts")]
     Unconditional { store: String },
     #[error(

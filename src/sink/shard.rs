@@ -1,8 +1,6 @@
-//! One Parquet file under construction: constant schema, bounded row groups, a digest of its bytes as they are written.
+//! One shard under construction: constant schema, bounded row groups.
 
-use std::fs::File;
-use std::io::{BufWriter, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -10,14 +8,12 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
-use sha2::{Digest, Sha256};
 
 use super::SinkError;
+use super::scratch::{FinishedFile, ScratchParquet};
 use crate::score::ModelId;
 use crate::window::{ClosedWindow, SelectedDocument};
 
@@ -62,12 +58,9 @@ pub struct WriterSettings {
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Writes one shard into a scratch file, which has no name: it goes with the process, however that ends.
+/// Writes one shard into a scratch file.
 pub struct ShardWriter {
-    shard: String,
-    writer: ArrowWriter<HashingFile>,
-    scratch: File,
-    folder: PathBuf,
+    file: ScratchParquet,
     settings: WriterSettings,
     batch: Batch,
     rows: u64,
@@ -75,62 +68,10 @@ pub struct ShardWriter {
     row_group_bytes: usize,
 }
 
-/// A complete Parquet file in the scratch folder.
-pub struct FinishedShard {
-    pub file: ShardFile,
-    pub rows: u64,
-    pub bytes: u64,
-    /// `sha256:` and hex.
-    pub digest: String,
-}
-
-/// A complete scratch file.
-pub struct ShardFile {
-    file: File,
-    folder: PathBuf,
-}
-
-impl ShardFile {
-    pub fn new(file: File, folder: PathBuf) -> Self {
-        ShardFile { file, folder }
-    }
-
-    /// A handle at the beginning of the file. All handles share one position: read one at a time.
-    pub fn rewound(&self) -> Result<File, SinkError> {
-        let rewind = || {
-            let mut file = self.file.try_clone()?;
-            file.rewind()?;
-            Ok(file)
-        };
-        rewind().map_err(|source| self.error(source))
-    }
-
-    pub(super) fn error(&self, source: std::io::Error) -> SinkError {
-        SinkError::Scratch { folder: self.folder.clone(), source }
-    }
-}
-
 impl ShardWriter {
     pub fn create(shard: &str, scratch_dir: Option<&Path>, settings: WriterSettings) -> Result<Self, SinkError> {
-        let folder = scratch_dir.map_or_else(std::env::temp_dir, PathBuf::from);
-        let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
-        let scratch = tempfile::tempfile_in(&folder).map_err(io_error)?;
-        let file = HashingFile {
-            file: BufWriter::with_capacity(256 << 10, scratch.try_clone().map_err(io_error)?),
-            digest: Sha256::new(),
-        };
-        let writer = ArrowWriter::try_new(file, schema(), Some(properties(&settings)));
-        Ok(ShardWriter {
-            shard: shard.to_owned(),
-            writer: writer.map_err(|source| SinkError::Parquet { shard: shard.to_owned(), source })?,
-            scratch,
-            folder,
-            settings,
-            batch: Batch::default(),
-            rows: 0,
-            row_group_rows: 0,
-            row_group_bytes: 0,
-        })
+        let file = ScratchParquet::create(shard, scratch_dir, schema(), properties(&settings))?;
+        Ok(ShardWriter { file, settings, batch: Batch::default(), rows: 0, row_group_rows: 0, row_group_bytes: 0 })
     }
 
     /// Adds the selection of a window.
@@ -160,28 +101,18 @@ impl ShardWriter {
 
     /// Estimate of the file's size if it ended now.
     pub fn bytes(&self) -> u64 {
-        (self.writer.bytes_written() + self.writer.in_progress_size() + self.batch.bytes) as u64
+        (self.file.bytes() + self.batch.bytes) as u64
     }
 
     /// Bytes held in memory.
     pub fn held_bytes(&self) -> usize {
-        self.writer.memory_size() + self.batch.bytes
+        self.file.held_bytes() + self.batch.bytes
     }
 
     /// Ends the file with `metadata` in its footer.
-    pub fn finish(mut self, metadata: Vec<(String, String)>) -> Result<FinishedShard, SinkError> {
+    pub fn finish(mut self, metadata: Vec<(String, String)>) -> Result<FinishedFile, SinkError> {
         self.end_row_group()?;
-        let ShardWriter { shard, mut writer, scratch, folder, rows, .. } = self;
-        for (key, value) in metadata {
-            writer.append_key_value_metadata(KeyValue::new(key, value));
-        }
-        let parquet_error = |source| SinkError::Parquet { shard: shard.clone(), source };
-        let hashing = writer.into_inner().map_err(parquet_error)?;
-        let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
-        let file = hashing.file.into_inner().map_err(|e| io_error(e.into_error()))?;
-        let bytes = file.metadata().map_err(io_error)?.len();
-        let digest = format!("sha256:{}", crate::hex(&hashing.digest.finalize()));
-        Ok(FinishedShard { file: ShardFile::new(scratch, folder), rows, bytes, digest })
+        self.file.finish(self.rows, metadata)
     }
 
     fn write_batch(&mut self) -> Result<(), SinkError> {
@@ -189,14 +120,14 @@ impl ShardWriter {
             return Ok(());
         }
         let batch = self.batch.take();
-        self.writer.write(&batch).map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })
+        self.file.write(&batch)
     }
 
     fn end_row_group(&mut self) -> Result<(), SinkError> {
         self.write_batch()?;
         self.row_group_rows = 0;
         self.row_group_bytes = 0;
-        self.writer.flush().map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })
+        self.file.end_row_group()
     }
 }
 
@@ -211,10 +142,10 @@ pub(super) fn properties(settings: &WriterSettings) -> WriterProperties {
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_data_page_size_limit(1 << 20)
         .set_write_batch_size(BATCH_ROWS);
-    for repeated in ["source", "topic", "partition", "window", "model", "target"] {
+    for repeated in ["source", "topic", "partition", "window", "model", "target", "reason"] {
         properties = properties.set_column_dictionary_enabled(ColumnPath::from(repeated), true);
     }
-    for free_text in ["text", "metadata"] {
+    for free_text in ["text", "metadata", "payload"] {
         properties = properties.set_column_statistics_enabled(ColumnPath::from(free_text), EnabledStatistics::None);
     }
     properties.build()
@@ -285,24 +216,6 @@ impl Batch {
             Arc::new(self.metadata.finish()),
         ];
         RecordBatch::try_new(schema(), columns).expect("the builders follow the schema")
-    }
-}
-
-/// A file that digests what passes through.
-struct HashingFile {
-    file: BufWriter<File>,
-    digest: Sha256,
-}
-
-impl Write for HashingFile {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.digest.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
     }
 }
 

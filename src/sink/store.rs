@@ -20,7 +20,7 @@ use object_store::{
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
-use super::{ShardFile, SinkError};
+use super::{ScratchFile, SinkError};
 use crate::config::SinkConfig;
 use crate::crash;
 
@@ -69,8 +69,13 @@ impl ShardStore {
         format!("shards/{shard}.parquet")
     }
 
+    /// The key of the dead letters that are published with a shard.
+    pub fn dead_letter_path(shard: &str) -> String {
+        format!("dead-letters/{shard}.parquet")
+    }
+
     /// Puts a file at `path` and returns when it is complete and durable. May be repeated.
-    pub async fn upload(&self, file: &ShardFile, bytes: u64, path: &str) -> Result<(), SinkError> {
+    pub async fn upload(&self, file: &ScratchFile, bytes: u64, path: &str) -> Result<(), SinkError> {
         let key = ObjectPath::from(path);
         let store_error = |source| self.store_error(path, source);
         let read_error = |source| file.error(source);
@@ -135,6 +140,12 @@ impl ShardStore {
             digest.update(&part);
         }
         Ok(Some((bytes, crate::hex(&digest.finalize()))))
+    }
+
+    /// A whole object.
+    pub async fn read(&self, path: &str) -> Result<Bytes, SinkError> {
+        let object = self.store.get(&ObjectPath::from(path)).await.map_err(|e| self.store_error(path, e))?;
+        object.bytes().await.map_err(|e| self.store_error(path, e))
     }
 
     /// Deletes an object; tells whether there was one.
@@ -382,7 +393,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder.path().join("new/root"));
         let mut file = tempfile::tempfile().unwrap();
-        let shard = ShardFile::new(file.try_clone().unwrap(), folder.path().to_owned());
+        let shard = ScratchFile::new(file.try_clone().unwrap(), folder.path().to_owned());
         for bytes in [0, 1000, PART_BYTES, 3 * PART_BYTES + 17] {
             let content: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
             file.rewind().unwrap();
@@ -479,7 +490,7 @@ mod tests {
         let Some(store) = s3("secret-of-winnowd") else { return };
         let folder = tempfile::tempdir().unwrap();
         let mut file = tempfile::tempfile().unwrap();
-        let shard = ShardFile::new(file.try_clone().unwrap(), folder.path().to_owned());
+        let shard = ScratchFile::new(file.try_clone().unwrap(), folder.path().to_owned());
         for bytes in [1, 1000, PART_BYTES, 2 * PART_BYTES + 17] {
             let content: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
             file.rewind().unwrap();

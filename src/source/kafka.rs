@@ -7,6 +7,7 @@
 
 mod context;
 mod poller;
+mod producer;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -22,6 +23,7 @@ use crate::config::KafkaConfig;
 use crate::record::TopicPartition;
 use context::PollContext;
 use poller::Poller;
+pub use producer::{OutgoingRecord, TopicWriter};
 
 /// When the poll loop was last seen alive.
 #[derive(Clone, Default)]

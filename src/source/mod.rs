@@ -14,7 +14,7 @@ mod settings;
 use crate::record::TopicPartition;
 
 pub use batch::{Batch, Record};
-pub use kafka::{KafkaSource, OffsetMirror, PollHeartbeat};
+pub use kafka::{KafkaSource, OffsetMirror, OutgoingRecord, PollHeartbeat, TopicWriter};
 pub use probe::topics;
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use settings::{SourceLimits, check_settings, client_config};

@@ -39,6 +39,8 @@ pub struct Metrics {
     pub score_seconds: Histogram,
     pub decided: IntCounterVec,
     pub dead_letters: IntCounterVec,
+    pub dead_letters_forwarded: IntCounter,
+    pub forward_failures: IntCounter,
     pub windows_closed: IntCounterVec,
     pub published_shards: IntCounter,
     pub published_rows: IntCounter,
@@ -99,6 +101,16 @@ impl Default for Metrics {
                 "Dead letters published by this process, by reason.",
                 "reason",
                 &RejectReason::ALL.map(RejectReason::as_str),
+            ),
+            dead_letters_forwarded: counter(
+                &r,
+                "dead_letters_forwarded_total",
+                "Dead letters sent to dead_letters.topic by this process.",
+            ),
+            forward_failures: counter(
+                &r,
+                "dead_letter_forward_failures_total",
+                "Failed tries to send dead letters to their topic; they are tried again.",
             ),
             windows_closed: counters(
                 &r,

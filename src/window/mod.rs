@@ -93,14 +93,14 @@ pub struct DeadLetter {
     pub record_timestamp_ms: Option<i64>,
     pub reject: Reject,
     pub payload_bytes: u64,
-    /// The beginning of the payload.
-    pub payload_head: Vec<u8>,
+    /// As much of the payload as is kept; `None`: the record has none.
+    pub payload: Option<Vec<u8>>,
 }
 
 impl DeadLetter {
     /// Bytes that it holds on to.
     pub fn size_bytes(&self) -> usize {
-        size_of::<DeadLetter>() + self.reject.detail.len() + self.payload_head.len()
+        size_of::<DeadLetter>() + self.reject.detail.len() + self.payload.as_ref().map_or(0, Vec::len)
     }
 }
 

@@ -45,7 +45,7 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
 fn dead(offset: i64) -> ScoredRecord {
     let reject = Reject::new(RejectReason::MalformedJson, "EOF");
     let dead_letter =
-        DeadLetter { offset, record_timestamp_ms: None, reject, payload_bytes: 3, payload_head: b"{\"a".into() };
+        DeadLetter { offset, record_timestamp_ms: None, reject, payload_bytes: 3, payload: Some(b"{\"a".into()) };
     ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 3, outcome: Err(dead_letter) }
 }
 

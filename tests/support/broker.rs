@@ -9,6 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -92,6 +93,31 @@ impl Broker {
         block_on(admin.delete_records(&offsets, &AdminOptions::new())).expect("records are deleted");
     }
 
+    /// A further topic on the same broker.
+    pub fn other_topic(&self, name: &str, partitions: i32) -> String {
+        let topic = format!("{}-{name}", self.topic);
+        // The in-process cluster makes topics when they are asked for.
+        if self.is_real() {
+            create_topic(&self.bootstrap, &topic, partitions);
+        }
+        topic
+    }
+
+    /// Everything in a topic, from its beginning.
+    pub fn reader(&self, topic: &str, partitions: i32) -> TestReader {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("group.id", format!("reader-of-{topic}"))
+            .create()
+            .expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        for partition in 0..partitions {
+            list.add_partition_offset(topic, partition, Offset::Beginning).expect("an offset");
+        }
+        consumer.assign(&list).expect("an assignment");
+        TestReader { consumer }
+    }
+
     pub fn producer(&self) -> TestProducer {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.bootstrap).set("enable.idempotence", self.is_real().to_string());
@@ -167,5 +193,37 @@ impl TestProducer {
     pub fn flush(&self) {
         self.producer.flush(Duration::from_secs(60)).expect("everything is delivered");
         assert_eq!(self.producer.in_flight_count(), 0);
+    }
+}
+
+pub struct TestReader {
+    consumer: BaseConsumer,
+}
+
+/// A record as it stands in a topic.
+#[derive(Debug)]
+pub struct ReadRecord {
+    pub payload: Option<Vec<u8>>,
+    pub timestamp_ms: Option<i64>,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+impl ReadRecord {
+    pub fn header(&self, name: &str) -> String {
+        let (_, value) = self.headers.iter().find(|(key, _)| key == name).expect("the header");
+        String::from_utf8(value.clone()).expect("text")
+    }
+}
+
+impl TestReader {
+    /// The next record, if it comes soon.
+    pub fn next(&self) -> Option<ReadRecord> {
+        let message = self.consumer.poll(Duration::from_millis(100))?.ok()?;
+        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+        Some(ReadRecord {
+            payload: message.payload().map(<[u8]>::to_vec),
+            timestamp_ms: message.timestamp().to_millis(),
+            headers: headers.map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect(),
+        })
     }
 }

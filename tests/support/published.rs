@@ -7,8 +7,10 @@ use std::process::Command;
 
 use arrow::array::{Array, Float64Array, Int32Array, Int64Array, StringArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use winnowd::catalog::{Access, CatalogReader, SqlCatalog, StoredDeadLetter, Totals};
+use winnowd::catalog::{Access, CatalogReader, SqlCatalog, Totals};
 use winnowd::config::CatalogUrl;
+use winnowd::manifest::DeadLetterFile;
+use winnowd::sink::{StoredDeadLetter, read_dead_letters};
 use winnowd::window::WindowSummary;
 
 use super::block_on;
@@ -36,12 +38,12 @@ pub struct Published {
 
 impl Published {
     pub fn read(folder: &Path, catalog: &CatalogUrl) -> Self {
-        let (totals, windows, dead_letters, shards) = block_on(async {
+        let (totals, windows, letter_files, shards) = block_on(async {
             let catalog = SqlCatalog::open(catalog, Access::Read).await.expect("the catalog");
             let totals = catalog.totals("test").await.expect("totals").unwrap_or_default();
             let windows = catalog.windows("test").await.expect("windows");
-            let dead_letters = catalog.dead_letters("test", i64::MAX).await.expect("dead letters");
-            (totals, windows, dead_letters, catalog.shards("test").await.expect("shards"))
+            let letter_files = catalog.dead_letter_files("test").await.expect("files of dead letters");
+            (totals, windows, letter_files, catalog.shards("test").await.expect("shards"))
         });
         // Trainers see the manifest; it must say what the catalog says, and the files must be what it says.
         let manifest = std::fs::read_to_string(folder.join("out/manifest.jsonl")).unwrap_or_default();
@@ -52,11 +54,20 @@ impl Published {
             assert_eq!(Some(&entry), shard.entry(*sequence).as_ref());
             let path = folder.join("out").join(&entry.path);
             assert_eq!(std::fs::metadata(&path).expect("the file").len(), entry.bytes);
-            let digest = Command::new("sha256sum").arg(&path).output().expect("sha256sum").stdout;
-            assert!(entry.digest.ends_with(String::from_utf8_lossy(&digest[..64]).as_ref()));
+            assert_eq!(entry.digest, digest(&path));
             let before = rows.len();
             read_rows(&path, &mut rows);
             assert_eq!((rows.len() - before) as u64, entry.rows);
+        }
+        let mut dead_letters = Vec::new();
+        for DeadLetterFile { path, rows, bytes, digest: expected } in letter_files {
+            let file = folder.join("out").join(&path);
+            let content = std::fs::read(&file).expect("the file of dead letters");
+            assert_eq!((content.len() as u64, digest(&file)), (bytes, expected));
+            let before = dead_letters.len();
+            dead_letters
+                .extend(read_dead_letters(&path, content.into()).expect("Parquet").map(|l| l.expect("a dead letter")));
+            assert_eq!((dead_letters.len() - before) as u64, rows);
         }
         Published { totals, windows, dead_letters, rows }
     }
@@ -83,7 +94,10 @@ impl Published {
         }
         assert!(by_window.values().all(|&left| left == 0), "every selection is in a shard");
         for letter in &self.dead_letters {
-            assert!(positions.insert((letter.partition, letter.offset)), "a dead letter was selected, or stands twice");
+            assert!(
+                positions.insert((letter.at.partition, letter.offset)),
+                "a dead letter was selected, or stands twice"
+            );
         }
         let sum = |count: fn(&WindowSummary) -> u64| self.windows.iter().map(count).sum::<u64>() as i64;
         let totals = &self.totals;
@@ -93,6 +107,11 @@ impl Published {
         assert_eq!(totals.n_selected as usize, self.rows.len());
         assert_eq!(totals.n_dead_letters as usize, self.dead_letters.len());
     }
+}
+
+fn digest(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().expect("sha256sum").stdout;
+    format!("sha256:{}", String::from_utf8_lossy(&output[..64]))
 }
 
 fn read_rows(path: &Path, rows: &mut Vec<Row>) {

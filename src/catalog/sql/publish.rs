@@ -5,8 +5,7 @@ use super::{SqlCatalog, now_ms, to_json};
 use crate::catalog::{Advance, CatalogError, PublishRequest};
 use crate::crash;
 use crate::manifest::ShardManifest;
-use crate::record::TopicPartition;
-use crate::window::{DeadLetter, WindowSummary};
+use crate::window::WindowSummary;
 
 impl SqlCatalog {
     /// The outer error: a statement failed and nothing changed.
@@ -60,7 +59,7 @@ impl SqlCatalog {
         // A worker that did not hear that it had staged a shard may have staged it again after it was abandoned.
         let published = tx.execute(
             "UPDATE shards SET state = 'published', n_rows = $1, bytes = $2, digest = $3, sequence = $4, manifest = $5,
-                 published_at_ms = $6
+                 published_at_ms = $6, dead_letters = $8, forward_to = $9
              WHERE id = $7 AND state = 'staged' AND NOT EXISTS (SELECT 1 FROM orphans WHERE shard = $7)",
             values![
                 manifest.rows,
@@ -70,6 +69,8 @@ impl SqlCatalog {
                 to_json(manifest),
                 now,
                 manifest.shard.as_str(),
+                manifest.dead_letters.as_ref().map(to_json),
+                request.forward_to.filter(|_| manifest.dead_letters.is_some()),
             ],
         );
         if published.await? != 1 {
@@ -77,7 +78,6 @@ impl SqlCatalog {
             return Ok(Err(CatalogError::NotStaged(manifest.shard.clone())));
         }
         insert_windows(&mut tx, manifest).await?;
-        insert_dead_letters(&mut tx, pipeline, request.dead_letters).await?;
         for addition in request.counts {
             if let Err(error) = self.add_counts(&mut tx, manifest, addition).await? {
                 tx.rollback().await?;
@@ -125,34 +125,6 @@ async fn insert_windows(tx: &mut Tx, manifest: &ShardManifest) -> Result<(), sql
                 window.random_kl_reduction,
                 window.raw_version,
                 window.diagnostics.as_ref().map(to_json),
-            ],
-        )
-        .await?;
-    }
-    Ok(())
-}
-
-async fn insert_dead_letters(
-    tx: &mut Tx,
-    pipeline: &str,
-    dead_letters: &[(TopicPartition, DeadLetter)],
-) -> Result<(), sqlx::Error> {
-    for (at, letter) in dead_letters {
-        tx.execute(
-            r#"INSERT INTO dead_letters (pipeline, topic, "partition", "offset", reason, detail, payload_bytes,
-                   payload_head, record_timestamp_ms)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
-            values![
-                pipeline,
-                &*at.topic,
-                at.partition,
-                letter.offset,
-                letter.reject.reason.as_str(),
-                // Postgres takes no zero bytes in text.
-                letter.reject.detail.replace('\0', "\u{FFFD}"),
-                letter.payload_bytes,
-                &letter.payload_head[..],
-                letter.record_timestamp_ms,
             ],
         )
         .await?;

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 
 use super::SqlCatalog;
 use super::database::{Row, Value, values};
-use crate::catalog::{CatalogError, CatalogReader, Checkpoint, StoredDeadLetter, Totals};
+use crate::catalog::{CatalogError, CatalogReader, Checkpoint, PendingForward, Totals};
 use crate::checkpoint::Interval;
-use crate::manifest::ShardManifest;
+use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::TopicPartition;
 use crate::window::{CloseReason, WindowSummary};
 
@@ -120,23 +120,32 @@ impl CatalogReader for SqlCatalog {
         .await
     }
 
-    async fn dead_letters(&self, pipeline: &str, limit: i64) -> Result<Vec<StoredDeadLetter>, CatalogError> {
-        let letter = |row: &Row| {
-            Ok(StoredDeadLetter {
-                topic: row.get(0)?,
-                partition: row.get(1)?,
-                offset: row.get(2)?,
-                reason: row.get(3)?,
-                detail: row.get(4)?,
-                payload_bytes: row.get(5)?,
-            })
+    async fn dead_letter_files(&self, pipeline: &str) -> Result<Vec<DeadLetterFile>, CatalogError> {
+        let files = self.select(
+            "SELECT dead_letters FROM shards WHERE pipeline = $1 AND dead_letters IS NOT NULL
+             ORDER BY published_at_ms, id",
+            values![pipeline],
+            |row| row.get::<String>(0),
+        );
+        files.await?.iter().map(|json| self.dead_letter_file(json)).collect()
+    }
+
+    async fn pending_forwards(&self, pipeline: &str) -> Result<Vec<PendingForward>, CatalogError> {
+        let rows = self.select(
+            "SELECT id, forward_to, dead_letters, published_at_ms FROM shards
+             WHERE pipeline = $1 AND forward_to IS NOT NULL ORDER BY published_at_ms, id",
+            values![pipeline],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get::<String>(2)?, row.get(3)?)),
+        );
+        let pending = |(shard, topic, json, published_at_ms): (_, _, String, _)| {
+            Ok(PendingForward { shard, topic, file: self.dead_letter_file(&json)?, published_at_ms })
         };
-        self.select(
-            r#"SELECT topic, "partition", "offset", reason, detail, payload_bytes FROM dead_letters
-               WHERE pipeline = $1 ORDER BY topic, "partition", "offset" LIMIT $2"#,
-            values![pipeline, limit],
-            letter,
-        )
-        .await
+        rows.await?.into_iter().map(pending).collect()
+    }
+}
+
+impl SqlCatalog {
+    fn dead_letter_file(&self, json: &str) -> Result<DeadLetterFile, CatalogError> {
+        serde_json::from_str(json).map_err(|e| self.damaged(format!("a file of dead letters: {e}")))
     }
 }

@@ -2,6 +2,7 @@ use std::io::Read;
 
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
+use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::checkpoint::Interval;
@@ -50,7 +51,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
     ClosedWindow { summary, selected, dead_letters: vec![], raw_counts, selected_counts, sources }
 }
 
-fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedShard {
+fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
     let mut writer = ShardWriter::create("s", None, settings).unwrap();
     writer.append(window, &ModelId::of(b"m")).unwrap();
     assert!(writer.bytes() > 0 && writer.rows() == window.selected.len() as u64);
