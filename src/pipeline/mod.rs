@@ -6,6 +6,7 @@
 
 mod adaptive;
 mod assignments;
+mod lost;
 mod memory;
 mod open_shard;
 mod publisher;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, SqlCatalog};
+use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, OffsetsCatalog, SqlCatalog};
 use crate::config::{Bootstrap, Config};
 use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution};
 use crate::sink::{ShardStore, SinkError};
@@ -67,7 +68,10 @@ impl DaemonError {
 /// The same for an error of the catalog alone.
 pub fn catalog_exit_code(error: &CatalogError) -> u8 {
     match error {
-        CatalogError::Schema { .. } | CatalogError::InUse(_) | CatalogError::NetworkFile { .. } => 64,
+        CatalogError::Schema { .. }
+        | CatalogError::InUse(_)
+        | CatalogError::NetworkFile { .. }
+        | CatalogError::Decided { .. } => 64,
         CatalogError::Damaged { .. } => 70,
         _ => 69,
     }
@@ -95,8 +99,8 @@ impl LoadedModel {
 }
 
 /// The database behind the daemon.
-pub trait FullCatalog: Catalog + CatalogReader + CountsCatalog {}
-impl<C: Catalog + CatalogReader + CountsCatalog> FullCatalog for C {}
+pub trait FullCatalog: Catalog + CatalogReader + CountsCatalog + OffsetsCatalog {}
+impl<C: Catalog + CatalogReader + CountsCatalog + OffsetsCatalog> FullCatalog for C {}
 
 /// What all sessions share.
 struct Shared {

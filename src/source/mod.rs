@@ -11,6 +11,8 @@ mod probe;
 mod queue;
 mod settings;
 
+use std::fmt;
+
 use crate::record::TopicPartition;
 
 pub use batch::{Batch, Record};
@@ -27,12 +29,58 @@ pub enum SourceError {
     StartOffset { at: TopicPartition, problem: String },
     #[error("partitions {partitions}: cannot be taken over: {problem}")]
     Claim { partitions: String, problem: String },
-    /// Going on would lose or repeat documents; a person has to decide.
-    #[error(
-        "partition {at}: offset {offset} is not in the log, which holds {low}..{high}: retention has removed documents that \
-         were never decided, or the topic was recreated"
-    )]
-    OffsetLost { at: TopicPartition, offset: i64, low: i64, high: i64 },
+    /// Going on would lose or repeat documents.
+    #[error("{}", several(.0))]
+    OffsetsLost(Vec<LostOffset>),
+}
+
+/// A partition whose next offset is not in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostOffset {
+    pub at: TopicPartition,
+    pub owner_epoch: i64,
+    pub offset: i64,
+    /// What the log holds: `low..high`.
+    pub low: i64,
+    pub high: i64,
+}
+
+impl LostOffset {
+    /// Whether retention has passed the offset. Otherwise it lies behind the end, so the offsets of this log are not the ones
+    /// that were decided.
+    pub fn is_before_log(&self) -> bool {
+        self.offset < self.low
+    }
+}
+
+impl fmt::Display for LostOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LostOffset { at, offset, low, high, .. } = self;
+        write!(f, "partition {at}: offset {offset} is not in the log, which holds {low}..{high}: ")?;
+        if self.is_before_log() {
+            let n = low - offset;
+            write!(
+                f,
+                "retention has removed {n} offsets that were never decided; with kafka.on_lost_offset = \"skip\" they are \
+                 recorded as a gap and passed over"
+            )
+        } else {
+            write!(
+                f,
+                "the topic was recreated or truncated, so its offsets name other documents now; go on under a new \
+                 pipeline.name, with kafka.start where it shall begin"
+            )
+        }
+    }
+}
+
+/// The first, and how many more.
+fn several(lost: &[LostOffset]) -> String {
+    let first = lost.first().map(ToString::to_string).unwrap_or_default();
+    match lost.len() {
+        0 | 1 => first,
+        n => format!("{first} (and {} more partitions have lost theirs)", n - 1),
+    }
 }
 
 /// A partition that may be consumed, from where and under which epoch.
