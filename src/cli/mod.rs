@@ -10,6 +10,7 @@ mod files;
 mod fit;
 mod gc;
 mod model;
+mod offsets;
 mod progress;
 mod run;
 mod score;
@@ -79,6 +80,9 @@ enum Command {
     /// List published shards
     #[command(after_help = "Example:\n  winnowd shards -c winnowd.toml --json | jq -r .path")]
     Shards(shards::ShardsArguments),
+    /// Where the pipeline stands in each partition, and moving it
+    #[command(subcommand)]
+    Offsets(offsets::OffsetsCommand),
     /// Delete the objects of shards that were uploaded and never published
     #[command(after_help = "Example:\n  winnowd gc -c winnowd.toml --grace 24h")]
     Gc(gc::GcArguments),
@@ -120,6 +124,7 @@ pub fn main() -> ExitCode {
         Command::Score(arguments) => score::score(&arguments),
         Command::Select(arguments) => select::select(&arguments),
         Command::Shards(arguments) => shards::shards(&arguments),
+        Command::Offsets(command) => offsets::offsets(&command),
         Command::Gc(arguments) => gc::gc(&arguments),
     };
     match result {

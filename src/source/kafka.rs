@@ -21,6 +21,7 @@ use super::{Assignments, SourceError, SourceLimits};
 use crate::config::KafkaConfig;
 use crate::record::TopicPartition;
 use context::PollContext;
+pub(super) use context::resolve_start;
 use poller::Poller;
 
 /// When the poll loop was last seen alive.

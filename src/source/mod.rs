@@ -17,7 +17,7 @@ use crate::record::TopicPartition;
 
 pub use batch::{Batch, Record};
 pub use kafka::{KafkaSource, OffsetMirror, PollHeartbeat};
-pub use probe::topics;
+pub use probe::Probe;
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use settings::{SourceLimits, check_settings, client_config};
 

@@ -160,7 +160,8 @@ impl ConsumerContext for PollContext {
     }
 }
 
-fn resolve_start<C: ConsumerContext>(
+/// The offset that a start policy means now.
+pub(in crate::source) fn resolve_start<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     start: StartPolicy,
     at: &TopicPartition,
