@@ -227,3 +227,213 @@ fn checkpoints_are_moved_while_no_worker_runs_and_never_into_what_is_published()
     let after = windows.iter().filter(|window| window.interval.from == 350).count();
     assert_eq!((after, windows.iter().map(|window| window.n_records).sum::<u64>()), (2, 800));
 }
+
+/// What `replay --verify` says at its end, after it has ended with this code.
+fn verified(deployment: &Deployment, arguments: &[&str], code: i32) -> (String, [u64; 3]) {
+    let said = said(&deployment.winnowd(&[&["replay", "--verify"], arguments].concat()), code);
+    let line =
+        said.lines().find(|line| line.contains("are the same to the last bit")).unwrap_or_else(|| panic!("{said}"));
+    let numbers: Vec<u64> = line.split([' ', ';']).filter_map(|word| word.parse().ok()).collect();
+    let first = [numbers[0], numbers[1], numbers[2]];
+    (said, first)
+}
+
+/// Every published window is decided again as it was: whichever way it was closed, with bad records and control records in
+/// it, whatever the configuration says of selection now.
+#[test]
+fn published_windows_are_the_same_when_they_are_decided_again() {
+    let broker = Broker::with_topic("replay", 3);
+    let extra = "window.max_documents = 150\nselection.fraction = 0.3\nshard.max_rows = 100";
+    let database = Database::create().filter(|_| broker.is_real());
+    let store = Bucket::create().filter(|_| broker.is_real());
+    let deployment = Deployment::with(&broker, extra, database.as_ref().map(|database| &database.url), store);
+    let mut n_records = 0;
+    if broker.is_real() {
+        // Aborted records and markers, at the beginning, in the middle and at the end of windows.
+        let transactional = broker.transactional_producer();
+        for (round, commit) in [false, true, false, true, false].into_iter().enumerate() {
+            transactional.transaction(commit, |producer| {
+                (0..70).for_each(|i| producer.send(0, Some(&document(10_000 + 100 * round as u64 + i))));
+            });
+            n_records += if commit { 70 } else { 0 };
+        }
+    }
+    produce(&broker, 0, 3_000);
+    let producer = broker.producer();
+    let long = serde_json::json!({ "text": "query night ".repeat(30_000) }).to_string();
+    for bad in [&b"{"[..], br#"{"text":1}"#, br#"{"text":"too short"}"#, long.as_bytes()] {
+        (0..3).for_each(|partition| producer.send(partition, Some(bad)));
+    }
+    producer.flush();
+    n_records += 3_012;
+    run_until(&deployment, n_records);
+    produce(&broker, 3_000, 100);
+    n_records += 100;
+    run_until(&deployment, n_records);
+
+    let published = deployment.published();
+    let n_windows = published.windows.len() as u64;
+    let reasons: std::collections::BTreeSet<_> = published.windows.iter().map(|w| w.closed_by.as_str()).collect();
+    assert!(reasons.contains("documents") && reasons.contains("idle"), "{reasons:?}");
+    // What is selected from now on is something else.
+    let toml = std::fs::read_to_string(&deployment.config).unwrap();
+    std::fs::write(&deployment.config, toml.replace("selection.seed = 7", "selection.seed = 8")).unwrap();
+    let (said_all, all) = verified(&deployment, &[], 0);
+    println!("{}", said_all.trim());
+    assert_eq!(all, [n_windows, 0, 0], "{said_all}");
+    assert!(said_all.contains(&format!("{n_records} records were decided again")), "{said_all}");
+    assert!(said_all.contains(&format!("{} rows compared", published.rows.len())), "{said_all}");
+    let of_partition = published.windows.iter().filter(|w| w.at.partition == 1).count() as u64;
+    assert_eq!(verified(&deployment, &["--partition", "1"], 0).1, [of_partition, 0, 0]);
+    let between = published.windows.iter().filter(|w| w.interval.to > 200 && w.interval.from < 400).count() as u64;
+    assert_eq!(verified(&deployment, &["--from", "200", "--to", "400"], 0).1, [between, 0, 0]);
+
+    let window = published.windows.iter().find(|w| w.at.partition == 2 && w.n_selected > 0).unwrap();
+    assert_eq!(verified(&deployment, &["--window", &window.id()], 0).1, [1, 0, 0]);
+    let shown = json_lines(&deployment.winnowd(&["replay", "--window", &window.id(), "--json"]));
+    let rows: Vec<_> = published.rows.iter().filter(|row| row.window == window.id()).collect();
+    let selected = shown[0]["selected"].as_array().unwrap();
+    assert_eq!((selected.len(), selected.len() as u64), (rows.len(), window.n_selected));
+    for (row, again) in rows.iter().zip(selected) {
+        assert_eq!((again["id"].as_str(), again["offset"].as_i64()), (Some(&*row.id), Some(row.offset)));
+        assert_eq!(again["inclusion_probability"].as_f64(), Some(row.inclusion_probability));
+    }
+    let table = said(&deployment.winnowd(&["replay", "--window", &window.id()]), 0);
+    assert!(table.contains(&format!("{} selected", rows.len())) && table.contains(&rows[0].id), "{table}");
+    let unknown = said(&deployment.winnowd(&["replay", "--window", &format!("{}/0/0-7", broker.topic)]), 64);
+    assert!(unknown.contains("has published no window"), "{unknown}");
+    assert!(said(&deployment.winnowd(&["replay"]), 64).contains("--verify"));
+}
+
+/// Changes one row of a shard by the last bit of its weight, and gives its id.
+fn tamper(path: &std::path::Path) -> String {
+    use arrow::array::{Array, ArrayRef, Float64Array, StringArray};
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    let file = std::fs::File::open(path).unwrap();
+    let batches: Vec<_> = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap().collect();
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(std::fs::File::create(path).unwrap(), winnowd::sink::schema(), None)
+            .unwrap();
+    let mut id = None;
+    for batch in batches {
+        let batch = batch.unwrap();
+        let column = batch.schema().index_of("log_importance_weight").unwrap();
+        let weights = batch.column(column).as_any().downcast_ref::<Float64Array>().unwrap();
+        let mut weights: Vec<f64> = weights.values().to_vec();
+        let ids = batch.column_by_name("id").unwrap().as_any().downcast_ref::<StringArray>().unwrap();
+        let last = batch.num_rows() - 1;
+        if id.is_none() {
+            weights[last] = f64::from_bits(weights[last].to_bits() ^ 1);
+            id = Some(ids.value(last).to_owned());
+        }
+        let mut columns = batch.columns().to_vec();
+        columns[column] = std::sync::Arc::new(Float64Array::from(weights)) as ArrayRef;
+        writer.write(&arrow::record_batch::RecordBatch::try_new(batch.schema(), columns).unwrap()).unwrap();
+    }
+    writer.close().unwrap();
+    id.unwrap()
+}
+
+#[test]
+fn a_bit_that_differs_a_missing_shard_and_deleted_records_are_told_apart() {
+    let broker = Broker::with_topic("tamper", 2);
+    let deployment = Deployment::new(&broker, "window.max_documents = 100\nshard.max_rows = 30");
+    produce(&broker, 0, 1_200);
+    run_until(&deployment, 1_200);
+    assert_eq!(verified(&deployment, &[], 0).1, [12, 0, 0]);
+
+    let manifest = std::fs::read_to_string(deployment.folder.path().join("out/manifest.jsonl")).unwrap();
+    let shards: Vec<winnowd::manifest::ManifestEntry> =
+        manifest.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let shard = deployment.folder.path().join("out").join(&shards[1].path);
+    let id = tamper(&shard);
+    let (said, counts) = verified(&deployment, &[], 69);
+    assert_eq!(counts, [11, 1, 0], "{said}");
+    assert!(said.contains("log importance weight: published "), "{said}");
+    assert_eq!(said.matches(": published ").count(), 1, "only {id} differs: {said}");
+    let first_line = said.lines().next().unwrap();
+    assert!(first_line.ends_with(" differs:"), "differences come first: {said}");
+
+    std::fs::remove_file(&shard).unwrap();
+    let (said, counts) = verified(&deployment, &[], 69);
+    let n_lost = shards[1].windows.len() as u64;
+    assert_eq!(counts, [12 - n_lost, n_lost, 0], "{said}");
+    assert!(said.contains(&format!("{} is missing", shards[1].path)), "{said}");
+
+    if broker.is_real() {
+        broker.delete_before(0, 250);
+        let is_first = |window: &str| ["/0/0-100", "/0/100-200", "/0/200-300"].iter().any(|id| window.ends_with(id));
+        let n_lost = shards[1].windows.iter().filter(|window| !is_first(window)).count() as u64;
+        let (said, counts) = verified(&deployment, &[], if n_lost > 0 { 69 } else { 0 });
+        assert_eq!(counts, [9 - n_lost, n_lost, 3], "{said}");
+        assert!(
+            said.contains("/0/200-300 cannot be verified:\n  its records are deleted: the log holds 250..600"),
+            "{said}"
+        );
+    }
+}
+
+/// Windows of an adaptive raw distribution are decided again with the version that they name, as long as that is kept.
+#[test]
+fn windows_are_decided_again_with_the_counts_that_they_name() {
+    let broker = Broker::with_topic("versions", 2);
+    let adaptive = |history: &str| {
+        let extra = format!(
+            "model.raw = \"adaptive\"\nmodel.raw_half_life_ngrams = 20000\nmodel.raw_prior_ngrams = 10000\n\
+             model.raw_history_bytes = \"{history}\"\nwindow.max_documents = 100\nshard.max_rows = 20"
+        );
+        Deployment::new(&broker, &extra)
+    };
+    produce(&broker, 0, 4_000);
+    let deployment = adaptive("16MiB");
+    run_until(&deployment, 4_000);
+    let windows = deployment.published().windows;
+    let versions: std::collections::BTreeSet<_> = windows.iter().map(|window| window.raw_version).collect();
+    assert!(versions.len() > 1 && !versions.contains(&None), "{versions:?}");
+    let (said, counts) = verified(&deployment, &[], 0);
+    assert_eq!(counts, [windows.len() as u64, 0, 0], "{said}");
+
+    let deployment = adaptive("1B");
+    run_until(&deployment, 4_000);
+    let (said, counts) = verified(&deployment, &[], 0);
+    assert!(counts[2] > 0 && counts[1] == 0, "{said}");
+    assert!(said.contains("of the raw distribution is forgotten (model.raw_history_bytes)"), "{said}");
+}
+
+/// 256 MB of records in 64 windows: what is held does not grow with the stream.
+#[test]
+fn a_replay_holds_one_window() {
+    let broker = Broker::with_topic("replay-memory", 4);
+    if !broker.is_real() {
+        println!("the in-process cluster keeps 5 MiB a partition");
+        return;
+    }
+    let n_documents = 64_000;
+    let producer = broker.producer();
+    let filler = "thou query night table ".repeat(160);
+    for i in 0..n_documents {
+        let text = format!("{} {filler}", (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        producer.send(i % 4, Some(serde_json::json!({ "id": i, "text": text }).to_string().as_bytes()));
+    }
+    producer.flush();
+    let deployment = Deployment::new(&broker, "window.max_documents = 1000\nshard.max_age = \"5s\"");
+    run_until(&deployment, n_documents as u64);
+    let mut replay = std::process::Command::new(env!("CARGO_BIN_EXE_winnowd"))
+        .args(["replay", "--verify", "-c"])
+        .arg(&deployment.config)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut peak = 0;
+    let status = wait_for("the replay", || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", replay.id())).unwrap_or_default();
+        let kilobytes =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        peak = kilobytes.unwrap_or(0u64).max(peak);
+        replay.try_wait().unwrap()
+    });
+    let said = std::io::read_to_string(replay.stdout.take().unwrap()).unwrap();
+    println!("{}; peak resident size {} MiB", said.trim(), peak >> 10);
+    assert!(status.success() && said.starts_with("64 windows are the same to the last bit, 0 differ"), "{said}");
+    assert!(peak < 160 << 10, "{} MiB", peak >> 10);
+}

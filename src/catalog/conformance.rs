@@ -88,6 +88,7 @@ macro_rules! every_catalog {
 
 // Where the macro is known.
 mod gaps;
+mod replay;
 
 every_catalog! {
     claims_raise_the_epoch_and_keep_the_offset

@@ -4,6 +4,7 @@
 //! (`conformance`) says what every implementation must do.
 
 mod offsets;
+mod replay;
 mod sql;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ use crate::score::{DecayedCounts, ModelId, NgramCounts};
 use crate::window::{DeadLetter, WindowSummary};
 
 pub use offsets::{Gap, GapReason, OffsetsCatalog};
+pub use replay::ReplayCatalog;
 pub use sql::{Access, SqlCatalog};
 
 #[derive(Debug, thiserror::Error)]

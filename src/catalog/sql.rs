@@ -6,6 +6,7 @@ mod offsets;
 mod open;
 mod publish;
 mod reader;
+mod replay;
 
 use std::fs::File;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -12,6 +12,7 @@ mod gc;
 mod model;
 mod offsets;
 mod progress;
+mod replay;
 mod run;
 mod score;
 mod select;
@@ -80,6 +81,13 @@ enum Command {
     /// List published shards
     #[command(after_help = "Example:\n  winnowd shards -c winnowd.toml --json | jq -r .path")]
     Shards(shards::ShardsArguments),
+    /// Decide published windows again, from the records that Kafka still has
+    #[command(
+        after_help = "Examples:\n  winnowd replay -c winnowd.toml --window documents/3/0-10000\n  winnowd replay -c winnowd.toml \
+                      --verify --partition 3 --from 120000\n\nModel, counts and selector are those that the window was decided \
+                      with; the names of fields and documents.max_bytes are those of the configuration."
+    )]
+    Replay(replay::ReplayArguments),
     /// Where the pipeline stands in each partition, and moving it
     #[command(subcommand)]
     Offsets(offsets::OffsetsCommand),
@@ -124,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Score(arguments) => score::score(&arguments),
         Command::Select(arguments) => select::select(&arguments),
         Command::Shards(arguments) => shards::shards(&arguments),
+        Command::Replay(arguments) => replay::replay(&arguments),
         Command::Offsets(command) => offsets::offsets(&command),
         Command::Gc(arguments) => gc::gc(&arguments),
     };

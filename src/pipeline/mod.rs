@@ -11,6 +11,7 @@ mod memory;
 mod open_shard;
 mod publisher;
 mod quality;
+mod replay;
 mod scoring;
 mod session;
 mod worker;
@@ -29,6 +30,7 @@ use crate::source::{SourceError, SourceLimits};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError};
 
 use quality::SharedCollapseWatch;
+pub use replay::{Replay, Replayed, differences};
 pub use scoring::score_batch;
 use session::SessionEnd;
 

@@ -3,12 +3,14 @@
 //! In: [`crate::window::SelectedDocument`]s. Out: complete, durable objects under keys that carry the shard's id.
 //! Nothing here decides whether a shard counts: that is the catalog's transaction.
 
+mod read;
 mod selection;
 mod shard;
 mod store;
 
 use std::path::PathBuf;
 
+pub use read::{PublishedRow, ShardReader};
 pub use selection::{SelectedRow, SelectionWriter};
 pub use shard::{COLUMNS, FinishedShard, ShardFile, ShardWriter, WriterSettings, schema};
 pub use store::ShardStore;

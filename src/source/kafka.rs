@@ -7,6 +7,7 @@
 
 mod context;
 mod poller;
+mod range;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -23,6 +24,7 @@ use crate::record::TopicPartition;
 use context::PollContext;
 pub(super) use context::resolve_start;
 use poller::Poller;
+pub use range::RangeReader;
 
 /// When the poll loop was last seen alive.
 #[derive(Clone, Default)]

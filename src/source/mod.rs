@@ -16,7 +16,7 @@ use std::fmt;
 use crate::record::TopicPartition;
 
 pub use batch::{Batch, Record};
-pub use kafka::{KafkaSource, OffsetMirror, PollHeartbeat};
+pub use kafka::{KafkaSource, OffsetMirror, PollHeartbeat, RangeReader};
 pub use probe::Probe;
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use settings::{SourceLimits, check_settings, client_config};

@@ -16,8 +16,8 @@ use crate::record::TopicPartition;
 use crate::source::queue::{Closed, QueueSender};
 use crate::source::{Assigned, Batch, LostOffset, Record, SourceError, SourceEvent};
 
-const BATCH_BYTES: usize = 1 << 20;
-const BATCH_RECORDS: usize = 1000;
+pub(super) const BATCH_BYTES: usize = 1 << 20;
+pub(super) const BATCH_RECORDS: usize = 1000;
 /// How long a batch may wait to be filled.
 const LINGER: Duration = Duration::from_millis(20);
 /// How long the poll loop may wait for room in the queue before it pauses the partitions and goes on polling.
