@@ -109,7 +109,7 @@ fn a_retention_gap_is_recorded_and_skipped_where_the_policy_says_so() {
     }
 }
 
-/// A log that ends before the checkpoint is another log: no policy goes on there.
+/// A topic that was deleted and made again is another one, wherever its log ends: no policy goes on there.
 #[test]
 fn a_recreated_topic_is_always_an_error() {
     let broker = Broker::with_topic("recreated", 1);
@@ -120,15 +120,39 @@ fn a_recreated_topic_is_always_an_error() {
     let deployment = Deployment::new(&broker, "kafka.on_lost_offset = \"skip\"\nwindow.max_documents = 100");
     produce(&broker, 0, 500);
     run_until(&deployment, 500);
+    // A restart finds the same topic, and whoever reads it anew the new one.
+    run_until(&deployment, 500);
     broker.recreate_topic();
-    produce(&broker, 0, 200);
-    let mut daemon = deployment.start();
-    let status = wait_for("the end of the daemon", || daemon.child.try_wait().unwrap());
-    assert_eq!(status.code(), Some(69), "{}", deployment.log());
+    for more in [200, 700] {
+        // Behind the end of the log, and within it: offsets that look right and name other documents.
+        produce(&broker, 0, more);
+        let mut daemon = deployment.start();
+        let status = wait_for("the end of the daemon", || daemon.child.try_wait().unwrap());
+        assert_eq!(status.code(), Some(69), "{}", deployment.log());
+    }
     let log = deployment.log();
-    assert!(log.contains("offset 500 is not in the log, which holds 0..200: the topic was recreated"), "{log}");
-    assert!(log.contains("a new pipeline.name"), "{log}");
+    let expected = format!("topic `{}` was deleted and made again: its id is `", broker.topic);
+    assert_eq!(log.matches(&expected).count(), 2, "{log}");
+    assert!(log.contains("go on under a new pipeline.name"), "{log}");
     assert_eq!((deployment.totals().n_records, gaps(&deployment).len()), (500, 0));
+
+    let show = said(&deployment.winnowd(&["offsets", "show"]), 0);
+    assert!(show.contains(&expected), "{show}");
+    let reset = said(&deployment.winnowd(&["offsets", "reset", "--to", "latest", "--dry-run"]), 64);
+    assert!(reset.contains(&expected), "{reset}");
+    let (replay, counts) = verified(&deployment, &[], 0);
+    assert_eq!(counts, [0, 0, 5], "{replay}");
+    assert!(replay.contains("its topic was deleted and made again"), "{replay}");
+
+    // What the message says.
+    let toml = std::fs::read_to_string(&deployment.config).unwrap();
+    let toml = toml.replace("pipeline.name = \"test\"", "pipeline.name = \"next\"").replace("/out\"", "/next\"");
+    std::fs::write(&deployment.config, toml).unwrap();
+    let daemon = deployment.start();
+    wait_for("the new pipeline", || {
+        (daemon.metric("winnowd_catalog_documents{decision=\"selected\"}") == 90.0).then_some(())
+    });
+    assert_eq!(daemon.stop(), Some(0));
 }
 
 fn json_lines(output: &Output) -> Vec<serde_json::Value> {

@@ -39,7 +39,7 @@ pub struct Gap {
     pub noted_at_ms: i64,
 }
 
-/// Both calls require that the checkpoint stands where they move it from and that `owner_epoch` is its epoch, else nothing
+/// `skip` and `rewind` require that the checkpoint stands where they move it from and that `owner_epoch` is its epoch, else nothing
 /// changes and the answer is [`CatalogError::Fenced`]. Both raise the epoch: what was read before is never published.
 #[async_trait]
 pub trait OffsetsCatalog: Send + Sync {
@@ -62,6 +62,12 @@ pub trait OffsetsCatalog: Send + Sync {
         interval: Interval,
         owner_epoch: i64,
     ) -> Result<(), CatalogError>;
+
+    /// Notes the id of a topic, unless one is noted already, and gives the noted one.
+    async fn note_topic(&self, pipeline: &str, topic: &str, topic_id: &str) -> Result<String, CatalogError>;
+
+    /// The id that is noted of a topic.
+    async fn topic_id(&self, pipeline: &str, topic: &str) -> Result<Option<String>, CatalogError>;
 
     /// Where the published windows of a partition end; `None`: there are none.
     async fn published_end(&self, pipeline: &str, at: &TopicPartition) -> Result<Option<i64>, CatalogError>;

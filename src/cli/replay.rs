@@ -67,7 +67,7 @@ pub fn replay(arguments: &ReplayArguments) -> anyhow::Result<()> {
     runtime().context("cannot start threads")?.block_on(async {
         let catalog = Arc::new(SqlCatalog::open(&config.catalog.url, Access::Read).await?);
         catalog.check_schema().await?;
-        let mut replay = Replay::open(config.clone(), &servers, catalog.clone())?;
+        let mut replay = Replay::open(config.clone(), &servers, catalog.clone()).await?;
         match window {
             None => verify_all(arguments, &config, &catalog, &mut replay).await,
             Some((at, interval)) => {

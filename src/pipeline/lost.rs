@@ -1,11 +1,11 @@
-//! Lost offsets: what comes next in a partition is not in its log any more.
+//! Lost offsets: what comes next in a partition is not in its log any more, or its log is another one.
 
-use super::Shared;
 use super::session::SessionEnd;
-use crate::catalog::{CatalogError, GapReason};
+use super::{DaemonError, Shared};
+use crate::catalog::{CatalogError, GapReason, OffsetsCatalog};
 use crate::checkpoint::Interval;
-use crate::config::OnLostOffset;
-use crate::source::{LostOffset, SourceError};
+use crate::config::{Config, OnLostOffset};
+use crate::source::{LostOffset, Probe, SourceError};
 
 /// Decides whether the daemon may go on, and if so records the gaps. The session has ended: whatever it read and has not
 /// published is dropped, and read again from the checkpoint as far as it is still there.
@@ -44,4 +44,23 @@ pub(super) async fn settle(shared: &Shared, lost: Vec<LostOffset>) -> SessionEnd
         0 => "the next records were removed by retention while earlier ones waited for publication".to_owned(),
         n => format!("retention had removed {skipped} undecided offsets of {n} partitions, which are recorded as gaps"),
     })
+}
+
+/// Configured topics that are not the ones which the pipeline has read, each as an error. An id that cannot be asked for tells
+/// nothing.
+pub async fn recreated_topics(
+    config: &Config,
+    probe: &Probe,
+    catalog: &dyn OffsetsCatalog,
+) -> Result<Vec<SourceError>, DaemonError> {
+    let mut recreated = Vec::new();
+    for (topic, _) in probe.topics()? {
+        let known = catalog.topic_id(&config.pipeline, &topic).await?;
+        if let (Some(known), Ok(Some(found))) = (known, probe.topic_id(&topic))
+            && known != found
+        {
+            recreated.push(SourceError::TopicRecreated { topic, known, found });
+        }
+    }
+    Ok(recreated)
 }

@@ -29,6 +29,7 @@ use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError};
 
+pub use lost::recreated_topics;
 use quality::SharedCollapseWatch;
 pub use replay::{Replay, Replayed, differences};
 pub use scoring::score_batch;

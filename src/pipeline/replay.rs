@@ -7,18 +7,22 @@
 mod compare;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::adaptive::versioned_weight;
-use super::{DaemonError, LoadedModel, score_batch};
+use super::{DaemonError, LoadedModel, recreated_topics, score_batch};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
 use crate::manifest::ShardManifest;
 use crate::score::{ModelId, VersionedWeight};
 use crate::select::Noise;
-use crate::source::{Batch, RangeReader, SourceError};
+use crate::source::{Batch, Probe, RangeReader, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
 pub use compare::differences;
+
+/// For what is asked of the brokers beside the records.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What came of a window.
 pub enum Replayed {
@@ -31,19 +35,27 @@ pub struct Replay {
     config: Config,
     catalog: Arc<SqlCatalog>,
     reader: RangeReader,
+    /// Topics that were made again since: their offsets name other documents.
+    recreated: Vec<String>,
     /// Used last; windows of a shard share them.
     model: Option<Arc<LoadedModel>>,
     weight: Option<(ModelId, Arc<VersionedWeight>)>,
 }
 
 impl Replay {
-    pub fn open(config: Config, bootstrap: &str, catalog: Arc<SqlCatalog>) -> Result<Self, DaemonError> {
+    pub async fn open(config: Config, bootstrap: &str, catalog: Arc<SqlCatalog>) -> Result<Self, DaemonError> {
         let reader = RangeReader::open(&config.kafka, bootstrap)?;
-        Ok(Replay { config, catalog, reader, model: None, weight: None })
+        let probe = Probe::open(&config.kafka, bootstrap, TIMEOUT)?;
+        let topic = |error| if let SourceError::TopicRecreated { topic, .. } = error { Some(topic) } else { None };
+        let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
+        Ok(Replay { config, catalog, reader, recreated, model: None, weight: None })
     }
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.
     pub async fn window(&mut self, manifest: &ShardManifest, window: &WindowSummary) -> Result<Replayed, DaemonError> {
+        if self.recreated.iter().any(|topic| *topic == *window.at.topic) {
+            return Ok(Replayed::Impossible("its topic was deleted and made again".to_owned()));
+        }
         let model = self.model(&manifest.model).await?;
         let Some(weight) = self.weight(&model, &manifest.pipeline, window.raw_version).await? else {
             let version = window.raw_version.unwrap_or_default();

@@ -181,6 +181,7 @@ fn worker_end(end: Result<WorkerEnd, tokio::task::JoinError>) -> Option<PartEnd>
     match end {
         Ok(WorkerEnd::Disconnected) => None,
         Ok(WorkerEnd::SourceFailed(SourceError::OffsetsLost(lost))) => Some(PartEnd::Lost(lost)),
+        Ok(WorkerEnd::SourceFailed(error @ SourceError::TopicRecreated { .. })) => Some(PartEnd::Fatal(error.into())),
         Ok(WorkerEnd::SourceFailed(error)) => Some(PartEnd::Restart(error.to_string())),
         Ok(WorkerEnd::OutOfOrder(reason)) => Some(PartEnd::Restart(reason)),
         Err(e) => Some(PartEnd::Fatal(DaemonError::Internal(e.to_string()))),

@@ -8,6 +8,7 @@
 mod context;
 mod poller;
 mod range;
+mod topic_id;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -25,6 +26,7 @@ use context::PollContext;
 pub(super) use context::resolve_start;
 use poller::Poller;
 pub use range::RangeReader;
+pub(super) use topic_id::topic_id;
 
 /// When the poll loop was last seen alive.
 #[derive(Clone, Default)]

@@ -11,7 +11,9 @@ mod probe;
 mod queue;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::record::TopicPartition;
 
@@ -32,6 +34,11 @@ pub enum SourceError {
     /// Going on would lose or repeat documents.
     #[error("{}", several(.0))]
     OffsetsLost(Vec<LostOffset>),
+    #[error(
+        "topic `{topic}` was deleted and made again: its id is `{found}`, the pipeline has read `{known}`, so its offsets name \
+         other documents now; go on under a new pipeline.name, with kafka.start where it shall begin"
+    )]
+    TopicRecreated { topic: String, known: String, found: String },
 }
 
 /// A partition whose next offset is not in the log.
@@ -93,10 +100,12 @@ pub struct Assigned {
 
 /// Called on the polling thread while a rebalance waits for the answer. May block up to the maximum poll interval.
 pub trait Assignments: Send + Sync + 'static {
-    /// Takes partitions over before their first record is read. `resolve` finds the configured start offset.
+    /// Takes partitions over before their first record is read. `topic_ids` names the topics, as far as the brokers do;
+    /// `resolve` finds the configured start offset.
     fn assigned(
         &self,
         partitions: &[TopicPartition],
+        topic_ids: &BTreeMap<Arc<str>, String>,
         resolve: &dyn Fn(&TopicPartition) -> Result<i64, SourceError>,
     ) -> Result<Vec<Assigned>, SourceError>;
 
@@ -131,4 +140,33 @@ pub struct PartitionLag {
     pub at: TopicPartition,
     /// First offset that cannot be read yet.
     pub end_offset: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_offsets_say_what_was_lost_and_what_to_do() {
+        let lost = |partition, offset| LostOffset {
+            at: TopicPartition::new("docs", partition),
+            owner_epoch: 1,
+            offset,
+            low: 1500,
+            high: 2000,
+        };
+        let before = SourceError::OffsetsLost(vec![lost(0, 1000), lost(1, 1200)]).to_string();
+        assert!(
+            before.starts_with("partition docs/0: offset 1000 is not in the log, which holds 1500..2000: "),
+            "{before}"
+        );
+        assert!(
+            before.contains("removed 500 offsets") && before.contains("kafka.on_lost_offset = \"skip\""),
+            "{before}"
+        );
+        assert!(before.ends_with(" (and 1 more partitions have lost theirs)"), "{before}");
+        let behind = lost(0, 2001);
+        assert!(!behind.is_before_log() && lost(0, 0).is_before_log());
+        assert!(behind.to_string().contains("truncated") && behind.to_string().contains("a new pipeline.name"));
+    }
 }

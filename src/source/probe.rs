@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 
-use super::kafka::resolve_start;
+use super::kafka::{resolve_start, topic_id};
 use super::settings::{consumer_config, without_value};
 use super::{SourceError, SourceLimits};
 use crate::config::{KafkaConfig, StartPolicy};
@@ -49,6 +49,12 @@ impl Probe {
     /// Where a partition begins by a start policy.
     pub fn offset(&self, at: &TopicPartition, start: StartPolicy) -> Result<i64, SourceError> {
         resolve_start(&self.consumer, start, at)
+    }
+
+    /// The id of a topic; `None` from brokers that have none.
+    pub fn topic_id(&self, topic: &str) -> Result<Option<String>, SourceError> {
+        let failed = |problem| SourceError::Client { bootstrap: self.bootstrap.clone(), problem };
+        topic_id(&self.consumer, topic, self.timeout).map_err(|e| failed(format!("id of topic `{topic}`: {e}")))
     }
 
     /// Members of the configured group, by the names that the group gives them.

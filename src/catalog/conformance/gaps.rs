@@ -9,6 +9,7 @@ every_catalog! {
     a_skip_from_elsewhere_changes_nothing
     racing_skips_and_publications_have_one_winner
     a_rewind_takes_gaps_back_but_no_decision
+    the_id_of_a_topic_is_noted_once
 }
 
 fn interval(from: i64, to: i64) -> Interval {
@@ -122,4 +123,15 @@ async fn a_rewind_takes_gaps_back_but_no_decision<C: Catalog + CatalogReader + O
     assert_eq!(gaps(catalog, PIPELINE).await, []);
     let next = manifest("t", vec![window(0, 110, 120, 1)]);
     publish(catalog, &next, &[advance(0, 110, 120, epoch + 2)]).await.unwrap();
+}
+
+async fn the_id_of_a_topic_is_noted_once<C: Catalog + OffsetsCatalog>(catalog: &C) {
+    owned(catalog, 0).await;
+    owned_by(catalog, "other", 0).await;
+    assert_eq!(catalog.topic_id(PIPELINE, "docs").await.unwrap(), None);
+    assert_eq!(catalog.note_topic(PIPELINE, "docs", "first").await.unwrap(), "first");
+    assert_eq!(catalog.note_topic(PIPELINE, "docs", "second").await.unwrap(), "first");
+    assert_eq!(catalog.note_topic("other", "docs", "second").await.unwrap(), "second");
+    assert_eq!(catalog.topic_id(PIPELINE, "docs").await.unwrap().as_deref(), Some("first"));
+    assert_eq!(catalog.topic_id(PIPELINE, "texts").await.unwrap(), None);
 }

@@ -94,6 +94,21 @@ impl OffsetsCatalog for SqlCatalog {
         self.commit(tx).await
     }
 
+    async fn note_topic(&self, pipeline: &str, topic: &str, topic_id: &str) -> Result<String, CatalogError> {
+        let noted = self.database.row(
+            "INSERT INTO topics (pipeline, topic, topic_id, noted_at_ms) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (pipeline, topic) DO UPDATE SET topic_id = topics.topic_id RETURNING topic_id",
+            values![pipeline, topic, topic_id, now_ms()],
+        );
+        let noted = noted.await.and_then(|row| row.ok_or(sqlx::Error::RowNotFound)?.get(0));
+        noted.map_err(|e| self.unavailable(e))
+    }
+
+    async fn topic_id(&self, pipeline: &str, topic: &str) -> Result<Option<String>, CatalogError> {
+        let sql = "SELECT topic_id FROM topics WHERE pipeline = $1 AND topic = $2";
+        Ok(self.select(sql, values![pipeline, topic], |row| row.get(0)).await?.pop())
+    }
+
     async fn published_end(&self, pipeline: &str, at: &TopicPartition) -> Result<Option<i64>, CatalogError> {
         let ends = self.select(PUBLISHED_END, values![pipeline, &*at.topic, at.partition], |row| row.get(0));
         Ok(ends.await?.pop())

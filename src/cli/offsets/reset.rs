@@ -8,7 +8,7 @@ use crate::catalog::{Access, Catalog, CatalogError, CatalogReader, GapReason, Of
 use crate::checkpoint::Interval;
 use crate::cli::{UsageError, load_model, print, runtime};
 use crate::config::{Config, StartPolicy};
-use crate::pipeline::{DaemonError, open_catalog};
+use crate::pipeline::{DaemonError, open_catalog, recreated_topics};
 use crate::record::TopicPartition;
 use crate::source::Probe;
 
@@ -175,7 +175,8 @@ async fn plan(
         arguments.topic.as_deref().is_none_or(|topic| topic == &*at.topic)
             && arguments.partition.is_none_or(|partition| partition == at.partition)
     };
-    let (mut moves, mut refused) = (Vec::new(), Vec::new());
+    let recreated = recreated_topics(config, probe, catalog).await?;
+    let (mut moves, mut refused) = (Vec::new(), recreated.iter().map(ToString::to_string).collect::<Vec<_>>());
     for place in survey(config, probe, catalog).await?.into_iter().filter(|place| wanted(&place.at)) {
         let published = catalog.published_end(&config.pipeline, &place.at).await?;
         match plan_one(&place, published, probe, target)? {

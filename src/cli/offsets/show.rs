@@ -9,6 +9,8 @@ use super::{ConfigArguments, Place, probe, survey};
 use crate::catalog::{Access, SqlCatalog};
 use crate::cli::{print, runtime};
 use crate::manifest::rfc3339;
+use crate::pipeline::recreated_topics;
+use crate::source::SourceError;
 
 #[derive(clap::Args)]
 pub struct ShowArguments {
@@ -22,22 +24,27 @@ pub struct ShowArguments {
 pub fn show(arguments: &ShowArguments) -> anyhow::Result<()> {
     let config = arguments.config.load()?;
     let probe = probe(&config)?;
-    let places = runtime().context("cannot start threads")?.block_on(async {
+    let (places, recreated) = runtime().context("cannot start threads")?.block_on(async {
         let catalog = SqlCatalog::open(&config.catalog.url, Access::Read).await?;
         catalog.check_schema().await?;
-        survey(&config, &probe, &catalog).await
+        let recreated = recreated_topics(&config, &probe, &catalog).await?;
+        Ok::<_, anyhow::Error>((survey(&config, &probe, &catalog).await?, recreated))
     })?;
     if arguments.json {
-        return print(&places.iter().map(|place| as_json(place).to_string() + "\n").collect::<String>());
+        let line = |place| as_json(place, &recreated).to_string() + "\n";
+        return print(&places.iter().map(line).collect::<String>());
     }
-    print(&as_table(&places)?)
+    print(&as_table(&places, &recreated)?)
 }
 
 fn lag(place: &Place) -> Option<i64> {
     Some((place.log?.1 - place.next_offset()?).max(0))
 }
 
-fn as_json(place: &Place) -> serde_json::Value {
+fn as_json(place: &Place, recreated: &[SourceError]) -> serde_json::Value {
+    let is_of =
+        |error: &&SourceError| matches!(error, SourceError::TopicRecreated { topic, .. } if *topic == *place.at.topic);
+    let problem = recreated.iter().find(is_of).map(ToString::to_string);
     let checkpoint = place.checkpoint.as_ref();
     json!({
         "topic": place.at.topic,
@@ -49,11 +56,11 @@ fn as_json(place: &Place) -> serde_json::Value {
         "high": place.log.map(|log| log.1),
         "lag": lag(place),
         "gaps": place.gaps,
-        "problem": place.lost().map(|lost| lost.to_string()),
+        "problem": problem.or_else(|| Some(place.lost()?.to_string())),
     })
 }
 
-fn as_table(places: &[Place]) -> Result<String, std::fmt::Error> {
+fn as_table(places: &[Place], recreated: &[SourceError]) -> Result<String, std::fmt::Error> {
     let shown = |number: Option<i64>| number.map_or("-".to_owned(), |number| number.to_string());
     let name = places.iter().map(|place| place.at.to_string().len()).max().unwrap_or(0).max("partition".len());
     let mut text = String::new();
@@ -80,6 +87,9 @@ fn as_table(places: &[Place]) -> Result<String, std::fmt::Error> {
     }
     for lost in places.iter().filter_map(Place::lost) {
         writeln!(text, "\n{lost}")?;
+    }
+    for error in recreated {
+        writeln!(text, "\n{error}")?;
     }
     Ok(text)
 }
