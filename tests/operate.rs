@@ -109,6 +109,40 @@ fn a_retention_gap_is_recorded_and_skipped_where_the_policy_says_so() {
     }
 }
 
+/// Retention takes records that were read and wait for publication, and the ones behind them: the gap begins at the checkpoint.
+#[test]
+fn a_gap_behind_unpublished_records_begins_at_the_checkpoint() {
+    let broker = Broker::with_topic("skip-read", 1);
+    if !broker.is_real() {
+        println!("the in-process cluster deletes no records on demand");
+        return;
+    }
+    let extra = "kafka.on_lost_offset = \"skip\"\nwindow.max_documents = 500\nwindow.idle_timeout = \"1h\"\n\
+                 kafka.session_timeout = \"30s\"";
+    let deployment = Deployment::new(&broker, extra);
+    let toml = std::fs::read_to_string(&deployment.config).unwrap();
+    let toml =
+        toml.replacen("window.idle_timeout = \"1s\"\n", "", 1).replacen("kafka.session_timeout = \"6s\"\n", "", 1);
+    std::fs::write(&deployment.config, toml).unwrap();
+    let daemon = deployment.start();
+    produce(&broker, 0, 300);
+    wait_for("the records to be read", || (daemon.metric("winnowd_consumed_records_total") == 300.0).then_some(()));
+    daemon.signal("STOP");
+    // The fetch that waits at the end comes back empty.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    produce(&broker, 300, 800);
+    broker.delete_before(0, 450);
+    daemon.signal("CONT");
+    wait_decided(&deployment, 500);
+    let found = gaps(&deployment);
+    assert_eq!(found.iter().map(|gap| (gap.interval.from, gap.interval.to)).collect::<Vec<_>>(), [(0, 450)]);
+    let log = deployment.log();
+    assert!(log.contains("its checkpoint does not stand at the lost offset 300"), "{log}");
+    assert_eq!(daemon.metric("winnowd_skipped_offsets_total"), 450.0);
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(deployment.published().windows[0].interval.from, 450);
+}
+
 /// A topic that was deleted and made again is another one, wherever its log ends: no policy goes on there.
 #[test]
 fn a_recreated_topic_is_always_an_error() {
@@ -327,6 +361,25 @@ fn published_windows_are_the_same_when_they_are_decided_again() {
     let unknown = said(&deployment.winnowd(&["replay", "--window", &format!("{}/0/0-7", broker.topic)]), 64);
     assert!(unknown.contains("has published no window"), "{unknown}");
     assert!(said(&deployment.winnowd(&["replay"]), 64).contains("--verify"));
+}
+
+/// The same where windows are closed by the time of their records, and the other selector weighs means.
+#[test]
+fn windows_of_other_policies_are_the_same_too() {
+    let broker = Broker::with_topic("replay-policies", 2);
+    let extra = "window.max_age = \"1s\"\nwindow.max_bytes = \"50KiB\"\nselection.selector = \"top_k\"\n\
+                 selection.length_normalise = true\nselection.temperature = 0.3";
+    let deployment = Deployment::new(&broker, extra);
+    produce(&broker, 0, 900);
+    // Time between records is what this is about.
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    produce(&broker, 900, 100);
+    run_until(&deployment, 1_000);
+    let windows = deployment.published().windows;
+    let reasons: std::collections::BTreeSet<_> = windows.iter().map(|window| window.closed_by.as_str()).collect();
+    assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["age", "bytes", "idle"]);
+    let (said, counts) = verified(&deployment, &[], 0);
+    assert_eq!(counts, [windows.len() as u64, 0, 0], "{said}");
 }
 
 /// Changes one row of a shard by the last bit of its weight, and gives its id.
