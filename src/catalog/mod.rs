@@ -3,6 +3,8 @@
 //! [`Catalog`] is what the daemon writes, [`CatalogReader`] what people and trainers ask. One suite of tests
 //! (`conformance`) says what every implementation must do.
 
+mod offsets;
+mod replay;
 mod sql;
 
 #[cfg(test)]
@@ -17,6 +19,8 @@ use crate::record::TopicPartition;
 use crate::score::{DecayedCounts, ModelId, NgramCounts};
 use crate::window::WindowSummary;
 
+pub use offsets::{Gap, GapReason, OffsetsCatalog};
+pub use replay::ReplayCatalog;
 pub use sql::{Access, SqlCatalog};
 
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,11 @@ pub enum CatalogError {
         "partition {at}: offsets {interval} cannot be published at owner epoch {owner_epoch}: another owner took over"
     )]
     Fenced { at: TopicPartition, interval: Interval, owner_epoch: i64 },
+    #[error(
+        "partition {at}: offset {offset} is decided already, everything below {published} is published: to decide documents \
+         again, use a new pipeline.name"
+    )]
+    Decided { at: TopicPartition, offset: i64, published: i64 },
     #[error("shard `{0}` is not staged, so it cannot be published")]
     NotStaged(String),
     #[error("catalog `{catalog}`: {problem}")]
@@ -217,6 +226,9 @@ pub trait CatalogReader: Send + Sync {
     async fn totals(&self, pipeline: &str) -> Result<Option<Totals>, CatalogError>;
 
     async fn checkpoints(&self, pipeline: &str) -> Result<Vec<Checkpoint>, CatalogError>;
+
+    /// Offsets that are never decided, by position.
+    async fn gaps(&self, pipeline: &str) -> Result<Vec<Gap>, CatalogError>;
 
     /// Published shards with rows, in order of publication, with their sequence numbers.
     async fn shards(&self, pipeline: &str) -> Result<Vec<(i64, ShardManifest)>, CatalogError>;

@@ -2,9 +2,11 @@
 
 mod counts;
 mod database;
+mod offsets;
 mod open;
 mod publish;
 mod reader;
+mod replay;
 
 use std::fs::File;
 use std::time::{SystemTime, UNIX_EPOCH};

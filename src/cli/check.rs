@@ -9,7 +9,7 @@ use crate::catalog::{Access, SqlCatalog};
 use crate::config::{Bootstrap, CatalogUrl, Config, DEFAULT_TOML, RawDistribution};
 use crate::pipeline::DaemonError;
 use crate::sink::ShardStore;
-use crate::source::SourceError;
+use crate::source::{Probe, SourceError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -81,7 +81,7 @@ fn connect(config: &Config) -> anyhow::Result<()> {
 
 fn kafka(config: &Config) -> Result<String, DaemonError> {
     let Bootstrap::Servers(servers) = &config.kafka.bootstrap else { return Ok("is in this process".to_owned()) };
-    let found = crate::source::topics(&config.kafka, servers, CONNECT_TIMEOUT)?;
+    let found = Probe::open(&config.kafka, servers, CONNECT_TIMEOUT)?.topics()?;
     if let Some(missing) = config.kafka.topics.iter().find(|topic| found.iter().all(|(name, _)| name != *topic)) {
         let problem = format!("there is no topic `{missing}`, or it may not be seen");
         return Err(SourceError::Client { bootstrap: servers.clone(), problem }.into());

@@ -11,7 +11,9 @@ mod files;
 mod fit;
 mod gc;
 mod model;
+mod offsets;
 mod progress;
+mod replay;
 mod run;
 mod score;
 mod select;
@@ -80,6 +82,16 @@ enum Command {
     /// List published shards
     #[command(after_help = "Example:\n  winnowd shards -c winnowd.toml --json | jq -r .path")]
     Shards(shards::ShardsArguments),
+    /// Decide published windows again, from the records that Kafka still has
+    #[command(
+        after_help = "Examples:\n  winnowd replay -c winnowd.toml --window documents/3/0-10000\n  winnowd replay -c winnowd.toml \
+                      --verify --partition 3 --from 120000\n\nModel, counts and selector are those that the window was decided \
+                      with; the names of fields and documents.max_bytes are those of the configuration."
+    )]
+    Replay(replay::ReplayArguments),
+    /// Where the pipeline stands in each partition, and moving it
+    #[command(subcommand)]
+    Offsets(offsets::OffsetsCommand),
     /// Delete the objects of shards that were uploaded and never published
     #[command(after_help = "Example:\n  winnowd gc -c winnowd.toml --grace 24h")]
     Gc(gc::GcArguments),
@@ -124,6 +136,8 @@ pub fn main() -> ExitCode {
         Command::Score(arguments) => score::score(&arguments),
         Command::Select(arguments) => select::select(&arguments),
         Command::Shards(arguments) => shards::shards(&arguments),
+        Command::Replay(arguments) => replay::replay(&arguments),
+        Command::Offsets(command) => offsets::offsets(&command),
         Command::Gc(arguments) => gc::gc(&arguments),
         Command::DeadLetters(command) => dead_letters::dead_letters(&command),
     };

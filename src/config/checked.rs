@@ -24,7 +24,7 @@ const RESERVED: &[(&str, &str)] = &[
     ("group.id", "use kafka.group"),
     ("group.instance.id", "use kafka.instance_id"),
     ("group.protocol", "assignments are taken over with the classic protocol"),
-    ("auto.offset.reset", "use kafka.start; a lost offset is an error, never a silent jump"),
+    ("auto.offset.reset", "use kafka.start and kafka.on_lost_offset; a lost offset is never a silent jump"),
     ("enable.auto.commit", "offsets are committed by the catalog"),
     ("enable.auto.offset.store", "offsets are committed by the catalog"),
     ("enable.partition.eof", "the end of a partition closes idle windows"),
@@ -188,6 +188,10 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
             Err(_) => Err("expected earliest, latest or a time such as 2026-01-31T00:00:00Z".to_owned()),
         },
     });
+    let on_lost_offset = match r.choice("kafka.on_lost_offset", &["error", "skip"]).as_str() {
+        "skip" => OnLostOffset::Skip,
+        _ => OnLostOffset::Error,
+    };
     let security_protocol = r.choice("kafka.security_protocol", &["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"]);
     let session_timeout = r.duration("kafka.session_timeout", SECOND..=HOUR);
     let max_poll_interval = r.duration("kafka.max_poll_interval", SECOND..=DAY);
@@ -207,6 +211,7 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
         group: r.optional("kafka.group").unwrap_or_else(|| format!("winnowd-{pipeline}")),
         instance_id: r.optional("kafka.instance_id"),
         start,
+        on_lost_offset,
         sasl: sasl(r, &security_protocol),
         security_protocol,
         ssl_ca_location: existing_file(r, "kafka.ssl_ca_location"),

@@ -47,6 +47,7 @@ pub struct KafkaConfig {
     pub group: String,
     pub instance_id: Option<String>,
     pub start: StartPolicy,
+    pub on_lost_offset: OnLostOffset,
     pub security_protocol: String,
     pub sasl: Option<Sasl>,
     pub ssl_ca_location: Option<PathBuf>,
@@ -74,6 +75,15 @@ pub enum StartPolicy {
     Latest,
     /// The first record at or after this time, in milliseconds since 1970; the end if there is none.
     Timestamp(i64),
+}
+
+/// What happens when retention has removed records that were never decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLostOffset {
+    /// The daemon ends.
+    Error,
+    /// A gap is recorded, and the partition goes on where its log begins.
+    Skip,
 }
 
 /// What documents are weighed against.

@@ -56,6 +56,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[kafka]\ntopics = [\"a*\"]", "`kafka.topics` = `a*`: no valid topic name"),
     ("[kafka]\ntopics = [\"a\", \"a\"]", "`kafka.topics` = `a`: named twice"),
     ("[kafka]\nstart = \"begin\"", "`kafka.start` = `begin`: expected earliest, latest or a time"),
+    ("[kafka]\non_lost_offset = \"jump\"", "`kafka.on_lost_offset` = `jump`: expected one of: error, skip"),
     ("[kafka]\nsecurity_protocol = \"tls\"", "`kafka.security_protocol` = `tls`: expected one of: plaintext, ssl"),
     ("[kafka]\nsecurity_protocol = \"sasl_ssl\"", "`kafka.sasl_password` = ``: must be set"),
     (

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use super::Shared;
+use super::{LoadedModel, Shared};
 use crate::catalog::{CatalogError, CountsKind, CountsVersion};
 use crate::config::RawDistribution;
-use crate::score::{DecayedCounts, ImportanceWeight, VersionedWeight, kl_divergence};
+use crate::score::{DecayedCounts, ImportanceWeight, Model, VersionedWeight, kl_divergence};
 
 /// The weights that a session begins with.
 pub(super) async fn begin(shared: &Shared) -> Result<Arc<VersionedWeight>, CatalogError> {
@@ -35,12 +35,18 @@ pub(super) async fn newest(shared: &Shared) -> Result<Option<Arc<VersionedWeight
 
 fn in_force(shared: &Shared, version: &CountsVersion) -> Arc<VersionedWeight> {
     let Shared { model, telemetry, .. } = shared;
-    let smoothing = model.model.smoothing;
     let raw = version.counts.probabilities();
-    let weight = ImportanceWeight::new(model.model.featuriser, model.target.probabilities(), &raw, smoothing);
     let fitted = model.model.raw.counts.probabilities();
     telemetry.metrics.raw_version.set(version.version);
-    telemetry.metrics.raw_drift.set(kl_divergence(&raw, &fitted, smoothing));
+    telemetry.metrics.raw_drift.set(kl_divergence(&raw, &fitted, model.model.smoothing));
     telemetry.status().raw_version = Some(version.version);
+    versioned_weight(model, version)
+}
+
+/// The weights by a version of the counts.
+pub(super) fn versioned_weight(model: &LoadedModel, version: &CountsVersion) -> Arc<VersionedWeight> {
+    let raw = version.counts.probabilities();
+    let Model { featuriser, smoothing, .. } = model.model;
+    let weight = ImportanceWeight::new(featuriser, model.target.probabilities(), &raw, smoothing);
     Arc::new(VersionedWeight { raw_version: Some(version.version), weight })
 }

@@ -1,5 +1,6 @@
 //! Answers the consumer's rebalances: claims partitions in the catalog, and drains them before they go.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use tokio::sync::watch;
 
 use super::Shared;
 use crate::catalog::{CatalogError, Claim};
+use crate::config::Bootstrap;
 use crate::record::TopicPartition;
 use crate::source::{Assigned, Assignments, PartitionLag, QueueSender, SourceError, SourceEvent};
 
@@ -45,6 +47,7 @@ impl Assignments for CatalogAssignments {
     fn assigned(
         &self,
         partitions: &[TopicPartition],
+        topic_ids: &BTreeMap<Arc<str>, String>,
         resolve: &dyn Fn(&TopicPartition) -> Result<i64, SourceError>,
     ) -> Result<Vec<Assigned>, SourceError> {
         let Shared { config, catalog, telemetry, owner, .. } = &*self.shared;
@@ -52,6 +55,17 @@ impl Assignments for CatalogAssignments {
         let failed =
             |partitions: String| move |e: CatalogError| SourceError::Claim { partitions, problem: e.to_string() };
         let names = || partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        // Before a claim: whoever reads the right topic is not fenced by one who reads another.
+        if !matches!(config.kafka.bootstrap, Bootstrap::Embedded { .. }) {
+            for (topic, found) in topic_ids {
+                let noted = self.until_reachable(|| catalog.note_topic(pipeline, topic, found));
+                let known = self.runtime.block_on(noted).map_err(failed(names()))?;
+                if known != *found {
+                    let (topic, found) = (topic.to_string(), found.clone());
+                    return Err(SourceError::TopicRecreated { topic, known, found });
+                }
+            }
+        }
         let claims = self.runtime.block_on(self.until_reachable(|| catalog.claim(pipeline, partitions, owner)));
         let mut assigned = Vec::with_capacity(partitions.len());
         for Claim { at, owner_epoch, next_offset } in claims.map_err(failed(names()))? {

@@ -7,10 +7,12 @@
 mod adaptive;
 mod assignments;
 mod forward;
+mod lost;
 mod memory;
 mod open_shard;
 mod publisher;
 mod quality;
+mod replay;
 mod scoring;
 mod session;
 mod worker;
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, SqlCatalog};
+use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, OffsetsCatalog, SqlCatalog};
 use crate::config::{Bootstrap, Config};
 use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution};
 use crate::sink::{ShardStore, SinkError};
@@ -29,7 +31,9 @@ use crate::source::{SourceError, SourceLimits};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError};
 
 pub use forward::send_dead_letter;
+pub use lost::recreated_topics;
 use quality::SharedCollapseWatch;
+pub use replay::{Replay, Replayed, differences};
 pub use scoring::score_batch;
 use session::SessionEnd;
 
@@ -75,7 +79,10 @@ impl DaemonError {
 /// The same for an error of the catalog alone.
 pub fn catalog_exit_code(error: &CatalogError) -> u8 {
     match error {
-        CatalogError::Schema { .. } | CatalogError::InUse(_) | CatalogError::NetworkFile { .. } => 64,
+        CatalogError::Schema { .. }
+        | CatalogError::InUse(_)
+        | CatalogError::NetworkFile { .. }
+        | CatalogError::Decided { .. } => 64,
         CatalogError::Damaged { .. } => 70,
         _ => 69,
     }
@@ -103,8 +110,8 @@ impl LoadedModel {
 }
 
 /// The database behind the daemon.
-pub trait FullCatalog: Catalog + CatalogReader + CountsCatalog {}
-impl<C: Catalog + CatalogReader + CountsCatalog> FullCatalog for C {}
+pub trait FullCatalog: Catalog + CatalogReader + CountsCatalog + OffsetsCatalog {}
+impl<C: Catalog + CatalogReader + CountsCatalog + OffsetsCatalog> FullCatalog for C {}
 
 /// What all sessions share.
 struct Shared {

@@ -12,11 +12,11 @@ use super::forward::Forwarder;
 use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
 use super::worker::{Worker, WorkerEnd};
-use super::{DaemonError, Shared, adaptive};
+use super::{DaemonError, Shared, adaptive, lost};
 use crate::catalog::CatalogError;
 use crate::score::VersionedWeight;
 use crate::sink::SinkError;
-use crate::source::{KafkaSource, SourceError, queue};
+use crate::source::{KafkaSource, LostOffset, SourceError, queue};
 
 /// Closed windows that wait for the publisher; their bytes count as windows.
 const WINDOWS_IN_FLIGHT: usize = 16;
@@ -130,6 +130,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     let ends = [worker_ended, publisher_ended].into_iter().flatten().flatten();
     match ends.max_by_key(PartEnd::rank) {
         Some(PartEnd::Fatal(error)) => SessionEnd::Fatal(error),
+        Some(PartEnd::Lost(lost)) => lost::settle(&shared, lost).await,
         _ if *shutdown.borrow() => SessionEnd::Shutdown,
         Some(PartEnd::Restart(reason)) => SessionEnd::Restart(reason),
         None => SessionEnd::Restart("the polling thread ended".to_owned()),
@@ -139,6 +140,8 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
 /// Why a part ended, unless it only followed another.
 enum PartEnd {
     Restart(String),
+    /// The log does not hold what comes next.
+    Lost(Vec<LostOffset>),
     Fatal(DaemonError),
 }
 
@@ -146,7 +149,8 @@ impl PartEnd {
     fn rank(&self) -> u8 {
         match self {
             PartEnd::Restart(_) => 0,
-            PartEnd::Fatal(_) => 1,
+            PartEnd::Lost(_) => 1,
+            PartEnd::Fatal(_) => 2,
         }
     }
 }
@@ -167,6 +171,7 @@ async fn prepare(shared: &Shared) -> Result<Arc<VersionedWeight>, DaemonError> {
     if let Some(totals) = catalog.totals(&config.pipeline).await? {
         telemetry.set_totals(totals);
     }
+    telemetry.set_gaps(catalog.gaps(&config.pipeline).await?);
     Ok(adaptive::begin(shared).await?)
 }
 
@@ -181,7 +186,8 @@ fn publisher_end(end: Result<PublisherEnd, tokio::task::JoinError>) -> Option<Pa
 fn worker_end(end: Result<WorkerEnd, tokio::task::JoinError>) -> Option<PartEnd> {
     match end {
         Ok(WorkerEnd::Disconnected) => None,
-        Ok(WorkerEnd::SourceFailed(error @ SourceError::OffsetLost { .. })) => Some(PartEnd::Fatal(error.into())),
+        Ok(WorkerEnd::SourceFailed(SourceError::OffsetsLost(lost))) => Some(PartEnd::Lost(lost)),
+        Ok(WorkerEnd::SourceFailed(error @ SourceError::TopicRecreated { .. })) => Some(PartEnd::Fatal(error.into())),
         Ok(WorkerEnd::SourceFailed(error)) => Some(PartEnd::Restart(error.to_string())),
         Ok(WorkerEnd::Fatal(error)) => Some(PartEnd::Fatal(error)),
         Ok(WorkerEnd::OutOfOrder(reason)) => Some(PartEnd::Restart(reason)),

@@ -5,6 +5,7 @@
 
 mod dead_letters;
 mod scratch;
+mod read;
 mod selection;
 mod shard;
 mod store;
@@ -12,6 +13,7 @@ mod store;
 use std::path::PathBuf;
 
 pub use dead_letters::{DeadLetterWriter, StoredDeadLetter, read_dead_letters};
+pub use read::{PublishedRow, ShardReader};
 pub use scratch::{FinishedFile, ScratchFile};
 pub use selection::{SelectedRow, SelectionWriter};
 pub use shard::{COLUMNS, ShardWriter, WriterSettings, schema};

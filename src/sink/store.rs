@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Cursor, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig, UpdateVersion, WriteMultipart,
+    ClientOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig,
+    UpdateVersion, WriteMultipart,
 };
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
@@ -146,6 +147,25 @@ impl ShardStore {
     pub async fn read(&self, path: &str) -> Result<Bytes, SinkError> {
         let object = self.store.get(&ObjectPath::from(path)).await.map_err(|e| self.store_error(path, e))?;
         object.bytes().await.map_err(|e| self.store_error(path, e))
+    }
+
+    /// A file with the content of an object: the object itself in a local store, else a scratch file without a name. `None`
+    /// when there is none.
+    pub async fn download(&self, path: &str, scratch_dir: Option<&Path>) -> Result<Option<File>, SinkError> {
+        let store_error = |source| self.store_error(path, source);
+        let mut content = match self.store.get(&ObjectPath::from(path)).await {
+            Ok(GetResult { payload: GetResultPayload::File(file, _), .. }) => return Ok(Some(file)),
+            Ok(object) => object.into_stream(),
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(store_error(e)),
+        };
+        let folder = scratch_dir.map_or_else(std::env::temp_dir, PathBuf::from);
+        let scratch_error = |source| SinkError::Scratch { folder: folder.clone(), source };
+        let mut file = tempfile::tempfile_in(&folder).map_err(scratch_error)?;
+        while let Some(part) = content.next().await {
+            file.write_all(&part.map_err(store_error)?).map_err(scratch_error)?;
+        }
+        Ok(Some(file))
     }
 
     /// Deletes an object; tells whether there was one.

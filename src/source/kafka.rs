@@ -8,6 +8,8 @@
 mod context;
 mod poller;
 mod producer;
+mod range;
+mod topic_id;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -22,8 +24,11 @@ use super::{Assignments, SourceError, SourceLimits};
 use crate::config::KafkaConfig;
 use crate::record::TopicPartition;
 use context::PollContext;
+pub(super) use context::resolve_start;
 use poller::Poller;
 pub use producer::{OutgoingRecord, TopicWriter};
+pub use range::RangeReader;
+pub(super) use topic_id::topic_id;
 
 /// When the poll loop was last seen alive.
 #[derive(Clone, Default)]

@@ -11,11 +11,15 @@ mod probe;
 mod queue;
 mod settings;
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
 use crate::record::TopicPartition;
 
 pub use batch::{Batch, Record};
-pub use kafka::{KafkaSource, OffsetMirror, OutgoingRecord, PollHeartbeat, TopicWriter};
-pub use probe::topics;
+pub use kafka::{KafkaSource, OffsetMirror, OutgoingRecord, PollHeartbeat, RangeReader, TopicWriter};
+pub use probe::Probe;
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use settings::{SourceLimits, check_settings, client_config};
 
@@ -27,12 +31,63 @@ pub enum SourceError {
     StartOffset { at: TopicPartition, problem: String },
     #[error("partitions {partitions}: cannot be taken over: {problem}")]
     Claim { partitions: String, problem: String },
-    /// Going on would lose or repeat documents; a person has to decide.
+    /// Going on would lose or repeat documents.
+    #[error("{}", several(.0))]
+    OffsetsLost(Vec<LostOffset>),
     #[error(
-        "partition {at}: offset {offset} is not in the log, which holds {low}..{high}: retention has removed documents that \
-         were never decided, or the topic was recreated"
+        "topic `{topic}` was deleted and made again: its id is `{found}`, the pipeline has read `{known}`, so its offsets name \
+         other documents now; go on under a new pipeline.name, with kafka.start where it shall begin"
     )]
-    OffsetLost { at: TopicPartition, offset: i64, low: i64, high: i64 },
+    TopicRecreated { topic: String, known: String, found: String },
+}
+
+/// A partition whose next offset is not in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostOffset {
+    pub at: TopicPartition,
+    pub owner_epoch: i64,
+    pub offset: i64,
+    /// What the log holds: `low..high`.
+    pub low: i64,
+    pub high: i64,
+}
+
+impl LostOffset {
+    /// Whether retention has passed the offset. Otherwise it lies behind the end, so the offsets of this log are not the ones
+    /// that were decided.
+    pub fn is_before_log(&self) -> bool {
+        self.offset < self.low
+    }
+}
+
+impl fmt::Display for LostOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LostOffset { at, offset, low, high, .. } = self;
+        write!(f, "partition {at}: offset {offset} is not in the log, which holds {low}..{high}: ")?;
+        if self.is_before_log() {
+            let n = low - offset;
+            write!(
+                f,
+                "retention has removed {n} offsets that were never decided; with kafka.on_lost_offset = \"skip\" they are \
+                 recorded as a gap and passed over"
+            )
+        } else {
+            write!(
+                f,
+                "the topic was recreated or truncated, so its offsets name other documents now; go on under a new \
+                 pipeline.name, with kafka.start where it shall begin"
+            )
+        }
+    }
+}
+
+/// The first, and how many more.
+fn several(lost: &[LostOffset]) -> String {
+    let first = lost.first().map(ToString::to_string).unwrap_or_default();
+    match lost.len() {
+        0 | 1 => first,
+        n => format!("{first} (and {} more partitions have lost theirs)", n - 1),
+    }
 }
 
 /// A partition that may be consumed, from where and under which epoch.
@@ -45,10 +100,12 @@ pub struct Assigned {
 
 /// Called on the polling thread while a rebalance waits for the answer. May block up to the maximum poll interval.
 pub trait Assignments: Send + Sync + 'static {
-    /// Takes partitions over before their first record is read. `resolve` finds the configured start offset.
+    /// Takes partitions over before their first record is read. `topic_ids` names the topics, as far as the brokers do;
+    /// `resolve` finds the configured start offset.
     fn assigned(
         &self,
         partitions: &[TopicPartition],
+        topic_ids: &BTreeMap<Arc<str>, String>,
         resolve: &dyn Fn(&TopicPartition) -> Result<i64, SourceError>,
     ) -> Result<Vec<Assigned>, SourceError>;
 
@@ -83,4 +140,33 @@ pub struct PartitionLag {
     pub at: TopicPartition,
     /// First offset that cannot be read yet.
     pub end_offset: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_offsets_say_what_was_lost_and_what_to_do() {
+        let lost = |partition, offset| LostOffset {
+            at: TopicPartition::new("docs", partition),
+            owner_epoch: 1,
+            offset,
+            low: 1500,
+            high: 2000,
+        };
+        let before = SourceError::OffsetsLost(vec![lost(0, 1000), lost(1, 1200)]).to_string();
+        assert!(
+            before.starts_with("partition docs/0: offset 1000 is not in the log, which holds 1500..2000: "),
+            "{before}"
+        );
+        assert!(
+            before.contains("removed 500 offsets") && before.contains("kafka.on_lost_offset = \"skip\""),
+            "{before}"
+        );
+        assert!(before.ends_with(" (and 1 more partitions have lost theirs)"), "{before}");
+        let behind = lost(0, 2001);
+        assert!(!behind.is_before_log() && lost(0, 0).is_before_log());
+        assert!(behind.to_string().contains("truncated") && behind.to_string().contains("a new pipeline.name"));
+    }
 }

@@ -50,6 +50,7 @@ pub struct Metrics {
     pub fenced: IntCounter,
     pub manifest_failures: IntCounter,
     pub session_restarts: IntCounter,
+    pub skipped_offsets: IntCounter,
     pub rebalances: IntCounterVec,
     pub assigned_partitions: IntGauge,
     pub lag: IntGaugeVec,
@@ -151,6 +152,11 @@ impl Default for Metrics {
                 &r,
                 "session_restarts_total",
                 "Times this process dropped its open windows and began again at the checkpoints.",
+            ),
+            skipped_offsets: counter(
+                &r,
+                "skipped_offsets_total",
+                "Offsets that retention had removed before they were decided, skipped by this process.",
             ),
             rebalances: counters(
                 &r,
@@ -299,6 +305,7 @@ mod tests {
             "winnowd_windows_closed_total{reason=\"idle\"} 0",
             "winnowd_publish_seconds_count{step=\"commit\"} 0",
             "winnowd_fenced_publications_total 0",
+            "winnowd_skipped_offsets_total 0",
             "winnowd_build_info{version=",
         ] {
             assert!(text.contains(expected), "`{expected}` is not in:\n{text}");

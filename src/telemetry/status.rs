@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::Metrics;
-use crate::catalog::Totals;
+use crate::catalog::{Gap, Totals};
 use crate::record::TopicPartition;
 use crate::select::AcceptanceBySource;
 use crate::source::PollHeartbeat;
 use crate::window::WindowSummary;
+
+/// Gaps that `/status` shows; `winnowd offsets show` has all.
+const MAX_GAPS: usize = 20;
 
 /// Shared by the pipeline and the HTTP server.
 pub struct Telemetry {
@@ -34,6 +37,8 @@ pub struct Status {
     pub totals: Totals,
     #[serde(serialize_with = "partitions_as_list")]
     pub partitions: BTreeMap<TopicPartition, PartitionStatus>,
+    /// Offsets that are never decided: the gaps noted last, at the last beginning at the checkpoints.
+    pub gaps: Vec<Gap>,
     /// Path of the newest shard.
     pub last_shard: Option<String>,
     /// What a person should change: draws that have collapsed, until they recover.
@@ -140,6 +145,13 @@ impl Telemetry {
                 let _ = self.metrics.lag.remove_label_values(&[&*at.topic, &at.partition.to_string(), until]);
             }
         }
+    }
+
+    /// Shows the newest of the catalog's gaps.
+    pub fn set_gaps(&self, mut gaps: Vec<Gap>) {
+        gaps.sort_by_key(|gap| std::cmp::Reverse(gap.noted_at_ms));
+        gaps.truncate(MAX_GAPS);
+        self.status().gaps = gaps;
     }
 
     /// Shows the catalog's sums.

@@ -118,6 +118,20 @@ impl Broker {
         TestReader { consumer }
     }
 
+    /// Deletes the topic with everything in it and makes a new one of its name. Real Kafka only.
+    pub fn recreate_topic(&self) {
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().expect("an admin client");
+        let deleted = block_on(admin.delete_topics(&[&self.topic], &AdminOptions::new())).expect("an answer");
+        deleted.into_iter().for_each(|topic| drop(topic.expect("the topic is deleted")));
+        // The broker deletes in its own time: until then the name is taken, or may still be shown.
+        super::wait_for("the topic to be gone", || {
+            let metadata = admin.inner().fetch_metadata(None, Duration::from_secs(30)).expect("metadata");
+            metadata.topics().iter().all(|topic| topic.name() != self.topic).then_some(())
+        });
+        create_topic(&self.bootstrap, &self.topic, self.partitions);
+    }
+
     pub fn producer(&self) -> TestProducer {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.bootstrap).set("enable.idempotence", self.is_real().to_string());

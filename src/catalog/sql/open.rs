@@ -22,12 +22,16 @@ const SQLITE: &Migrations = &[
     (2, "diagnostics and counts", include_str!("../../../migrations/sqlite/0002_diagnostics_and_counts.sql")),
     (3, "orphans", include_str!("../../../migrations/sqlite/0003_orphans.sql")),
     (4, "dead letter files", include_str!("../../../migrations/sqlite/0004_dead_letter_files.sql")),
+    (5, "gaps", include_str!("../../../migrations/sqlite/0005_gaps.sql")),
+    (6, "topics", include_str!("../../../migrations/sqlite/0006_topics.sql")),
 ];
 const POSTGRES: &Migrations = &[
     (1, "catalog", include_str!("../../../migrations/postgres/0001_catalog.sql")),
     (2, "diagnostics and counts", include_str!("../../../migrations/postgres/0002_diagnostics_and_counts.sql")),
     (3, "orphans", include_str!("../../../migrations/postgres/0003_orphans.sql")),
     (4, "dead letter files", include_str!("../../../migrations/postgres/0004_dead_letter_files.sql")),
+    (5, "gaps", include_str!("../../../migrations/postgres/0005_gaps.sql")),
+    (6, "topics", include_str!("../../../migrations/postgres/0006_topics.sql")),
 ];
 
 const MAX_CONNECTIONS: u32 = 4;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::SqlCatalog;
 use super::database::{Row, Value, values};
-use crate::catalog::{CatalogError, CatalogReader, Checkpoint, PendingForward, Totals};
+use crate::catalog::{CatalogError, CatalogReader, Checkpoint, Gap, GapReason, PendingForward, Totals};
 use crate::checkpoint::Interval;
 use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::TopicPartition;
@@ -59,6 +59,28 @@ impl CatalogReader for SqlCatalog {
             checkpoint,
         )
         .await
+    }
+
+    async fn gaps(&self, pipeline: &str) -> Result<Vec<Gap>, CatalogError> {
+        let gap = |row: &Row| {
+            let named: String = row.get(4)?;
+            let Some(reason) = GapReason::ALL.into_iter().find(|reason| reason.as_str() == named) else {
+                return Ok(Err(format!("a gap is there for the reason `{named}`")));
+            };
+            Ok(Ok(Gap {
+                at: TopicPartition::new(row.get::<String>(0)?, row.get(1)?),
+                interval: Interval { from: row.get(2)?, to: row.get(3)? },
+                reason,
+                noted_at_ms: row.get(5)?,
+            }))
+        };
+        let gaps = self.select(
+            r#"SELECT topic, "partition", from_offset, to_offset, reason, noted_at_ms FROM gaps
+               WHERE pipeline = $1 ORDER BY topic, "partition", from_offset"#,
+            values![pipeline],
+            gap,
+        );
+        gaps.await?.into_iter().map(|gap| gap.map_err(|problem| self.damaged(problem))).collect()
     }
 
     async fn shards(&self, pipeline: &str) -> Result<Vec<(i64, ShardManifest)>, CatalogError> {

@@ -1,6 +1,6 @@
 //! What the client calls back: rebalances, statistics, logs. All of it runs on the polling thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,12 +12,16 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::topic_id::topic_id;
 use crate::config::StartPolicy;
 use crate::record::TopicPartition;
 use crate::source::{Assigned, Assignments, PartitionLag, SourceError};
 
 /// For requests that find start offsets.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For the id of a topic, which is not worth more of the time that a rebalance has.
+const TOPIC_ID_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What callbacks and the poll loop share. Both run on the polling thread.
 pub(super) struct PollContext {
@@ -62,7 +66,7 @@ impl PollContext {
         }
         // An empty assignment counts too: the group was joined, and there are more workers than partitions.
         let resolve = |at: &TopicPartition| resolve_start(consumer, self.start, at);
-        match self.assignments.assigned(&partitions, &resolve) {
+        match self.assignments.assigned(&partitions, &self.topic_ids(consumer, &partitions), &resolve) {
             Ok(assigned) => {
                 let mut state = self.state();
                 for Assigned { at, owner_epoch, next_offset } in assigned {
@@ -80,6 +84,19 @@ impl PollContext {
             // The loop ends before a record of these partitions is looked at.
             Err(error) => self.state().failure = Some(error),
         }
+    }
+
+    /// A topic whose id cannot be found is taken as it is: that offsets lie in its log is still looked at.
+    fn topic_ids(&self, consumer: &BaseConsumer<Self>, partitions: &[TopicPartition]) -> BTreeMap<Arc<str>, String> {
+        let topics: BTreeSet<&Arc<str>> = partitions.iter().map(|at| &at.topic).collect();
+        let id = |topic: &Arc<str>| match topic_id(consumer, topic, TOPIC_ID_TIMEOUT) {
+            Ok(id) => Some((topic.clone(), id?)),
+            Err(problem) => {
+                self.log_error(format!("topic `{topic}`: whether it is still the same cannot be told: {problem}"));
+                None
+            }
+        };
+        topics.into_iter().filter_map(id).collect()
     }
 
     fn give_up(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
@@ -160,7 +177,8 @@ impl ConsumerContext for PollContext {
     }
 }
 
-fn resolve_start<C: ConsumerContext>(
+/// The offset that a start policy means now.
+pub(in crate::source) fn resolve_start<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     start: StartPolicy,
     at: &TopicPartition,

@@ -14,10 +14,10 @@ use super::PollHeartbeat;
 use super::context::{Owned, PollContext, REQUEST_TIMEOUT};
 use crate::record::TopicPartition;
 use crate::source::queue::{Closed, QueueSender};
-use crate::source::{Assigned, Batch, Record, SourceError, SourceEvent};
+use crate::source::{Assigned, Batch, LostOffset, Record, SourceError, SourceEvent};
 
-const BATCH_BYTES: usize = 1 << 20;
-const BATCH_RECORDS: usize = 1000;
+pub(super) const BATCH_BYTES: usize = 1 << 20;
+pub(super) const BATCH_RECORDS: usize = 1000;
 /// How long a batch may wait to be filled.
 const LINGER: Duration = Duration::from_millis(20);
 /// How long the poll loop may wait for room in the queue before it pauses the partitions and goes on polling.
@@ -212,15 +212,18 @@ impl Poller {
             let state = self.consumer.context().state();
             state.owned.values().flat_map(HashMap::values).cloned().collect()
         };
-        let lost = owned.iter().find_map(|o| {
-            let (low, high) = self.consumer.fetch_watermarks(&o.at.topic, o.at.partition, REQUEST_TIMEOUT).ok()?;
-            let offset = o.next_offset;
-            (!(low..=high).contains(&offset)).then(|| SourceError::OffsetLost { at: o.at.clone(), offset, low, high })
+        let lost = owned.into_iter().filter_map(|Owned { at, owner_epoch, next_offset: offset }| {
+            let (low, high) = self.consumer.fetch_watermarks(&at.topic, at.partition, REQUEST_TIMEOUT).ok()?;
+            let lost = LostOffset { at, owner_epoch, offset, low, high };
+            (!(low..=high).contains(&offset)).then_some(lost)
         });
-        lost.unwrap_or_else(|| SourceError::Client {
-            bootstrap: "consumer".into(),
-            problem: "an offset was out of range and is not any more; starting again".into(),
-        })
+        match lost.collect::<Vec<_>>() {
+            none if none.is_empty() => SourceError::Client {
+                bootstrap: "consumer".into(),
+                problem: "an offset was out of range and is not any more; starting again".into(),
+            },
+            lost => SourceError::OffsetsLost(lost),
+        }
     }
 
     fn mirror_offsets(&self) {

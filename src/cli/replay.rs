@@ -1,0 +1,329 @@
+//! `winnowd replay`: published windows decided again, from the records that Kafka still has.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::progress::Progress;
+use super::{ConfigArguments, DamagedShards, UsageError, print, runtime};
+use crate::catalog::{Access, ReplayCatalog, SqlCatalog};
+use crate::checkpoint::Interval;
+use crate::config::{Bootstrap, Config};
+use crate::manifest::ShardManifest;
+use crate::pipeline::{DaemonError, Replay, Replayed, differences};
+use crate::record::TopicPartition;
+use crate::sink::{PublishedRow, ShardReader, ShardStore};
+use crate::window::{ClosedWindow, WindowSummary};
+
+/// Differences of one window that are shown.
+const MAX_SHOWN: usize = 10;
+
+#[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["window", "verify"])))]
+pub struct ReplayArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// This window only (topic/partition/from-to, as in the column `window` of shards); shows how it is decided
+    #[arg(long, value_name = "ID")]
+    window: Option<String>,
+    /// Compare with the published shards, to the last bit
+    #[arg(long)]
+    verify: bool,
+    /// Only windows of this topic
+    #[arg(long, requires = "verify", conflicts_with = "window")]
+    topic: Option<String>,
+    /// Only windows of this partition
+    #[arg(long, requires = "verify", conflicts_with = "window")]
+    partition: Option<i32>,
+    /// Only windows that reach beyond this offset
+    #[arg(long, requires = "verify", conflicts_with = "window", value_name = "OFFSET")]
+    from: Option<i64>,
+    /// Only windows that begin before this offset
+    #[arg(long, requires = "verify", conflicts_with = "window", value_name = "OFFSET")]
+    to: Option<i64>,
+    /// One JSON object a window and line
+    #[arg(long)]
+    json: bool,
+}
+
+impl ReplayArguments {
+    fn wants(&self, WindowSummary { at, interval, .. }: &WindowSummary) -> bool {
+        self.topic.as_deref().is_none_or(|topic| topic == &*at.topic)
+            && self.partition.is_none_or(|partition| partition == at.partition)
+            && self.from.is_none_or(|from| interval.to > from)
+            && self.to.is_none_or(|to| interval.from < to)
+    }
+}
+
+pub fn replay(arguments: &ReplayArguments) -> anyhow::Result<()> {
+    let config = arguments.config.load()?;
+    let Bootstrap::Servers(servers) = config.kafka.bootstrap.clone() else {
+        let problem = "kafka.bootstrap = `embedded`: the in-process cluster is gone with its process";
+        return Err(UsageError(problem.to_owned()).into());
+    };
+    let window = arguments.window.as_deref().map(parse_window).transpose().map_err(UsageError)?;
+    runtime().context("cannot start threads")?.block_on(async {
+        let catalog = Arc::new(SqlCatalog::open(&config.catalog.url, Access::Read).await?);
+        catalog.check_schema().await?;
+        let mut replay = Replay::open(config.clone(), &servers, catalog.clone()).await?;
+        match window {
+            None => verify_all(arguments, &config, &catalog, &mut replay).await,
+            Some((at, interval)) => {
+                let found = catalog.shard_of_window(&config.pipeline, &at, interval).await?;
+                let manifest = found.ok_or_else(|| {
+                    UsageError(format!("pipeline `{}` has published no window `{at}/{interval}`", config.pipeline))
+                })?;
+                let wants = |window: &WindowSummary| window.at == at && window.interval == interval;
+                if !arguments.verify {
+                    return show(arguments, &manifest, wants, &mut replay).await;
+                }
+                let mut verification = Verification::new(arguments, &config)?;
+                verification.shard(&manifest, wants, &mut replay).await?;
+                verification.finish()
+            }
+        }
+    })
+}
+
+/// `topic/partition/from-to`.
+fn parse_window(id: &str) -> Result<(TopicPartition, Interval), String> {
+    let parse = || {
+        let (partition, interval) = id.rsplit_once('/')?;
+        let (topic, partition) = partition.rsplit_once('/')?;
+        let (from, to) = interval.split_once('-')?;
+        let interval = Interval { from: from.parse().ok()?, to: to.parse().ok()? };
+        Some((TopicPartition::new(topic, partition.parse().ok()?), interval))
+    };
+    parse().ok_or_else(|| format!("--window {id}: expected topic/partition/from-to, such as documents/3/0-10000"))
+}
+
+async fn verify_all(
+    arguments: &ReplayArguments,
+    config: &Config,
+    catalog: &SqlCatalog,
+    replay: &mut Replay,
+) -> anyhow::Result<()> {
+    let mut verification = Verification::new(arguments, config)?;
+    let mut after: Option<String> = None;
+    while let Some(manifest) = catalog.next_shard(&config.pipeline, after.as_deref()).await? {
+        verification.shard(&manifest, |window| arguments.wants(window), replay).await?;
+        after = Some(manifest.shard);
+    }
+    verification.finish()
+}
+
+/// Sums of a verification.
+struct Verification {
+    store: ShardStore,
+    scratch_dir: Option<std::path::PathBuf>,
+    progress: Progress,
+    json: bool,
+    same: u64,
+    different: u64,
+    impossible: u64,
+    records: u64,
+    rows: u64,
+}
+
+impl Verification {
+    fn new(arguments: &ReplayArguments, config: &Config) -> anyhow::Result<Self> {
+        Ok(Verification {
+            store: ShardStore::open(&config.sink).map_err(DaemonError::from)?,
+            scratch_dir: config.sink.scratch_dir.clone(),
+            progress: Progress::new("replayed", 0),
+            json: arguments.json,
+            same: 0,
+            different: 0,
+            impossible: 0,
+            records: 0,
+            rows: 0,
+        })
+    }
+
+    /// Decides the wanted windows of a shard again, each beside its rows there.
+    async fn shard(
+        &mut self,
+        manifest: &ShardManifest,
+        wants: impl Fn(&WindowSummary) -> bool,
+        replay: &mut Replay,
+    ) -> anyhow::Result<()> {
+        // Rows stand in the order of the windows.
+        let mut n_before = 0;
+        let mut windows: Vec<(usize, &WindowSummary)> = Vec::new();
+        for window in &manifest.windows {
+            windows.push((n_before, window));
+            n_before += window.n_selected as usize;
+        }
+        windows.retain(|(_, window)| wants(window));
+        // Partition by partition, so that records are read on and on.
+        windows.sort_by(|(_, a), (_, b)| (&a.at, a.interval.from).cmp(&(&b.at, b.interval.from)));
+        let shard = match &manifest.path {
+            Some(path) if windows.iter().any(|(_, window)| window.n_selected > 0) => self.open(manifest, path).await?,
+            _ => Ok(None),
+        };
+        for (skip, window) in windows {
+            let problems = match replay.window(manifest, window).await? {
+                Replayed::Impossible(problem) => {
+                    self.impossible += 1;
+                    self.say(window, "cannot_be_verified", &[problem])?;
+                    continue;
+                }
+                Replayed::Decided(again) => {
+                    self.progress.add(again.summary.n_records, again.summary.payload_bytes);
+                    compare(shard.as_ref(), skip, window, &again)
+                }
+            };
+            self.records += window.n_records;
+            self.rows += window.n_selected;
+            if problems.is_empty() {
+                self.same += 1;
+                if self.json {
+                    self.say(window, "same", &[])?;
+                }
+            } else {
+                self.different += 1;
+                self.say(window, "differs", &problems)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The inner error: what is wrong with the file.
+    async fn open(&self, manifest: &ShardManifest, path: &str) -> anyhow::Result<Result<Option<ShardReader>, String>> {
+        let file = self.store.download(path, self.scratch_dir.as_deref()).await.map_err(DaemonError::from)?;
+        let Some(file) = file else { return Ok(Err(format!("{path} is missing"))) };
+        Ok(ShardReader::open(&manifest.shard, file).map(Some).map_err(|e| e.to_string()))
+    }
+
+    fn say(&self, window: &WindowSummary, outcome: &str, problems: &[String]) -> anyhow::Result<()> {
+        let id = window.id();
+        if self.json {
+            return print(&format!("{}\n", json!({ "window": id, "outcome": outcome, "problems": problems })));
+        }
+        let mut text = match outcome {
+            "differs" => format!("{id} differs:\n"),
+            _ => format!("{id} cannot be verified:\n"),
+        };
+        for problem in problems.iter().take(MAX_SHOWN) {
+            writeln!(text, "  {problem}")?;
+        }
+        if problems.len() > MAX_SHOWN {
+            writeln!(text, "  and {} more", problems.len() - MAX_SHOWN)?;
+        }
+        print(&text)
+    }
+
+    fn finish(self) -> anyhow::Result<()> {
+        self.progress.finish();
+        let Verification { same, different, impossible, records, rows, .. } = self;
+        if !self.json {
+            print(&format!(
+                "{same} windows are the same to the last bit, {different} differ, {impossible} cannot be verified; {records} \
+                 records were decided again, {rows} rows compared\n"
+            ))?;
+        }
+        match different {
+            0 => Ok(()),
+            n => Err(DamagedShards(format!("{n} windows are not what they were published as")).into()),
+        }
+    }
+}
+
+/// What differs, or what is wrong with the shard.
+fn compare(
+    shard: Result<&Option<ShardReader>, &String>,
+    skip: usize,
+    window: &WindowSummary,
+    again: &ClosedWindow,
+) -> Vec<String> {
+    let rows: Result<Vec<PublishedRow>, String> = match shard {
+        Err(problem) => Err(problem.clone()),
+        Ok(None) => Ok(Vec::new()),
+        Ok(Some(shard)) => shard.rows(skip, window.n_selected as usize).map_err(|e| e.to_string()),
+    };
+    rows.map_or_else(|problem| vec![problem], |rows| differences(window, &rows, again))
+}
+
+/// How a window is decided, without looking at its shard.
+async fn show(
+    arguments: &ReplayArguments,
+    manifest: &ShardManifest,
+    wants: impl Fn(&WindowSummary) -> bool,
+    replay: &mut Replay,
+) -> anyhow::Result<()> {
+    for window in manifest.windows.iter().filter(|window| wants(window)) {
+        match replay.window(manifest, window).await? {
+            Replayed::Impossible(problem) => {
+                return Err(DamagedShards(format!("{} cannot be decided again: {problem}", window.id())).into());
+            }
+            Replayed::Decided(again) if arguments.json => print(&format!("{}\n", as_json(&again)))?,
+            Replayed::Decided(again) => print(&as_table(&again)?)?,
+        }
+    }
+    Ok(())
+}
+
+fn as_json(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow) -> serde_json::Value {
+    let selected = selected.iter().map(|row| {
+        json!({
+            "offset": row.offset,
+            "id": row.document.id,
+            "source": row.document.source,
+            "n_tokens": row.score.n_tokens,
+            "log_importance_weight": row.score.log_importance_weight,
+            "selection_key": row.selection_key,
+            "inclusion_probability": row.inclusion_probability,
+        })
+    });
+    let dead = dead_letters.iter().map(
+        |letter| json!({ "offset": letter.offset, "reason": letter.reject.reason, "detail": letter.reject.detail }),
+    );
+    let (selected, dead): (Vec<_>, Vec<_>) = (selected.collect(), dead.collect());
+    json!({ "window": summary.id(), "summary": summary, "selected": selected, "dead_letters": dead })
+}
+
+fn as_table(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow) -> Result<String, std::fmt::Error> {
+    let mut text = format!(
+        "{}: {} records, {} selected, {} rejected ({} too short), {} dead letters\n",
+        summary.id(),
+        summary.n_records,
+        summary.n_selected,
+        summary.n_rejected,
+        summary.n_too_short,
+        summary.n_dead_letters
+    );
+    if let Some(threshold) = summary.threshold {
+        writeln!(text, "highest key that is not selected: {threshold:.6}")?;
+    }
+    writeln!(
+        text,
+        "{:>12}  {:>12}  {:>12}  {:>11}  {:>8}  id",
+        "offset", "log weight", "key", "probability", "tokens"
+    )?;
+    for row in selected {
+        let (weight, tokens, id) = (row.score.log_importance_weight, row.score.n_tokens, &row.document.id);
+        let (offset, key, probability) = (row.offset, row.selection_key, row.inclusion_probability);
+        writeln!(text, "{offset:>12}  {weight:>12.4}  {key:>12.4}  {probability:>11.6}  {tokens:>8}  {id}")?;
+    }
+    for letter in dead_letters {
+        let (offset, reason, detail) = (letter.offset, letter.reject.reason.as_str(), &letter.reject.detail);
+        writeln!(text, "{offset:>12}  dead letter: {reason}: {detail}")?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn window_ids_are_read_back() {
+        let (at, interval) = parse_window("docs.v1-x/3/0-10000").unwrap();
+        assert_eq!((at, interval), (TopicPartition::new("docs.v1-x", 3), Interval { from: 0, to: 10_000 }));
+        for wrong in ["", "docs", "docs/3", "docs/3/5", "docs/x/0-5", "docs/3/0-y"] {
+            assert!(parse_window(wrong).unwrap_err().contains("expected topic/partition/from-to"), "{wrong}");
+        }
+    }
+}

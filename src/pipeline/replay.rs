@@ -1,0 +1,142 @@
+//! Published windows, decided again: their records are read from Kafka by offset and take the same way as in the daemon, with
+//! the model, the counts and the selector that the window was decided with.
+//!
+//! In: a manifest and one of its windows. Out: the window as it is decided now, or why it cannot be. The field names and the
+//! limit of documents are those of the configuration: they are not recorded.
+
+mod compare;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::adaptive::versioned_weight;
+use super::{DaemonError, LoadedModel, recreated_topics, score_batch};
+use crate::catalog::{CatalogError, CountsCatalog, CountsKind, ReplayCatalog, SqlCatalog};
+use crate::config::Config;
+use crate::manifest::ShardManifest;
+use crate::score::{ModelId, VersionedWeight};
+use crate::select::Noise;
+use crate::source::{Batch, Probe, RangeReader, SourceError};
+use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
+
+pub use compare::differences;
+
+/// For what is asked of the brokers beside the records.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What came of a window.
+pub enum Replayed {
+    Decided(Box<ClosedWindow>),
+    /// What it was decided from is gone.
+    Impossible(String),
+}
+
+pub struct Replay {
+    config: Config,
+    catalog: Arc<SqlCatalog>,
+    reader: RangeReader,
+    /// Topics that were made again since: their offsets name other documents.
+    recreated: Vec<String>,
+    /// Used last; windows of a shard share them.
+    model: Option<Arc<LoadedModel>>,
+    weight: Option<(ModelId, Arc<VersionedWeight>)>,
+}
+
+impl Replay {
+    pub async fn open(config: Config, bootstrap: &str, catalog: Arc<SqlCatalog>) -> Result<Self, DaemonError> {
+        let reader = RangeReader::open(&config.kafka, bootstrap)?;
+        let probe = Probe::open(&config.kafka, bootstrap, TIMEOUT)?;
+        let topic = |error| if let SourceError::TopicRecreated { topic, .. } = error { Some(topic) } else { None };
+        let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
+        Ok(Replay { config, catalog, reader, recreated, model: None, weight: None })
+    }
+
+    /// Decides a window of a published shard again. Holds no more than the window itself does.
+    pub async fn window(&mut self, manifest: &ShardManifest, window: &WindowSummary) -> Result<Replayed, DaemonError> {
+        if self.recreated.iter().any(|topic| *topic == *window.at.topic) {
+            return Ok(Replayed::Impossible("its topic was deleted and made again".to_owned()));
+        }
+        let model = self.model(&manifest.model).await?;
+        let Some(weight) = self.weight(&model, &manifest.pipeline, window.raw_version).await? else {
+            let version = window.raw_version.unwrap_or_default();
+            return Ok(Replayed::Impossible(format!(
+                "version {version} of the raw distribution is forgotten (model.raw_history_bytes)"
+            )));
+        };
+        tokio::task::block_in_place(|| match self.decide(manifest, window, &model, &weight) {
+            Ok(closed) => Ok(Replayed::Decided(Box::new(closed))),
+            Err(SourceError::OffsetsLost(lost)) => {
+                let (low, high) = lost.first().map_or((0, 0), |lost| (lost.low, lost.high));
+                Ok(Replayed::Impossible(format!("its records are deleted: the log holds {low}..{high}")))
+            }
+            Err(e) => Err(e.into()),
+        })
+    }
+
+    fn decide(
+        &mut self,
+        manifest: &ShardManifest,
+        window: &WindowSummary,
+        model: &LoadedModel,
+        weight: &Arc<VersionedWeight>,
+    ) -> Result<ClosedWindow, SourceError> {
+        let WindowSummary { at, interval, closed_by, .. } = window;
+        let selector = &manifest.selector;
+        // The extent is recorded: nothing else closes it.
+        let policy = WindowPolicy {
+            max_documents: (interval.to - interval.from) as u64,
+            max_bytes: u64::MAX,
+            max_age_ms: i64::MAX,
+        };
+        let buckets = model.model.featuriser.buckets as usize;
+        let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, buckets);
+        let noise = Noise::new(selector.seed, at);
+        self.reader.begin(at, *interval)?;
+        while let Some(batch) = self.reader.next_batch()? {
+            for record in self.score(&batch, weight) {
+                open.push(record, weight, selector, &noise);
+            }
+        }
+        open.advance_to(interval.to);
+        Ok(open.close(*closed_by, selector, &noise, &model.target))
+    }
+
+    fn score(&self, batch: &Batch, weight: &VersionedWeight) -> Vec<crate::window::ScoredRecord> {
+        score_batch(batch, &self.config.decoder, 0, &weight.weight)
+    }
+
+    async fn model(&mut self, id: &ModelId) -> Result<Arc<LoadedModel>, DaemonError> {
+        if let Some(model) = self.model.as_ref().filter(|model| model.id == *id) {
+            return Ok(model.clone());
+        }
+        let Some(bytes) = self.catalog.model(id).await? else {
+            let (catalog, problem) = (self.config.catalog.url.to_string(), format!("model {id} is missing"));
+            return Err(CatalogError::Damaged { catalog, problem }.into());
+        };
+        let model = Arc::new(LoadedModel::from_bytes(id.as_str(), bytes)?);
+        Ok(self.model.insert(model).clone())
+    }
+
+    /// `None`: the version has been forgotten.
+    async fn weight(
+        &mut self,
+        model: &LoadedModel,
+        pipeline: &str,
+        raw_version: Option<i64>,
+    ) -> Result<Option<Arc<VersionedWeight>>, DaemonError> {
+        if let Some((id, weight)) = &self.weight
+            && (id, weight.raw_version) == (&model.id, raw_version)
+        {
+            return Ok(Some(weight.clone()));
+        }
+        let weight = match raw_version {
+            None => VersionedWeight::pinned(model.weight.clone()),
+            Some(version) => match self.catalog.counts(pipeline, CountsKind::Raw, version).await? {
+                Some(counts) => versioned_weight(model, &counts),
+                None => return Ok(None),
+            },
+        };
+        self.weight = Some((model.id.clone(), weight.clone()));
+        Ok(Some(weight))
+    }
+}

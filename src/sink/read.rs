@@ -1,0 +1,87 @@
+//! Rows of published shards, read back.
+
+use std::fs::File;
+
+use arrow::array::{Array, Float64Array, Int64Array, StringArray};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::PageIndexPolicy;
+
+use super::SinkError;
+
+/// What identifies a row of a shard, and what its selection rests on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PublishedRow {
+    pub id: String,
+    pub offset: i64,
+    pub log_importance_weight: f64,
+    pub selection_key: f64,
+    pub inclusion_probability: f64,
+    pub window: String,
+}
+
+const COLUMNS: [&str; 6] =
+    ["id", "offset", "log_importance_weight", "selection_key", "inclusion_probability", "window"];
+
+/// A published shard.
+pub struct ShardReader {
+    shard: String,
+    file: File,
+    metadata: ArrowReaderMetadata,
+}
+
+impl ShardReader {
+    pub fn open(shard: &str, file: File) -> Result<Self, SinkError> {
+        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+        let metadata = ArrowReaderMetadata::load(&file, options);
+        let metadata = metadata.map_err(|source| SinkError::Parquet { shard: shard.to_owned(), source })?;
+        Ok(ShardReader { shard: shard.to_owned(), file, metadata })
+    }
+
+    /// `n` rows after the first `skip`, or fewer where the shard ends. Other rows are hardly read.
+    pub fn rows(&self, skip: usize, n: usize) -> Result<Vec<PublishedRow>, SinkError> {
+        self.try_rows(skip, n).map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })
+    }
+
+    fn try_rows(&self, skip: usize, n: usize) -> Result<Vec<PublishedRow>, ParquetError> {
+        let n_rows = self.metadata.metadata().file_metadata().num_rows().max(0) as usize;
+        let skip = skip.min(n_rows);
+        let n = n.min(n_rows - skip);
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let selection = RowSelection::from(vec![RowSelector::skip(skip), RowSelector::select(n)]);
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.try_clone()?, self.metadata.clone());
+        let columns = ProjectionMask::columns(builder.parquet_schema(), COLUMNS);
+        let mut rows = Vec::with_capacity(n);
+        for batch in builder.with_projection(columns).with_row_selection(selection).build()? {
+            push_rows(&batch?, &mut rows)?;
+        }
+        Ok(rows)
+    }
+}
+
+fn push_rows(batch: &RecordBatch, rows: &mut Vec<PublishedRow>) -> Result<(), ParquetError> {
+    fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A, ParquetError> {
+        let column = batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref());
+        column.ok_or_else(|| ParquetError::General(format!("it has no column `{name}` of the type it should have")))
+    }
+    let (ids, windows) = (column::<StringArray>(batch, "id")?, column::<StringArray>(batch, "window")?);
+    let offsets = column::<Int64Array>(batch, "offset")?;
+    let numbers = |name| column::<Float64Array>(batch, name);
+    let (weights, keys) = (numbers("log_importance_weight")?, numbers("selection_key")?);
+    let probabilities = numbers("inclusion_probability")?;
+    rows.extend((0..batch.num_rows()).map(|i| PublishedRow {
+        id: ids.value(i).to_owned(),
+        offset: offsets.value(i),
+        log_importance_weight: weights.value(i),
+        selection_key: keys.value(i),
+        inclusion_probability: probabilities.value(i),
+        window: windows.value(i).to_owned(),
+    }));
+    Ok(())
+}
