@@ -1,4 +1,4 @@
-//! The daemon with a raw distribution that follows the stream, killed while it works: `KAFKA_BOOTSTRAP`, or else the
+//! The daemon with counts that follow the stream, or the selection, killed while it works: `KAFKA_BOOTSTRAP`, or else the
 //! in-process cluster in a process of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -12,9 +12,9 @@ use support::*;
 use winnowd::catalog::{Access, CatalogReader, CountsCatalog, CountsKind, CountsLine, CountsVersion, SqlCatalog};
 use winnowd::features::{Featuriser, Scratch};
 use winnowd::manifest::ShardManifest;
-use winnowd::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts, kl_divergence};
+use winnowd::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts, Side, kl_divergence};
 
-/// See [`support::embedded_broker_process`]: a part of the other test, not a test.
+/// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
 #[test]
 fn embedded_broker_process() {
     support::embedded_broker_process();
@@ -33,7 +33,7 @@ fn text(n: u64, switch: u64) -> String {
     (0..24).map(|_| words[random.below(8) as usize]).collect::<Vec<_>>().join(" ")
 }
 
-/// What the catalog says of the versions of the raw distribution.
+/// What the catalog says of the versions of the counts of a kind.
 struct Versions {
     lines: Vec<CountsLine>,
     kept: HashMap<i64, DecayedCounts>,
@@ -41,17 +41,17 @@ struct Versions {
     shards: BTreeMap<String, ShardManifest>,
 }
 
-fn read_versions(deployment: &Deployment) -> Versions {
+fn read_versions(deployment: &Deployment, kind: CountsKind) -> Versions {
     block_on(async {
         let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
-        let lines = catalog.counts_lines("test", CountsKind::Raw).await.unwrap();
+        let lines = catalog.counts_lines("test", kind).await.unwrap();
         let mut kept = HashMap::new();
         for line in &lines {
-            let version = catalog.counts("test", CountsKind::Raw, line.version).await.unwrap();
+            let version = catalog.counts("test", kind, line.version).await.unwrap();
             assert_eq!(version.is_some(), line.is_kept);
             kept.extend(version.map(|v| (v.version, v.counts)));
         }
-        let newest = catalog.newest_counts("test", CountsKind::Raw).await.unwrap().unwrap();
+        let newest = catalog.newest_counts("test", kind).await.unwrap().unwrap();
         let shards = catalog.shards("test").await.unwrap();
         let shards = shards.into_iter().map(|(_, shard)| (shard.shard.clone(), shard)).collect();
         Versions { lines, kept, newest, shards }
@@ -96,7 +96,7 @@ fn versions_are_the_sums_of_published_windows_and_windows_are_scored_with_the_ve
     produce(kills * chunk..n_documents);
     let daemon = deployment.start();
     wait_for("all documents", || (deployment.totals().n_records as u64 >= n_documents).then_some(()));
-    let versions = read_versions(&deployment);
+    let versions = read_versions(&deployment, CountsKind::Raw);
     let newest = versions.newest.version;
     wait_for("the newest version", || (daemon.metric("winnowd_raw_version") as i64 == newest).then_some(()));
     assert!(daemon.metric("winnowd_raw_drift_nats") > 0.1);
@@ -166,4 +166,143 @@ fn versions_are_the_sums_of_published_windows_and_windows_are_scored_with_the_ve
     // Some 57,000 remembered n-grams of fewer than a hundred kinds are 0.001 nats away from a fresh fit by chance.
     let bound = before * 0.5f64.powf(half_lives) + 0.005;
     assert!(after < bound, "{before} nats became {after} in {half_lives} half-lives");
+}
+
+/// A stream of which a fifth is one half of the target, a twentieth the other, and the rest neither.
+fn text_of_modes(n: u64) -> String {
+    const COMMON: [&str; 8] = ["select", "table", "index", "query", "vacuum", "join", "where", "from"];
+    const RARE: [&str; 8] = ["kernel", "thread", "mutex", "page", "fault", "cache", "signal", "futex"];
+    const OTHER: [&str; 8] = ["king", "thou", "night", "sword", "love", "crown", "ghost", "hast"];
+    let mut random = Random::new(n.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x5EED);
+    let words = match random.below(100) {
+        0..=4 => RARE,
+        5..=24 => COMMON,
+        _ => OTHER,
+    };
+    (0..24).map(|_| words[random.below(8) as usize]).collect::<Vec<_>>().join(" ")
+}
+
+/// What was selected is added exactly once, and is what the windows of later publications are weighed against.
+#[test]
+fn what_was_selected_is_weighed_against_and_counted_once() {
+    const N_DOCUMENTS: u64 = 12_000;
+    let broker = Broker::with_topic("corrected", PARTITIONS as i32);
+    let kills = if broker.is_real() { 6 } else { 1 };
+    let producer = broker.producer();
+    let produce = |numbers: std::ops::Range<u64>| {
+        for n in numbers {
+            let payload = serde_json::json!({ "id": n.to_string(), "text": text_of_modes(n) }).to_string();
+            producer.send((n % PARTITIONS) as i32, Some(payload.as_bytes()));
+        }
+        producer.flush();
+    };
+    let seed = random_seed();
+    println!("{kills} kills, WINNOWD_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let featuriser = Featuriser::default();
+    let count = |numbers: &mut dyn Iterator<Item = u64>| {
+        let (mut counts, mut scratch) = (NgramCounts::zero(featuriser.buckets as usize), Scratch::default());
+        numbers.for_each(|n| {
+            counts.add_text(&text_of_modes(n), &featuriser, &mut scratch);
+        });
+        counts
+    };
+    let is = |n: u64, word: &str| text_of_modes(n).split(' ').any(|w| w == word || w == "futex" && word == "mutex");
+    let (common, rare): (Vec<u64>, Vec<u64>) =
+        (1_000_000..1_020_000).filter(|n| is(*n, "select") || is(*n, "mutex")).partition(|n| is(*n, "select"));
+    // Both halves of the target have the same share of it.
+    let half = rare.len().min(common.len());
+    let target = count(&mut common[..half].iter().chain(&rare[..half]).copied());
+    let raw = count(&mut (2_000_000..2_010_000));
+    let model = Model::of_one_target(featuriser, Side::of(target), Side::of(raw)).unwrap();
+
+    let mut run = |against: &str, chunks: u64| {
+        let extra = format!(
+            "{against}\nwindow.max_documents = 200\nshard.max_rows = 100\nselection.fraction = 0.05\n\
+             selection.length_normalise = true\nselection.temperature = 0.05"
+        );
+        let deployment = Deployment::new(&broker, &extra);
+        std::fs::write(deployment.folder.path().join("model.wnw"), model.to_bytes()).unwrap();
+        // None: everything is there already.
+        for chunk in 0..chunks {
+            let daemon = deployment.start();
+            produce(chunk * N_DOCUMENTS / (chunks + 1)..(chunk + 1) * N_DOCUMENTS / (chunks + 1));
+            // The moment of the fault is the input of this test, not a way to wait.
+            std::thread::sleep(Duration::from_millis(random.below(1500)));
+            daemon.kill_9();
+        }
+        if chunks > 0 {
+            produce(chunks * N_DOCUMENTS / (chunks + 1)..N_DOCUMENTS);
+        }
+        let daemon = deployment.start();
+        wait_for("all documents", || (deployment.totals().n_records as u64 >= N_DOCUMENTS).then_some(()));
+        let status: serde_json::Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
+        let divergence = daemon.metric("winnowd_target_divergence_nats{of=\"selected\"}");
+        assert!(divergence < daemon.metric("winnowd_target_divergence_nats{of=\"stream\"}"));
+        assert!(status["lacking"][0]["nats"].as_f64().unwrap() > 0.0, "{status}");
+        assert_eq!(daemon.stop(), Some(0));
+        let published = deployment.published();
+        let produced = (0..PARTITIONS as i32).map(|p| (p, (N_DOCUMENTS / PARTITIONS) as i64)).collect();
+        published.assert_exactly_once(&produced);
+        (deployment, published)
+    };
+
+    let against = format!(
+        "model.against = \"selected\"\nmodel.selected_share = 0.75\nmodel.selected_prior_ngrams = {PRIOR_NGRAMS}"
+    );
+    let (deployment, published) = run(&against, kills);
+    let versions = read_versions(&deployment, CountsKind::Selected);
+    let mut by_window: HashMap<&str, Vec<u64>> = HashMap::new();
+    for row in &published.rows {
+        by_window.entry(&row.window).or_default().push(row.id.parse().unwrap());
+    }
+    let mut state = DecayedCounts::prior(featuriser, &model.raw.counts.probabilities(), PRIOR_NGRAMS);
+    for line in versions.lines.iter().skip(1) {
+        let windows = versions.shards[line.shard.as_ref().unwrap()].windows.iter();
+        let mut numbers = windows.flat_map(|w| by_window.get(&*w.id()).cloned().unwrap_or_default());
+        let added = count(&mut numbers);
+        state.add(&added, None);
+        assert_eq!(line.n_ngrams as u64, added.total());
+        assert_eq!(versions.kept[&line.version], state, "version {}", line.version);
+    }
+    assert_eq!(versions.newest.counts, state);
+    assert_eq!(versions.lines.len(), versions.shards.len() + 1, "every publication made a version, once");
+
+    // log p_target − ¼ log p_raw − ¾ log p_selected, to the last bit.
+    let target = model.target_probabilities();
+    let (raw, mut weights) = (model.raw.counts.probabilities(), HashMap::new());
+    for (version, counts) in &versions.kept {
+        let denominator = [(0.25, &raw), (0.75, &counts.probabilities())];
+        weights.insert(*version, ImportanceWeight::against(featuriser, &target, &denominator, model.smoothing));
+    }
+    let named: HashMap<String, i64> =
+        published.windows.iter().map(|w| (w.id(), w.against_selected.unwrap().version)).collect();
+    assert!(named.values().collect::<BTreeSet<_>>().len() >= 3, "windows of few versions: {named:?}");
+    for row in &published.rows {
+        let text = text_of_modes(row.id.parse().unwrap());
+        let score = weights[&named[&row.window]].score(&text, &mut Scratch::default());
+        assert_eq!(row.log_importance_weight, score.log_importance_weight, "document {} of {}", row.id, row.window);
+    }
+    let verified = deployment.winnowd(&["replay", "--verify"]);
+    assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stdout));
+
+    // What it is for: the selection has both halves of the target, and is nearer to it.
+    let (_, plain) = run("", 0);
+    let selected =
+        |published: &Published| -> Vec<u64> { published.rows.iter().map(|row| row.id.parse().unwrap()).collect() };
+    let divergence = |numbers: &[u64]| {
+        let counts = count(&mut numbers.iter().copied());
+        kl_divergence(&target, &counts.probabilities(), model.smoothing)
+    };
+    let (corrected, plain) = (selected(&published), selected(&plain));
+    let n_rare = |numbers: &[u64]| numbers.iter().filter(|n| is(**n, "mutex") && !is(**n, "select")).count();
+    println!(
+        "of {} selected, {} of the rare half, {:.3} nats from the target; by DSIR {} and {:.3}",
+        corrected.len(),
+        n_rare(&corrected),
+        divergence(&corrected),
+        n_rare(&plain),
+        divergence(&plain)
+    );
+    assert!(divergence(&corrected) < 0.5 * divergence(&plain));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::*;
 use crate::config::CatalogUrl;
 use crate::features::Featuriser;
-use crate::score::Probabilities;
+use crate::score::{Probabilities, SelectedVersion};
 use crate::select::{Diagnostics, Quantiles, SelectorKind, SelectorSettings, SourceCounts};
 use crate::window::CloseReason;
 
@@ -29,7 +29,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 6);
+        assert_eq!(catalog.migrate().await.unwrap(), 7);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -143,6 +143,7 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
         kl_reduction: Some(0.1),
         random_kl_reduction: Some(-1.0 / 3.0),
         raw_version: Some(17),
+        against_selected: Some(SelectedVersion { version: 3, share: 0.75 }),
         diagnostics: Some(Diagnostics {
             effective_sample_size: Some(100.000_030_639_418_81),
             log_weights: Quantiles::of(vec![-0.1, 0.2, 0.3]),
@@ -566,11 +567,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("6 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("7 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 6"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 7"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

@@ -84,16 +84,19 @@ pub struct PublishRequest<'a> {
 }
 
 /// Which counts of a pipeline decay and grow with its publications.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CountsKind {
     /// N-grams of all documents.
     Raw,
+    /// N-grams of the selected ones.
+    Selected,
 }
 
 impl CountsKind {
     pub fn as_str(self) -> &'static str {
         match self {
             CountsKind::Raw => "raw",
+            CountsKind::Selected => "selected",
         }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::{ConfigArguments, load_model, print, runtime};
 use crate::catalog::{Access, SqlCatalog};
-use crate::config::{Bootstrap, CatalogUrl, Config, DEFAULT_TOML, RawDistribution};
+use crate::config::{Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, RawDistribution};
 use crate::pipeline::DaemonError;
 use crate::sink::ShardStore;
 use crate::source::{Probe, SourceError};
@@ -53,6 +53,10 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     println!("             {target} target and {raw} raw documents");
     if let RawDistribution::Adaptive { half_life_ngrams, prior_ngrams, .. } = config.raw {
         println!("             raw follows the stream: half-life {half_life_ngrams} n-grams, prior {prior_ngrams}");
+    }
+    if let Against::Selected { share, prior_ngrams, half_life_ngrams, .. } = config.against {
+        let half_life = half_life_ngrams.map_or("never forgets".to_owned(), |n| format!("half-life {n} n-grams"));
+        println!("             weighed against what was selected (share {share}): {half_life}, prior {prior_ngrams}");
     }
     println!("  to         {}", config.sink.url);
     println!("  catalog    {}", config.catalog.url);

@@ -99,6 +99,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         dead_letters,
         model_path: r.optional("model.path").map(PathBuf::from),
         raw: raw(r),
+        against: against(r),
         selector,
         window,
         idle_timeout,
@@ -135,6 +136,20 @@ fn raw(r: &mut Reader) -> RawDistribution {
     match r.choice("model.raw", &["pinned", "adaptive"]).as_str() {
         "adaptive" => RawDistribution::Adaptive { half_life_ngrams, prior_ngrams, history_bytes },
         _ => RawDistribution::Pinned,
+    }
+}
+
+fn against(r: &mut Reader) -> Against {
+    let share = r.parse("model.selected_share", 1.0, |value| {
+        let share = value.parse::<f64>().ok().filter(|share| *share > 0.0 && *share <= 1.0);
+        share.ok_or("expected a number above 0 and up to 1".to_owned())
+    });
+    let prior_ngrams = r.integer("model.selected_prior_ngrams", 1..=MAX_NGRAMS);
+    let half_life_ngrams = Some(r.integer("model.selected_half_life_ngrams", 0..=MAX_NGRAMS)).filter(|n| *n > 0);
+    let history_bytes = r.bytes("model.selected_history_bytes", 0..=1024 * GIB);
+    match r.choice("model.against", &["raw", "selected"]).as_str() {
+        "selected" => Against::Selected { share, prior_ngrams, half_life_ngrams, history_bytes },
+        _ => Against::Raw,
     }
 }
 

@@ -28,6 +28,7 @@ pub struct Config {
     /// `None` only while the caller makes the model itself (the demo).
     pub model_path: Option<PathBuf>,
     pub raw: RawDistribution,
+    pub against: Against,
     pub selector: SelectorSettings,
     pub window: WindowPolicy,
     pub idle_timeout: Duration,
@@ -86,13 +87,29 @@ pub enum OnLostOffset {
     Skip,
 }
 
-/// What documents are weighed against.
+/// The raw distribution, in the denominator of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RawDistribution {
     /// The raw distribution that is fitted in the model.
     Pinned,
     /// One that begins there and follows the stream.
     Adaptive { half_life_ngrams: u64, prior_ngrams: u64, history_bytes: u64 },
+}
+
+/// What documents are weighed against.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Against {
+    /// The raw distribution: DSIR.
+    Raw,
+    /// What was selected so far, by `share` (λ) of a geometric mixture with the raw distribution.
+    Selected {
+        share: f64,
+        /// The fitted raw distribution counts as if it had been selected in so many n-grams.
+        prior_ngrams: u64,
+        /// `None`: nothing is forgotten.
+        half_life_ngrams: Option<u64>,
+        history_bytes: u64,
+    },
 }
 
 #[derive(Debug, Clone)]

@@ -21,6 +21,18 @@ fn defaults_are_valid_and_say_what_the_docs_say() {
 }
 
 #[test]
+fn weighing_against_what_was_selected_has_its_own_settings() {
+    let config = load("[model]\nagainst = \"selected\"\nselected_share = 0.5\nselected_half_life_ngrams = 7").unwrap();
+    let (share, prior_ngrams, history_bytes) = (0.5, 100_000, 128 << 20);
+    let expected = Against::Selected { share, prior_ngrams, half_life_ngrams: Some(7), history_bytes };
+    assert_eq!(config.against, expected);
+    let config = load("[model]\nagainst = \"selected\"").unwrap();
+    let expected = Against::Selected { share: 1.0, prior_ngrams, half_life_ngrams: None, history_bytes };
+    assert_eq!(config.against, expected);
+    assert_eq!(load("").unwrap().against, Against::Raw);
+}
+
+#[test]
 fn an_adaptive_raw_distribution_has_its_own_settings() {
     let config =
         load("[model]\nraw = \"adaptive\"\nraw_half_life_ngrams = 5000\nraw_history_bytes = \"1MiB\"").unwrap();
@@ -92,6 +104,8 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[selection]\nmin_tokens = -1", "`selection.min_tokens` = `-1`: expected an integer from 0"),
     ("[selection]\nlength_normalise = 2", "`selection.length_normalise` = `2`: expected true or false"),
     ("[model]\nraw = \"live\"", "`model.raw` = `live`: expected one of: pinned, adaptive"),
+    ("[model]\nagainst = \"both\"", "`model.against` = `both`: expected one of: raw, selected"),
+    ("[model]\nselected_share = 0", "`model.selected_share` = `0`: expected a number above 0 and up to 1"),
     ("[model]\nraw_half_life_ngrams = 0", "`model.raw_half_life_ngrams` = `0`: expected an integer from 1"),
     ("[model]\nraw_prior_ngrams = 0.5", "`model.raw_prior_ngrams` = `0.5`: expected an integer from 1"),
     ("[window]\nmax_documents = 0", "`window.max_documents` = `0`: expected an integer from 1"),

@@ -110,6 +110,13 @@ impl Featuriser {
         self.for_each_chunk_of(text, SEGMENT_BYTES, scratch, chunk)
     }
 
+    /// The bucket of one n-gram, given as its tokens with spaces between; `None` if it has none or too many.
+    pub fn bucket_of(&self, ngram: &str, scratch: &mut Scratch) -> Option<u32> {
+        let mut last = None;
+        let n_tokens = self.for_each_chunk(ngram, scratch, |buckets| last = buckets.last().copied().or(last));
+        last.filter(|_| n_tokens <= u32::from(self.max_n))
+    }
+
     fn for_each_chunk_of(
         &self,
         text: &str,

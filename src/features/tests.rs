@@ -14,6 +14,19 @@ struct Vector {
 
 /// Every awkward text of the published package's vectors: tokens, unigram and bigram buckets.
 #[test]
+fn an_ngram_has_the_bucket_that_texts_have_it_in() {
+    for hash in [NgramHash::Reference, NgramHash::Fast] {
+        let (featuriser, mut scratch) = (Featuriser { hash, ..Featuriser::default() }, Scratch::default());
+        let mut all = Vec::new();
+        featuriser.for_each_chunk("Select the night", &mut scratch, |buckets| all.extend_from_slice(buckets));
+        let mut of = |ngram| featuriser.bucket_of(ngram, &mut scratch);
+        let expected = ["select", "the", "select the", "night", "the night"].map(|ngram| of(ngram).unwrap());
+        assert_eq!(all, expected);
+        assert_eq!((of(""), of("select the night")), (None, None));
+    }
+}
+
+#[test]
 fn tokens_and_buckets_equal_the_published_package() {
     let vectors = include_str!("../../tests/reference/tokens.jsonl");
     let mut scratch = Scratch::default();

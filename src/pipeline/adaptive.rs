@@ -1,52 +1,98 @@
-//! The weights in force: of the fitted model, or of the newest version of counts that follow the stream.
+//! The weights in force: of the fitted model, or with the newest versions of counts that follow the stream and the selection.
 //!
-//! A publication makes the next version in its own transaction; afterwards the publisher reads it back and the worker
-//! finds it at its next batch. Windows that are open keep the version that they opened with.
+//! A publication makes the next versions in its own transaction; afterwards the publisher reads them back and the worker
+//! finds them at its next batch. Windows that are open keep the versions that they opened with.
 
 use std::sync::Arc;
 
 use super::{LoadedModel, Shared};
 use crate::catalog::{CatalogError, CountsKind, CountsVersion};
-use crate::config::RawDistribution;
-use crate::score::{DecayedCounts, ImportanceWeight, Model, VersionedWeight, kl_divergence};
+use crate::config::{Against, RawDistribution};
+use crate::score::{
+    DecayedCounts, ImportanceWeight, Model, SelectedVersion, VersionedWeight, WeightVersion, kl_divergence,
+};
 
 /// The weights that a session begins with.
 pub(super) async fn begin(shared: &Shared) -> Result<Arc<VersionedWeight>, CatalogError> {
     let Shared { config, model, catalog, .. } = shared;
-    let RawDistribution::Adaptive { prior_ngrams, .. } = config.raw else {
-        return Ok(VersionedWeight::pinned(model.weight.clone()));
+    let begin = async |kind, prior_ngrams| {
+        let fitted = model.model.raw.counts.probabilities();
+        let prior = DecayedCounts::prior(model.model.featuriser, &fitted, prior_ngrams);
+        catalog.begin_counts(&config.pipeline, kind, &prior).await
     };
-    let fitted = model.model.raw.counts.probabilities();
-    let prior = DecayedCounts::prior(model.model.featuriser, &fitted, prior_ngrams);
-    let version = catalog.begin_counts(&config.pipeline, CountsKind::Raw, &prior).await?;
-    tracing::info!("raw distribution: adaptive, going on with version {}", version.version);
-    Ok(in_force(shared, &version))
+    let raw = match config.raw {
+        RawDistribution::Pinned => None,
+        RawDistribution::Adaptive { prior_ngrams, .. } => Some(begin(CountsKind::Raw, prior_ngrams).await?),
+    };
+    let selected = match config.against {
+        Against::Raw => None,
+        Against::Selected { prior_ngrams, .. } => Some(begin(CountsKind::Selected, prior_ngrams).await?),
+    };
+    if let Some(version) = &raw {
+        tracing::info!("raw distribution: adaptive, going on with version {}", version.version);
+    }
+    if let Some(version) = &selected {
+        tracing::info!("weights against what was selected, going on with version {}", version.version);
+    }
+    Ok(in_force(shared, raw.as_ref(), selected.as_ref()))
 }
 
-/// The newest weights, after a publication; `None` where the raw distribution is pinned.
+/// The newest weights, after a publication; `None` where the model alone makes them.
 pub(super) async fn newest(shared: &Shared) -> Result<Option<Arc<VersionedWeight>>, CatalogError> {
     let Shared { config, catalog, .. } = shared;
-    if config.raw == RawDistribution::Pinned {
-        return Ok(None);
+    let (is_adaptive, is_against) = (config.raw != RawDistribution::Pinned, config.against != Against::Raw);
+    let newest = async |is_wanted, kind| match is_wanted {
+        true => catalog.newest_counts(&config.pipeline, kind).await,
+        false => Ok(None),
+    };
+    let raw = newest(is_adaptive, CountsKind::Raw).await?;
+    let selected = newest(is_against, CountsKind::Selected).await?;
+    Ok((is_adaptive || is_against).then(|| in_force(shared, raw.as_ref(), selected.as_ref())))
+}
+
+fn in_force(shared: &Shared, raw: Option<&CountsVersion>, selected: Option<&CountsVersion>) -> Arc<VersionedWeight> {
+    let Shared { config, model, telemetry, .. } = shared;
+    let Model { smoothing, .. } = model.model;
+    let fitted = || model.model.raw.counts.probabilities();
+    if let Some(raw) = raw {
+        telemetry.metrics.raw_version.set(raw.version);
+        telemetry.metrics.raw_drift.set(kl_divergence(&raw.counts.probabilities(), &fitted(), smoothing));
+        telemetry.status().raw_version = Some(raw.version);
     }
-    let version = catalog.newest_counts(&config.pipeline, CountsKind::Raw).await?;
-    Ok(version.map(|version| in_force(shared, &version)))
+    if let Some(selected) = selected {
+        telemetry.metrics.selected_version.set(selected.version);
+        telemetry.status().selected_version = Some(selected.version);
+    }
+    let selected = match config.against {
+        Against::Selected { share, .. } => selected.map(|selected| (selected, share)),
+        Against::Raw => None,
+    };
+    if raw.is_none() && selected.is_none() {
+        return VersionedWeight::pinned(model.weight.clone());
+    }
+    versioned_weight(model, raw, selected)
 }
 
-fn in_force(shared: &Shared, version: &CountsVersion) -> Arc<VersionedWeight> {
-    let Shared { model, telemetry, .. } = shared;
-    let raw = version.counts.probabilities();
-    let fitted = model.model.raw.counts.probabilities();
-    telemetry.metrics.raw_version.set(version.version);
-    telemetry.metrics.raw_drift.set(kl_divergence(&raw, &fitted, model.model.smoothing));
-    telemetry.status().raw_version = Some(version.version);
-    versioned_weight(model, version)
-}
-
-/// The weights by a version of the counts.
-pub(super) fn versioned_weight(model: &LoadedModel, version: &CountsVersion) -> Arc<VersionedWeight> {
-    let raw = version.counts.probabilities();
+/// The weights by versions of the counts, those of the selection with their share.
+pub(super) fn versioned_weight(
+    model: &LoadedModel,
+    raw: Option<&CountsVersion>,
+    selected: Option<(&CountsVersion, f64)>,
+) -> Arc<VersionedWeight> {
     let Model { featuriser, smoothing, .. } = model.model;
-    let weight = ImportanceWeight::new(featuriser, model.target.probabilities(), &raw, smoothing);
-    Arc::new(VersionedWeight { raw_version: Some(version.version), weight })
+    let of = |counts: &CountsVersion| counts.counts.probabilities();
+    let raw_distribution = raw.map_or_else(|| model.model.raw.counts.probabilities(), of);
+    let selected_distribution = selected.map(|(counts, share)| (share, of(counts)));
+    let share = selected.map_or(0.0, |(_, share)| share);
+    let denominator: Vec<_> = [(1.0 - share, &raw_distribution)]
+        .into_iter()
+        .chain(selected_distribution.iter().map(|(share, distribution)| (*share, distribution)))
+        .filter(|(share, _)| *share > 0.0)
+        .collect();
+    let weight = ImportanceWeight::against(featuriser, model.target.probabilities(), &denominator, smoothing);
+    let version = WeightVersion {
+        raw: raw.map(|raw| raw.version),
+        selected: selected.map(|(selected, share)| SelectedVersion { version: selected.version, share }),
+    };
+    Arc::new(VersionedWeight { version, weight })
 }

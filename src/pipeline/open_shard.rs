@@ -1,6 +1,7 @@
 //! A shard that still takes windows, until its file is ended and it is stated what it holds.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
@@ -9,7 +10,7 @@ use super::Shared;
 use super::quality::TOP_SOURCES;
 use crate::catalog::{Advance, CountsAddition, CountsKind, PublishRequest};
 use crate::checkpoint::Progress;
-use crate::config::RawDistribution;
+use crate::config::{Against, Config, RawDistribution};
 use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
 use crate::score::NgramCounts;
@@ -34,9 +35,7 @@ pub(super) struct OpenShard {
     reasons: BTreeMap<RejectReason, u64>,
     log_importance_weights: Vec<f64>,
     sources: SourceCounts,
-    /// N-grams of all documents, where the raw distribution follows the stream. A sum of whole numbers: the order of
-    /// windows within a publication does not matter.
-    raw_counts: Option<NgramCounts>,
+    counts: BTreeMap<CountsKind, NgramCounts>,
     pub opened: Instant,
 }
 
@@ -48,7 +47,7 @@ pub(super) struct FinishedPublication {
     /// Dead letters by reason.
     pub reasons: BTreeMap<RejectReason, u64>,
     advances: Vec<Advance>,
-    raw_counts: Option<NgramCounts>,
+    counts: BTreeMap<CountsKind, NgramCounts>,
 }
 
 impl OpenShard {
@@ -63,7 +62,7 @@ impl OpenShard {
             reasons: BTreeMap::new(),
             log_importance_weights: Vec::new(),
             sources: SourceCounts::default(),
-            raw_counts: None,
+            counts: BTreeMap::new(),
             opened: Instant::now(),
         }
     }
@@ -76,11 +75,17 @@ impl OpenShard {
         }
         self.progress.append(&at, window.summary.interval).map_err(|e| e.to_string())?;
         self.append_files(&window, shared).map_err(|e| e.to_string())?;
-        if shared.config.raw != RawDistribution::Pinned {
-            match &mut self.raw_counts {
-                Some(counts) => counts.merge(&window.raw_counts),
-                none => *none = Some(window.raw_counts),
-            }
+        let Config { raw, against, .. } = shared.config;
+        // Sums of whole numbers: the order of windows within a publication does not matter.
+        let mut add = |kind, counts| match self.counts.entry(kind) {
+            Entry::Occupied(sum) => sum.into_mut().merge(counts),
+            Entry::Vacant(none) => drop(none.insert(counts.clone())),
+        };
+        if raw != RawDistribution::Pinned {
+            add(CountsKind::Raw, &window.raw_counts);
+        }
+        if against != Against::Raw {
+            add(CountsKind::Selected, &window.selected_counts);
         }
         self.sources.merge(&window.sources);
         self.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
@@ -138,7 +143,7 @@ impl OpenShard {
     /// Ends the files and states what they hold.
     pub fn finish(self, shared: &Shared) -> Result<FinishedPublication, SinkError> {
         let Shared { config, model, .. } = shared;
-        let OpenShard { id, writer, progress, epochs, windows, dead_letters, reasons, raw_counts, .. } = self;
+        let OpenShard { id, writer, progress, epochs, windows, dead_letters, reasons, counts, .. } = self;
         let advance =
             |(at, interval): (&TopicPartition, _)| Advance { at: at.clone(), interval, owner_epoch: epochs[at] };
         let advances: Vec<_> = progress.iter().map(advance).collect();
@@ -175,21 +180,26 @@ impl OpenShard {
             manifest.dead_letters = Some(DeadLetterFile { path: path.clone(), rows, bytes, digest });
             files.push((path, finished));
         }
-        Ok(FinishedPublication { manifest, files, reasons, advances, raw_counts })
+        Ok(FinishedPublication { manifest, files, reasons, advances, counts })
     }
 }
 
 impl FinishedPublication {
     /// What is added to the pipeline's counts: nothing when no n-gram came, so that there is no version without a change.
-    pub fn additions(&self, raw: RawDistribution) -> Vec<CountsAddition<'_>> {
-        let counts = self.raw_counts.as_ref().filter(|counts| counts.total() > 0);
-        match (raw, counts) {
-            (RawDistribution::Adaptive { half_life_ngrams, history_bytes, .. }, Some(counts)) => {
-                let half_life_ngrams = Some(half_life_ngrams);
-                vec![CountsAddition { kind: CountsKind::Raw, counts, half_life_ngrams, history_bytes }]
-            }
-            _ => Vec::new(),
-        }
+    pub fn additions(&self, config: &Config) -> Vec<CountsAddition<'_>> {
+        let addition = |(&kind, counts): (&CountsKind, _)| {
+            let (half_life_ngrams, history_bytes) = match (kind, config.raw, config.against) {
+                (CountsKind::Raw, RawDistribution::Adaptive { half_life_ngrams, history_bytes, .. }, _) => {
+                    (Some(half_life_ngrams), history_bytes)
+                }
+                (CountsKind::Selected, _, Against::Selected { half_life_ngrams, history_bytes, .. }) => {
+                    (half_life_ngrams, history_bytes)
+                }
+                _ => return None,
+            };
+            Some(CountsAddition { kind, counts, half_life_ngrams, history_bytes })
+        };
+        self.counts.iter().filter(|(_, counts)| counts.total() > 0).filter_map(addition).collect()
     }
 
     pub fn request<'a>(&'a self, counts: &'a [CountsAddition<'a>], forward_to: Option<&'a str>) -> PublishRequest<'a> {

@@ -126,7 +126,7 @@ impl Publisher {
         let finished = tokio::task::block_in_place(|| shard.finish(&self.shared));
         let finished = finished.map_err(|e| PublisherEnd::Restart(e.to_string()))?;
         crash::point("shard.finished");
-        let additions = finished.additions(self.shared.config.raw);
+        let additions = finished.additions(&self.shared.config);
         let request = finished.request(&additions, self.shared.config.dead_letters.topic.as_deref());
         let FinishedPublication { manifest, files, reasons, .. } = &finished;
         let mut publication = Publication::new(!files.is_empty());
@@ -260,7 +260,7 @@ impl Publisher {
             match adaptive::newest(&self.shared).await {
                 Ok(Some(weight)) => drop(self.weights.send_replace(weight)),
                 Ok(None) => {}
-                Err(e) => tracing::warn!("{e}; windows go on with the raw distribution of the publication before"),
+                Err(e) => tracing::warn!("{e}; windows go on with the counts of the publication before"),
             }
         }
         if request.forward_to.is_some() && manifest.dead_letters.is_some() {

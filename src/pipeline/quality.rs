@@ -1,26 +1,40 @@
 //! How good the selection is, window by window and since the beginning at the checkpoints, for metrics and status.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::Shared;
-use crate::score::NgramCounts;
+use crate::features::Scratch;
+use crate::score::{Model, NgramCounts};
 use crate::select::{Diagnostics, SourceCounts};
+use crate::telemetry::Lack;
 use crate::window::ClosedWindow;
 
 /// Sources that `/status` and manifests name; all others are summed up.
 pub(super) const TOP_SOURCES: usize = 20;
+/// Buckets that `/status` names of what the selection lacks.
+const N_LACKING: usize = 10;
 
 /// Sums over everything that was decided since the beginning at the checkpoints.
 pub(super) struct Quality {
     raw: NgramCounts,
     selected: NgramCounts,
     sources: SourceCounts,
+    /// The target's frequent n-grams, by bucket.
+    ngrams: BTreeMap<u32, Vec<String>>,
 }
 
 impl Quality {
-    pub fn new(buckets: usize) -> Self {
-        let zero = NgramCounts::zero(buckets);
-        Quality { raw: zero.clone(), selected: zero, sources: SourceCounts::default() }
+    pub fn new(model: &Model) -> Self {
+        let zero = NgramCounts::zero(model.featuriser.buckets as usize);
+        let mut ngrams: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        let mut scratch = Scratch::default();
+        for (ngram, _) in model.targets.iter().flat_map(|target| &target.side.provenance.top_ngrams) {
+            if let Some(bucket) = model.featuriser.bucket_of(ngram, &mut scratch) {
+                ngrams.entry(bucket).or_default().push(ngram.clone());
+            }
+        }
+        Quality { raw: zero.clone(), selected: zero, sources: SourceCounts::default(), ngrams }
     }
 
     /// Takes note of a window and shows it.
@@ -34,7 +48,10 @@ impl Quality {
         if let Some(kl_reduction) = summary.kl_reduction {
             metrics.window_kl_reduction.set(kl_reduction);
             let target = &shared.model.target;
-            metrics.kl_reduction.set(target.divergence_from(&self.raw) - target.divergence_from(&self.selected));
+            let divergence = (target.divergence_from(&self.raw), target.divergence_from(&self.selected));
+            metrics.kl_reduction.set(divergence.0 - divergence.1);
+            metrics.target_divergence.with_label_values(&["stream"]).set(divergence.0);
+            metrics.target_divergence.with_label_values(&["selected"]).set(divergence.1);
         }
         let random = (&metrics.window_random_kl_reduction, summary.random_kl_reduction);
         let diagnostics = summary.diagnostics.unwrap_or_default();
@@ -69,8 +86,20 @@ impl Quality {
             }
             None => {}
         }
+        status.lacking = self.lacking(shared);
         status.sources = self.sources.top(TOP_SOURCES);
         status.last_window = Some(summary.clone());
+    }
+}
+
+impl Quality {
+    fn lacking(&self, shared: &Shared) -> Vec<Lack> {
+        let worst = shared.model.target.largest_parts(&self.selected, N_LACKING);
+        let lack = |(bucket, nats)| {
+            let ngrams = self.ngrams.get(&bucket).cloned().unwrap_or_default();
+            Lack { bucket, ngrams, nats }
+        };
+        worst.into_iter().map(lack).collect()
     }
 }
 

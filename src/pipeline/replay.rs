@@ -14,7 +14,7 @@ use super::{DaemonError, LoadedModel, recreated_topics, score_batch};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
 use crate::manifest::ShardManifest;
-use crate::score::{ModelId, VersionedWeight};
+use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::Noise;
 use crate::source::{Batch, Probe, RangeReader, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
@@ -57,11 +57,10 @@ impl Replay {
             return Ok(Replayed::Impossible("its topic was deleted and made again".to_owned()));
         }
         let model = self.model(&manifest.model).await?;
-        let Some(weight) = self.weight(&model, &manifest.pipeline, window.raw_version).await? else {
-            let version = window.raw_version.unwrap_or_default();
-            return Ok(Replayed::Impossible(format!(
-                "version {version} of the raw distribution is forgotten (model.raw_history_bytes)"
-            )));
+        let version = WeightVersion { raw: window.raw_version, selected: window.against_selected };
+        let weight = match self.weight(&model, &manifest.pipeline, version).await? {
+            Ok(weight) => weight,
+            Err(forgotten) => return Ok(Replayed::Impossible(forgotten)),
         };
         tokio::task::block_in_place(|| match self.decide(manifest, window, &model, &weight) {
             Ok(closed) => Ok(Replayed::Decided(Box::new(closed))),
@@ -102,7 +101,7 @@ impl Replay {
     }
 
     fn score(&self, batch: &Batch, weight: &VersionedWeight) -> Vec<crate::window::ScoredRecord> {
-        score_batch(batch, &self.config.decoder, 0, &weight.weight)
+        score_batch(batch, &self.config.decoder, 0, |_| &weight.weight)
     }
 
     async fn model(&mut self, id: &ModelId) -> Result<Arc<LoadedModel>, DaemonError> {
@@ -117,26 +116,48 @@ impl Replay {
         Ok(self.model.insert(model).clone())
     }
 
-    /// `None`: the version has been forgotten.
+    /// The inner error: a version has been forgotten.
     async fn weight(
         &mut self,
         model: &LoadedModel,
         pipeline: &str,
-        raw_version: Option<i64>,
-    ) -> Result<Option<Arc<VersionedWeight>>, DaemonError> {
+        version: WeightVersion,
+    ) -> Result<Result<Arc<VersionedWeight>, String>, DaemonError> {
         if let Some((id, weight)) = &self.weight
-            && (id, weight.raw_version) == (&model.id, raw_version)
+            && (id, weight.version) == (&model.id, version)
         {
-            return Ok(Some(weight.clone()));
+            return Ok(Ok(weight.clone()));
         }
-        let weight = match raw_version {
-            None => VersionedWeight::pinned(model.weight.clone()),
-            Some(version) => match self.catalog.counts(pipeline, CountsKind::Raw, version).await? {
-                Some(counts) => versioned_weight(model, &counts),
-                None => return Ok(None),
+        let raw = match version.raw {
+            None => None,
+            Some(raw) => match self.catalog.counts(pipeline, CountsKind::Raw, raw).await? {
+                Some(counts) => Some(counts),
+                None => {
+                    return Ok(Err(format!(
+                        "version {raw} of the raw distribution is forgotten (model.raw_history_bytes)"
+                    )));
+                }
             },
         };
+        let selected = match version.selected {
+            None => None,
+            Some(SelectedVersion { version, share }) => {
+                match self.catalog.counts(pipeline, CountsKind::Selected, version).await? {
+                    Some(counts) => Some((counts, share)),
+                    None => {
+                        return Ok(Err(format!(
+                            "version {version} of what was selected is forgotten (model.selected_history_bytes)"
+                        )));
+                    }
+                }
+            }
+        };
+        let weight = if version == WeightVersion::default() {
+            VersionedWeight::pinned(model.weight.clone())
+        } else {
+            versioned_weight(model, raw.as_ref(), selected.as_ref().map(|(counts, share)| (counts, *share)))
+        };
         self.weight = Some((model.id.clone(), weight.clone()));
-        Ok(Some(weight))
+        Ok(Ok(weight))
     }
 }

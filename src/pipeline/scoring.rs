@@ -17,16 +17,17 @@ thread_local! {
 
 const LONG_TEXT_BYTES: usize = 256 << 10;
 
-/// In: a batch. Out: one outcome a record, in the same order; the same whatever the number of threads.
-pub fn score_batch(
+/// In: a batch, and the weights of each record by number. Out: one outcome a record, in the same order; the same whatever the
+/// number of threads.
+pub fn score_batch<'a>(
     batch: &Batch,
     decoder: &Decoder,
     kept_payload_bytes: usize,
-    weight: &ImportanceWeight,
+    weight: impl Fn(usize) -> &'a ImportanceWeight + Sync,
 ) -> Vec<ScoredRecord> {
     let score = |i| {
         SCRATCH.with_borrow_mut(|(text_scratch, scratch)| {
-            score_record(batch.get(i), decoder, kept_payload_bytes, weight, text_scratch, scratch)
+            score_record(batch.get(i), decoder, kept_payload_bytes, weight(i), text_scratch, scratch)
         })
     };
     (0..batch.len()).into_par_iter().with_min_len(16).map(score).collect()

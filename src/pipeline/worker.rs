@@ -13,7 +13,7 @@ use super::quality::Quality;
 use super::{DaemonError, Shared, score_batch};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
-use crate::score::VersionedWeight;
+use crate::score::{VersionedWeight, WeightVersion};
 use crate::select::Noise;
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
@@ -95,7 +95,7 @@ impl Worker {
         in_flight: Arc<InFlight>,
         weights: watch::Receiver<Arc<VersionedWeight>>,
     ) -> Self {
-        let quality = Quality::new(shared.model.model.featuriser.buckets as usize);
+        let quality = Quality::new(&shared.model.model);
         Worker {
             shared,
             queue,
@@ -178,7 +178,9 @@ impl Worker {
         let timer = shared.telemetry.metrics.score_seconds.start_timer();
         let weight = self.weights.borrow_and_update().clone();
         let kept_bytes = shared.config.dead_letters.payload_bytes;
-        let scored = score_batch(batch, &shared.config.decoder, kept_bytes, &weight.weight);
+        let weights = self.weights_of(batch, &weight);
+        let of_record = |i: usize| weights.get(i).unwrap_or(&weight);
+        let scored = score_batch(batch, &shared.config.decoder, kept_bytes, |i| &of_record(i).weight);
         timer.observe_duration();
         for (i, record) in scored.into_iter().enumerate() {
             let seen = batch.get(i);
@@ -187,11 +189,21 @@ impl Worker {
             if owned {
                 let looked_at = self.dead_letters.observe(seen.at, &record, &shared.config.dead_letters);
                 looked_at.map_err(WorkerEnd::Fatal)?;
-                self.on_record(seen.at, record, &weight)?;
+                self.on_record(seen.at, record, of_record(i), &weight)?;
             }
         }
         self.show_consumed();
         self.relieve_memory()
+    }
+
+    /// What each record is scored with: by what its window has pinned, so that it need not be scored again. Nothing where
+    /// the model alone makes the weights.
+    fn weights_of(&self, batch: &Batch, newest: &Arc<VersionedWeight>) -> Vec<Arc<VersionedWeight>> {
+        if newest.version == WeightVersion::default() {
+            return Vec::new();
+        }
+        let pinned = |at| self.partitions.get(at).and_then(|partition| partition.window.pinned());
+        (0..batch.len()).map(|i| pinned(batch.get(i).at).unwrap_or(newest).clone()).collect()
     }
 
     fn show_consumed(&self) {
@@ -208,6 +220,7 @@ impl Worker {
         at: &TopicPartition,
         record: ScoredRecord,
         scored_with: &Arc<VersionedWeight>,
+        newest: &Arc<VersionedWeight>,
     ) -> Result<(), WorkerEnd> {
         let metrics = &self.shared.telemetry.metrics;
         metrics.consumed_records.inc();
@@ -230,6 +243,7 @@ impl Worker {
             self.close(at, CloseReason::Age)?;
         }
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
+        partition.window.pin(newest);
         partition.window.push(record, scored_with, &selector, &partition.noise);
         match partition.window.closes_now(&policy) {
             Some(reason) => self.close(at, reason),

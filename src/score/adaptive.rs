@@ -17,6 +17,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{ImportanceWeight, NgramCounts, Probabilities};
@@ -123,17 +124,34 @@ impl DecayedCounts {
     }
 }
 
-/// Scores against one version of the raw distribution.
+/// What a weight's denominator was made of, beside the model.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct WeightVersion {
+    /// Of the raw distribution; `None`: the one that is fitted in the model.
+    pub raw: Option<i64>,
+    /// `None`: the raw distribution alone.
+    pub selected: Option<SelectedVersion>,
+}
+
+/// A version of the counts of what was selected, and how much it says in the denominator.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SelectedVersion {
+    pub version: i64,
+    /// λ of the geometric mixture p_raw^(1−λ) · p_selected^λ, above 0 and up to 1.
+    pub share: f64,
+}
+
+/// Scores against one version of the denominator.
 #[derive(Debug, Clone)]
 pub struct VersionedWeight {
-    /// `None`: the one that is fitted in the model.
-    pub raw_version: Option<i64>,
+    pub version: WeightVersion,
     pub weight: ImportanceWeight,
 }
 
 impl VersionedWeight {
+    /// By what the model says alone.
     pub fn pinned(weight: ImportanceWeight) -> Arc<Self> {
-        Arc::new(VersionedWeight { raw_version: None, weight })
+        Arc::new(VersionedWeight { version: WeightVersion::default(), weight })
     }
 }
 

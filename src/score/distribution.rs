@@ -148,6 +148,26 @@ impl TargetDistribution {
         });
         self.negative_entropy - cross_entropy.sum::<f64>()
     }
+
+    /// The `n` buckets with the largest parts of KL(target ‖ counts) above 0, in nats, largest first: what the counts lack.
+    ///
+    /// # Panics
+    /// If there are not as many counts as buckets.
+    pub fn largest_parts(&self, counts: &NgramCounts, n: usize) -> Vec<(u32, f64)> {
+        assert_eq!(self.probabilities.0.len(), counts.0.len(), "divergence from counts of another featuriser");
+        let total = (counts.total() as f64).max(1.0);
+        let ratio = |p: f64, count: u64| (p + self.smoothing).ln() - (count as f64 / total + self.smoothing).ln();
+        let part = |(bucket, (p, &count)): (usize, (&f64, &u64))| (bucket as u32, p * ratio(*p, count));
+        let parts = self.probabilities.0.iter().zip(&counts.0).enumerate().map(part);
+        let mut parts: Vec<(u32, f64)> = parts.filter(|(_, nats)| *nats > 0.0).collect();
+        let by_size = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if parts.len() > n && n > 0 {
+            parts.select_nth_unstable_by(n - 1, by_size);
+        }
+        parts.truncate(n);
+        parts.sort_unstable_by(by_size);
+        parts
+    }
 }
 
 #[cfg(test)]
@@ -175,6 +195,17 @@ mod tests {
             let target = TargetDistribution::new(Featuriser::default(), p.clone(), 1e-6);
             let expected = kl_divergence(&p, &q.probabilities(), 1e-6);
             prop_assert!((target.divergence_from(&q) - expected).abs() < 1e-12);
+        }
+
+        #[test]
+        fn the_largest_parts_are_those_of_the_divergence(p in counts(), q in counts(), n in 0usize..20) {
+            prop_assume!(p.total() > 0);
+            let target = TargetDistribution::new(Featuriser::default(), p.probabilities(), 1e-6);
+            let all = target.largest_parts(&q, 16);
+            prop_assert!(all.windows(2).all(|pair| pair[0].1 >= pair[1].1));
+            prop_assert_eq!(&target.largest_parts(&q, n)[..], &all[..n.min(all.len())]);
+            let lacking: f64 = all.iter().map(|(_, nats)| nats).sum();
+            prop_assert!(lacking >= target.divergence_from(&q) - 1e-12, "what there is too much of only takes away");
         }
 
         #[test]

@@ -41,9 +41,26 @@ impl ImportanceWeight {
     /// # Panics
     /// If a distribution has not one probability a bucket.
     pub fn new(featuriser: Featuriser, target: &Probabilities, raw: &Probabilities, smoothing: f64) -> Self {
-        let (target, raw) = (target.as_slice(), raw.as_slice());
-        assert_eq!((target.len(), raw.len()), (featuriser.buckets as usize, featuriser.buckets as usize));
-        let log_ratios = target.iter().zip(raw).map(|(t, r)| (t + smoothing).ln() - (r + smoothing).ln());
+        Self::against(featuriser, target, &[(1.0, raw)], smoothing)
+    }
+
+    /// With a geometric mixture in the denominator: log p_target − Σ λ · log p, for shares λ that sum to 1.
+    ///
+    /// # Panics
+    /// If a distribution has not one probability a bucket.
+    pub fn against(
+        featuriser: Featuriser,
+        target: &Probabilities,
+        denominator: &[(f64, &Probabilities)],
+        smoothing: f64,
+    ) -> Self {
+        let buckets = featuriser.buckets as usize;
+        let parts: Vec<(f64, &[f64])> = denominator.iter().map(|(share, p)| (*share, p.as_slice())).collect();
+        assert!(target.as_slice().len() == buckets && parts.iter().all(|(_, p)| p.len() == buckets));
+        let log_ratios = target.as_slice().iter().enumerate().map(|(bucket, target)| {
+            let log = |(share, p): &(f64, &[f64])| share * (p[bucket] + smoothing).ln();
+            (target + smoothing).ln() - parts.iter().map(log).sum::<f64>()
+        });
         let log_ratios = match featuriser.hash {
             NgramHash::Reference => LogRatios::Doubles(log_ratios.collect()),
             NgramHash::Fast => {
@@ -80,6 +97,31 @@ impl ImportanceWeight {
             LogRatios::FixedPoint(ratios) => {
                 sum + buckets.iter().map(|&bucket| i64::from(ratios[bucket as usize])).sum::<i64>() as f64 / FIXED_POINT
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::score::{DEFAULT_SMOOTHING, NgramCounts};
+    use proptest::prelude::*;
+
+    fn distribution() -> impl Strategy<Value = Probabilities> {
+        proptest::collection::vec(1u64..1000, 16).prop_map(|counts| NgramCounts::from_vec(counts).probabilities())
+    }
+
+    proptest! {
+        #[test]
+        fn a_geometric_mixture_is_the_mean_of_its_parts(target in distribution(), raw in distribution(), selected in distribution(), share in 0.0f64..1.0, buckets in proptest::collection::vec(0u32..16, 0..50)) {
+            let featuriser = Featuriser { buckets: 16, ..Featuriser::default() };
+            let of = |denominator: &[(f64, &Probabilities)]| {
+                ImportanceWeight::against(featuriser, &target, denominator, DEFAULT_SMOOTHING).add(0.0, &buckets)
+            };
+            let (by_raw, by_selected) = (of(&[(1.0, &raw)]), of(&[(1.0, &selected)]));
+            let mixed = of(&[(1.0 - share, &raw), (share, &selected)]);
+            prop_assert!((mixed - ((1.0 - share) * by_raw + share * by_selected)).abs() < 1e-9);
+            prop_assert_eq!(by_raw, ImportanceWeight::new(featuriser, &target, &raw, DEFAULT_SMOOTHING).add(0.0, &buckets));
         }
     }
 }

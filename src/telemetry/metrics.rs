@@ -66,7 +66,9 @@ pub struct Metrics {
     pub window_weight_length_correlation: Gauge,
     pub window_top_k_overlap_ratio: Gauge,
     pub collapsed_windows: IntCounter,
+    pub target_divergence: GaugeVec,
     pub raw_version: IntGauge,
+    pub selected_version: IntGauge,
     pub raw_drift: Gauge,
 }
 
@@ -227,10 +229,25 @@ impl Default for Metrics {
                 "collapsed_windows_total",
                 "Windows whose draw was no sample: its effective size was below a tenth of what was selected.",
             ),
+            target_divergence: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new(
+                        "winnowd_target_divergence_nats",
+                        "KL(target, stream) and KL(target, selected) of all windows since the beginning at the checkpoints.",
+                    ),
+                    &["of"],
+                ),
+            ),
             raw_version: gauge(
                 &r,
                 "raw_version",
                 "Version of the adaptive raw distribution in force; 0 where it is pinned.",
+            ),
+            selected_version: gauge(
+                &r,
+                "selected_version",
+                "Version of the counts of what was selected in force; 0 where documents are weighed against raw.",
             ),
             raw_drift: float_gauge(
                 &r,

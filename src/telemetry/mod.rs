@@ -6,4 +6,4 @@ mod status;
 
 pub use metrics::{Metrics, Step};
 pub use server::{HttpServer, TelemetryError};
-pub use status::{PartitionStatus, Readiness, Status, Telemetry};
+pub use status::{Lack, PartitionStatus, Readiness, Status, Telemetry};

@@ -33,6 +33,8 @@ pub struct Status {
     pub model: String,
     /// Version of the raw distribution in force; `null` where it is pinned.
     pub raw_version: Option<i64>,
+    /// Version of the counts of what was selected that documents are weighed against; `null` where they are not.
+    pub selected_version: Option<i64>,
     pub readiness: Readiness,
     pub totals: Totals,
     #[serde(serialize_with = "partitions_as_list")]
@@ -47,8 +49,20 @@ pub struct Status {
     pub last_window: Option<WindowSummary>,
     /// Documents and selected ones by source, of the windows closed since the last beginning at the checkpoints.
     pub sources: AcceptanceBySource,
+    /// What the selection lacks most: the largest parts of KL(target ‖ selected), of the same windows.
+    pub lacking: Vec<Lack>,
     /// The last error that ended a session, until a publication succeeds.
     pub last_error: Option<String>,
+}
+
+/// A bucket of which the selection has too little.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Lack {
+    pub bucket: u32,
+    /// The target's frequent n-grams in the bucket, where the model kept them.
+    pub ngrams: Vec<String>,
+    /// Its part of the divergence: p_target · (log p_target − log p_selected).
+    pub nats: f64,
 }
 
 /// All must be true for `/readyz`.

@@ -7,7 +7,7 @@ use super::{Candidate, CloseReason, DeadLetter, OpenWindow};
 use crate::checkpoint::Interval;
 use crate::features::Scratch;
 use crate::record::{Document, TopicPartition};
-use crate::score::{NgramCounts, Score, TargetDistribution};
+use crate::score::{NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
 use crate::select::{Chosen, Diagnostics, Noise, SelectorSettings, SourceCounts};
 
 /// A document of the selection.
@@ -59,6 +59,9 @@ pub struct WindowSummary {
     /// Version of the adaptive raw distribution that its documents were scored with; `None`: the one fitted in the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_version: Option<i64>,
+    /// Version of the counts of what was selected that is in the denominator; `None`: the raw distribution alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against_selected: Option<SelectedVersion>,
     /// `None` of windows published by earlier versions.
     #[serde(default)]
     pub diagnostics: Option<Diagnostics>,
@@ -126,6 +129,7 @@ impl OpenWindow {
         let reduction =
             |counts: &NgramCounts| (counts.total() > 0).then(|| raw_divergence - target.divergence_from(counts));
         let n_selected = selected.len() as u64;
+        let version = pinned.map_or_else(WeightVersion::default, |pinned| pinned.version);
         let summary = WindowSummary {
             at,
             interval,
@@ -139,7 +143,8 @@ impl OpenWindow {
             threshold,
             kl_reduction: reduction(&selected_counts),
             random_kl_reduction: reduction(&baseline),
-            raw_version: pinned.and_then(|pinned| pinned.raw_version),
+            raw_version: version.raw,
+            against_selected: version.selected,
             diagnostics: Some(Diagnostics::of(selector, &log_weights, &n_tokens, &numbers)),
         };
         ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources }

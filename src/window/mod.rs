@@ -198,8 +198,18 @@ impl OpenWindow {
         }
     }
 
-    /// Takes the next record, whose score was made by `scored_with`. The first record pins that version of the weights:
-    /// later records that were scored with another one are scored again.
+    /// What its documents are scored with, once that is settled.
+    pub fn pinned(&self) -> Option<&Arc<VersionedWeight>> {
+        self.pinned.as_ref()
+    }
+
+    /// Settles what its documents are scored with, unless it is.
+    pub fn pin(&mut self, weight: &Arc<VersionedWeight>) {
+        self.pinned.get_or_insert_with(|| weight.clone());
+    }
+
+    /// Takes the next record, whose score was made by `scored_with`. Unless another one is pinned, the first record
+    /// pins that version of the weights; records that were scored with another one are scored again.
     ///
     /// # Panics
     /// If its offset is below the window's next one: it would be decided twice.
@@ -223,7 +233,7 @@ impl OpenWindow {
                 self.dead_letters.push(dead_letter);
             }
             Ok(mut scored) => {
-                if pinned.raw_version != scored_with.raw_version {
+                if pinned.version != scored_with.version {
                     scored.score_again(pinned);
                 }
                 self.take(offset, scored, scored_with, selector, noise);

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::features::Featuriser;
 use crate::record::RejectReason;
+use crate::score::WeightVersion;
 use crate::score::{ImportanceWeight, Model, NgramCounts, Side};
 use crate::select::SelectorKind;
 
@@ -105,7 +106,7 @@ proptest! {
         let sources = closed.sources.top(20);
         let (documents, accepted) = sources.sources.iter().fold((0, 0), |(d, a), s| (d + s.documents, a + s.selected));
         prop_assert_eq!((documents, accepted), (n_texts, s.n_selected));
-        prop_assert_eq!(s.raw_version, None);
+        prop_assert_eq!((s.raw_version, s.against_selected), (None, None));
     }
 }
 
@@ -202,7 +203,7 @@ fn a_window_keeps_the_version_that_it_opened_with() {
         counts.add_text(raw, &model.featuriser, &mut Scratch::default());
         let raw = counts.probabilities();
         let weight = ImportanceWeight::new(model.featuriser, target.probabilities(), &raw, model.smoothing);
-        Arc::new(VersionedWeight { raw_version: Some(raw_version), weight })
+        Arc::new(VersionedWeight { version: WeightVersion { raw: Some(raw_version), selected: None }, weight })
     };
     let (old, new) = (version(7, "bad noise good words noise"), version(8, "good good good words only noise bad"));
     let texts = ["good words only", "bad noise", "good noise bad words", "only bad words", "noise noise only"];

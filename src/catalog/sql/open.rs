@@ -24,6 +24,7 @@ const SQLITE: &Migrations = &[
     (4, "dead letter files", include_str!("../../../migrations/sqlite/0004_dead_letter_files.sql")),
     (5, "gaps", include_str!("../../../migrations/sqlite/0005_gaps.sql")),
     (6, "topics", include_str!("../../../migrations/sqlite/0006_topics.sql")),
+    (7, "against selected", include_str!("../../../migrations/sqlite/0007_against_selected.sql")),
 ];
 const POSTGRES: &Migrations = &[
     (1, "catalog", include_str!("../../../migrations/postgres/0001_catalog.sql")),
@@ -32,6 +33,7 @@ const POSTGRES: &Migrations = &[
     (4, "dead letter files", include_str!("../../../migrations/postgres/0004_dead_letter_files.sql")),
     (5, "gaps", include_str!("../../../migrations/postgres/0005_gaps.sql")),
     (6, "topics", include_str!("../../../migrations/postgres/0006_topics.sql")),
+    (7, "against selected", include_str!("../../../migrations/postgres/0007_against_selected.sql")),
 ];
 
 const MAX_CONNECTIONS: u32 = 4;

@@ -8,6 +8,7 @@ use crate::catalog::{CatalogError, CatalogReader, Checkpoint, Gap, GapReason, Pe
 use crate::checkpoint::Interval;
 use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::TopicPartition;
+use crate::score::SelectedVersion;
 use crate::window::{CloseReason, WindowSummary};
 
 impl SqlCatalog {
@@ -106,6 +107,7 @@ impl CatalogReader for SqlCatalog {
                 Ok(diagnostics) => diagnostics,
                 Err(e) => return Ok(Err(format!("diagnostics of a window: {e}"))),
             };
+            let (selected_version, selected_share): (Option<i64>, Option<f64>) = (row.get(16)?, row.get(17)?);
             Ok(Ok(WindowSummary {
                 at: TopicPartition::new(row.get::<String>(0)?, row.get(1)?),
                 interval: Interval { from: row.get(2)?, to: row.get(3)? },
@@ -120,12 +122,16 @@ impl CatalogReader for SqlCatalog {
                 kl_reduction: row.get(12)?,
                 random_kl_reduction: row.get(13)?,
                 raw_version: row.get(14)?,
+                against_selected: selected_version
+                    .zip(selected_share)
+                    .map(|(version, share)| SelectedVersion { version, share }),
                 diagnostics,
             }))
         };
         let windows = self.select(
             r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
-                   n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics
+                   n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics,
+                   selected_version, selected_share
                FROM windows WHERE pipeline = $1 ORDER BY topic, "partition", from_offset"#,
             values![pipeline],
             window,

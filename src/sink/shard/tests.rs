@@ -44,6 +44,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         kl_reduction: None,
         random_kl_reduction: None,
         raw_version: None,
+        against_selected: None,
         diagnostics: None,
     };
     let (counts, sources) = (NgramCounts::zero(2), SourceCounts::default());
