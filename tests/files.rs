@@ -518,3 +518,92 @@ fn a_model_is_shown_to_people() {
     std::fs::write(sandbox.path("no.wnw"), "no model").unwrap();
     assert!(sandbox.refuse("model show no.wnw").contains("`no.wnw`: not a model"));
 }
+
+/// Ids of a selection, with what stands in the column of weights.
+fn selected(sandbox: &Sandbox, out: &str) -> Vec<(String, f64, f64)> {
+    let path = sandbox.path(out).join(SELECTED);
+    let numbers = numbers(&path, "log_importance_weight").into_iter().zip(numbers(&path, "inclusion_probability"));
+    strings(&path, "id").into_iter().zip(numbers).map(|(id, (weight, probability))| (id, weight, probability)).collect()
+}
+
+#[test]
+fn selecting_against_what_was_selected_is_exact_repeatable_and_nearer_to_the_target() {
+    let sandbox = Sandbox::new();
+    let select = |out: &str, arguments: &str| {
+        let common = "--input raw.jsonl --count 200 --length-normalise --temperature 0.05 --seed 3 --out";
+        sandbox.succeed(&format!("select {common} {out} {arguments}"))
+    };
+    let fitted = "--target target.jsonl";
+    let said = select("one", &format!("{fitted} --against selected --window 300 --threads 1"));
+    select("two", &format!("{fitted} --against selected --window 300 --threads 2"));
+    let one = selected(&sandbox, "one");
+    assert_eq!((one.len(), &one), (200, &selected(&sandbox, "two")), "the same on one core and on two");
+    assert!(said.contains("nats are left between target and selection"), "{said}");
+    // A model that exists needs the n-grams of the input as well.
+    select("model", "--model one/model.wnw --against selected --window 300");
+    assert_eq!(one, selected(&sandbox, "model"));
+    select("in-order", &format!("{fitted} --against selected --window 300 --order files --rounds 3"));
+    assert_eq!(selected(&sandbox, "in-order").len(), 200);
+    assert_ne!(one, selected(&sandbox, "in-order"));
+
+    // Before anything was selected the denominator is the raw distribution: one window is plain DSIR.
+    select("window", &format!("{fitted} --against selected --window 1000000"));
+    select("plain", fitted);
+    let (window, plain) = (selected(&sandbox, "window"), selected(&sandbox, "plain"));
+    assert_eq!(window.len(), plain.len());
+    for ((id, weight, probability), expected) in window.iter().zip(&plain) {
+        assert_eq!(*id, expected.0);
+        assert!((weight - expected.1).abs() < 1e-9 && (probability - expected.2).abs() < 1e-9, "{id}");
+    }
+
+    // A target of four kinds: DSIR takes the easiest, this one takes all.
+    let kinds = ["sotu", "rust-doc", "shakespeare-milton", "factbook"];
+    let rows = lines(&sandbox.path("raw.jsonl"));
+    let of_kinds = kinds.map(|kind| rows.iter().filter(move |row| row["source"] == kind).take(30));
+    let mixed: String = of_kinds.into_iter().flatten().map(|row| format!("{row}\n")).collect();
+    std::fs::write(sandbox.path("mixed.jsonl"), mixed).unwrap();
+    for (out, against) in [("easy", ""), ("all", "--against selected --window 300")] {
+        sandbox.succeed(&format!(
+            "select --input raw.jsonl --target mixed.jsonl --count 40 --length-normalise --selector top_k {against} --out {out}"
+        ));
+    }
+    let n_kinds = |out: &str| {
+        let sources = strings(&sandbox.path(out).join(SELECTED), "source");
+        kinds.iter().filter(|kind| sources.iter().filter(|source| source == kind).count() >= 2).count()
+    };
+    let left = |out: &str| sandbox.report(out)["kl_to_selected_nats"].as_f64().unwrap();
+    println!("{:.3} nats left, {:.3} by DSIR", left("all"), left("easy"));
+    assert_eq!((n_kinds("all"), n_kinds("easy") < 4), (4, true));
+    assert!(left("all") < 0.6 * left("easy"));
+    let parts = sandbox.report("all")["lacking"].as_array().unwrap().clone();
+    assert!(parts.len() == 10 && parts[0]["nats"].as_f64() >= parts[9]["nats"].as_f64());
+    assert_eq!(sandbox.report("one")["selector"]["against_selected"]["prior_ngrams"], 100_000);
+
+    for (arguments, problem) in [
+        ("--temperature auto", "--temperature auto: weights against what was selected change"),
+        ("--temperature 1 --selected-share 0", "--selected-share 0: must be above 0"),
+        ("--temperature 1 --window 0", "--window 0: must be at least 1"),
+        ("--temperature 1 --scratch-gib 0", "must be kept to weigh against what was selected"),
+    ] {
+        let refused = sandbox.refuse(&format!(
+            "select --input raw.jsonl --target target.jsonl --count 5 --against selected --out no {arguments}"
+        ));
+        assert!(refused.contains(problem), "{refused}");
+    }
+}
+
+#[test]
+fn several_targets_and_sources_keep_their_shares_against_what_was_selected() {
+    let sandbox = Sandbox::new();
+    sandbox.succeed(
+        "select --input raw.jsonl --target a=target.jsonl b=raw.jsonl --proportion a=0.7 b=0.3 --raw raw.jsonl --count 100 \
+         --source-proportion sotu=0.25 --against selected --window 200 --rounds 2 --min-tokens 20 --out out",
+    );
+    let path = sandbox.path("out").join(SELECTED);
+    let count = |column: &str, wanted: &str| strings(&path, column).iter().filter(|value| *value == wanted).count();
+    assert_eq!((count("source", "sotu"), strings(&path, "id").len()), (25, 100));
+    assert!((69..=71).contains(&count("target", "a")), "{}", count("target", "a"));
+    let ids: HashSet<String> = strings(&path, "id").into_iter().collect();
+    assert_eq!(ids.len(), 100, "nothing twice");
+    assert!(numbers(&path, "inclusion_probability").iter().all(|p| *p > 0.0 && *p <= 1.0));
+}

@@ -2,6 +2,7 @@
 //! that is fitted on them keeps their n-grams on disk, so that they need not be read once more), and once to write the
 //! documents that were selected.
 
+mod corrected;
 mod draw;
 mod featurise;
 mod output;
@@ -20,6 +21,7 @@ use super::{UsageError, print};
 use crate::score::{Model, ModelId};
 use crate::select::{Fraction, SelectorKind};
 use crate::source::files::Input;
+use corrected::Correction;
 use featurise::Featurised;
 use output::Folder;
 
@@ -101,6 +103,25 @@ struct SelectionArguments {
     /// Share of the selection for a source; what is left goes to all other sources together
     #[arg(long, value_name = "NAME=SHARE", num_args = 1..)]
     source_proportion: Vec<String>,
+    /// What documents are weighed against: the raw distribution, or what was selected so far, window by window, so that what is
+    /// covered stops paying. Best with --length-normalise and a low --temperature
+    #[arg(long, value_enum, default_value_t = AgainstName::Raw)]
+    against: AgainstName,
+    /// With --against selected: its weight in a geometric mixture with the raw distribution
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    selected_share: f64,
+    /// With --against selected: the raw distribution counts as if it had been selected in so many n-grams
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    selected_prior: u64,
+    /// With --against selected: documents of a window, all of which are weighed against the windows before
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    window: usize,
+    /// With --against selected: corrections within a window
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    rounds: u32,
+    /// With --against selected: how windows follow one another
+    #[arg(long, value_enum, default_value_t = Order::Shuffled)]
+    order: Order,
     /// Gibibytes of n-grams that may be kept beside DIR until the selection is made, when the model is fitted on the input:
     /// about as many as it has text. If that is not enough, the input is read once more instead
     #[arg(long, value_name = "N", default_value_t = 8)]
@@ -112,6 +133,20 @@ struct SelectionArguments {
 enum SelectorName {
     ImportanceResampling,
     TopK,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum AgainstName {
+    Raw,
+    Selected,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Order {
+    /// By the seed
+    Shuffled,
+    /// As the documents stand in the files
+    Files,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -145,6 +180,8 @@ pub struct SelectionPlan {
     pub min_tokens: u32,
     /// Sources with a share of their own.
     pub sources: Vec<(String, f64)>,
+    /// Weights against what was selected, not against raw alone.
+    pub correction: Option<Correction>,
 }
 
 #[derive(Clone, Copy)]
@@ -154,6 +191,32 @@ pub enum Quota {
 }
 
 impl SelectionArguments {
+    fn correction(&self) -> Result<Option<Correction>, UsageError> {
+        if self.against == AgainstName::Raw {
+            return Ok(None);
+        }
+        let share = self.selected_share;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(UsageError(format!("--selected-share {share}: must be above 0 and up to 1")));
+        }
+        for (option, n) in [
+            ("--selected-prior", self.selected_prior),
+            ("--window", self.window as u64),
+            ("--rounds", self.rounds.into()),
+        ] {
+            if n == 0 {
+                return Err(UsageError(format!("{option} 0: must be at least 1")));
+            }
+        }
+        Ok(Some(Correction {
+            share,
+            prior_ngrams: self.selected_prior,
+            window: self.window,
+            rounds: self.rounds,
+            is_shuffled: self.order == Order::Shuffled,
+        }))
+    }
+
     fn scratch_bytes(&self) -> u64 {
         self.scratch_gib.saturating_mul(1 << 30)
     }
@@ -182,6 +245,7 @@ impl SelectionArguments {
             length_normalise: self.length_normalise,
             min_tokens: self.min_tokens,
             sources,
+            correction: self.correction()?,
         })
     }
 }
@@ -203,11 +267,11 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
     let model = &chosen_model.model;
 
     let weights = Weights::new(model);
-    let scores = match featurised {
-        Some(featurised) => featurised.score(&files, &weights)?,
-        None => scores::score_all(&inputs, &files, &weights, &plan)?,
+    let (scores, draw) = match (featurised, &plan.correction) {
+        (Some(featurised), Some(correction)) => corrected::draw(featurised, model, &plan, correction, &files)?,
+        (Some(featurised), None) => drawn(featurised.score(&files, &weights)?, model, &plan)?,
+        (None, _) => drawn(scores::score_all(&inputs, &files, &weights, &plan)?, model, &plan)?,
     };
-    let draw = draw::draw(&scores, model, &plan)?;
     let writing = rows::Writing { inputs: &inputs, files: &files, model, scores: &scores, draw: &draw, plan: &plan };
     let written = writing.write(&folder, arguments.format, &weights, &chosen_model.id)?;
 
@@ -232,6 +296,11 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
     print(&report.text())
 }
 
+fn drawn(scores: scores::Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Result<(scores::Scores, draw::Draw)> {
+    let draw = draw::draw(&scores, model, plan)?;
+    Ok((scores, draw))
+}
+
 impl SelectArguments {
     /// The model; if it was fitted on the input itself, also what was kept of that.
     fn model(
@@ -243,7 +312,8 @@ impl SelectArguments {
     ) -> anyhow::Result<(ChosenModel, Option<Featurised>)> {
         if let Some(path) = &self.model {
             let (model, id) = super::model::load(path)?;
-            return Ok((ChosenModel { model, id, fitted: None }, None));
+            let featurised = self.featurised(inputs_to_select, files, &model, selection, folder)?;
+            return Ok((ChosenModel { model, id, fitted: None }, featurised));
         }
         let (featuriser, smoothing) = self.featuriser.checked()?;
         let sampling = self.sample.checked()?;
@@ -262,10 +332,30 @@ impl SelectArguments {
                 Ok(raw)
             })?
         } else {
-            plan.fit(files)?
+            let model = plan.fit(files)?;
+            featurised = self.featurised(inputs_to_select, files, &model, selection, folder)?;
+            model
         };
         let bytes = model.to_bytes();
         Ok((ChosenModel { id: ModelId::of(&bytes), model, fitted: Some(bytes) }, featurised))
+    }
+}
+
+impl SelectArguments {
+    /// The n-grams of the input, where a model does not come from it but they are needed.
+    fn featurised(
+        &self,
+        inputs: &[Input],
+        files: &Files,
+        model: &Model,
+        plan: &SelectionPlan,
+        folder: &Folder,
+    ) -> anyhow::Result<Option<Featurised>> {
+        if plan.correction.is_none() {
+            return Ok(None);
+        }
+        let spool = folder.spool(self.selection.scratch_bytes());
+        Ok(featurise::featurise(inputs, files, model.featuriser, plan, spool)?.1)
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::Shared;
-use crate::features::Scratch;
 use crate::score::{Model, NgramCounts};
 use crate::select::{Diagnostics, SourceCounts};
 use crate::telemetry::Lack;
@@ -27,14 +26,7 @@ pub(super) struct Quality {
 impl Quality {
     pub fn new(model: &Model) -> Self {
         let zero = NgramCounts::zero(model.featuriser.buckets as usize);
-        let mut ngrams: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-        let mut scratch = Scratch::default();
-        for (ngram, _) in model.targets.iter().flat_map(|target| &target.side.provenance.top_ngrams) {
-            if let Some(bucket) = model.featuriser.bucket_of(ngram, &mut scratch) {
-                ngrams.entry(bucket).or_default().push(ngram.clone());
-            }
-        }
-        Quality { raw: zero.clone(), selected: zero, sources: SourceCounts::default(), ngrams }
+        Quality { raw: zero.clone(), selected: zero, sources: SourceCounts::default(), ngrams: model.target_ngrams() }
     }
 
     /// Takes note of a window and shows it.

@@ -15,10 +15,11 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{NgramCounts, Probabilities, TargetDistribution};
-use crate::features::Featuriser;
+use crate::features::{Featuriser, Scratch};
 
 const MAGIC: &[u8; 8] = b"WNWMODEL";
 const FORMAT_VERSION: u32 = 2;
@@ -165,7 +166,19 @@ impl Model {
         Probabilities::mixture(&self.targets.iter().map(part).collect::<Vec<_>>())
     }
 
-    /// The same with what it takes to measure a selection by it.
+    /// Frequent n-grams of the targets by bucket, where they were kept.
+    pub fn target_ngrams(&self) -> BTreeMap<u32, Vec<String>> {
+        let mut by_bucket: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        let mut scratch = Scratch::default();
+        for (ngram, _) in self.targets.iter().flat_map(|target| &target.side.provenance.top_ngrams) {
+            if let Some(bucket) = self.featuriser.bucket_of(ngram, &mut scratch) {
+                by_bucket.entry(bucket).or_default().push(ngram.clone());
+            }
+        }
+        by_bucket
+    }
+
+    /// The distribution that is wanted, with what it takes to measure a selection by it.
     pub fn target_distribution(&self) -> TargetDistribution {
         let (featuriser, smoothing) = (self.featuriser, self.smoothing);
         TargetDistribution::new(featuriser, self.target_probabilities(), smoothing)

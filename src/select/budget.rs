@@ -101,19 +101,72 @@ pub fn select_within_budgets(
         // A document may be chosen for any target, so no target falls short before the pool is empty.
         let shares = apportion(budget, target_shares, &vec![budget; target_shares.len()]);
         for (target, count) in shares.into_iter().enumerate() {
-            let threshold = take_best(
-                documents,
-                count as usize,
-                |document| key(document, target),
-                |document, key| {
-                    selection.picks.push(Pick { document, target, key });
-                },
-            );
-            selection.turns.push(Turn { pool, target, count, threshold });
+            selection.take_turn(pool, target, documents, count, |document| key(document, target));
         }
     }
     selection.picks.sort_unstable_by_key(|pick| pick.document);
     selection
+}
+
+impl BudgetedSelection {
+    /// One target's choice: moves the `count` best of `documents` to the picks, which are in no order then.
+    pub fn take_turn(
+        &mut self,
+        pool: usize,
+        target: usize,
+        documents: &mut Vec<u32>,
+        count: u64,
+        key: impl Fn(u32) -> f64,
+    ) {
+        let threshold = take_best(documents, count as usize, key, |document, key| {
+            self.picks.push(Pick { document, target, key });
+        });
+        self.turns.push(Turn { pool, target, count, threshold });
+    }
+}
+
+/// Spreads the budgets of the targets evenly over the documents of a pool, which come in windows.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    documents: u64,
+    budgets: Vec<u64>,
+    /// Documents of the windows before.
+    seen: u64,
+    taken: Vec<u64>,
+}
+
+impl Schedule {
+    /// # Panics
+    /// If the budgets come to more than there are documents.
+    pub fn new(documents: u64, budgets: Vec<u64>) -> Self {
+        assert!(budgets.iter().sum::<u64>() <= documents, "more is to be chosen than there is");
+        let taken = vec![0; budgets.len()];
+        Schedule { documents, budgets, seen: 0, taken }
+    }
+
+    /// How many each target chooses in round `round` of `rounds`, counted from 1, of a window of so many documents: never
+    /// more than are left of it. After the last window the budgets are spent.
+    pub fn take(&mut self, window: u64, round: u32, rounds: u32) -> Vec<u64> {
+        let (round, rounds) = (u128::from(round), u128::from(rounds));
+        let whole = u128::from(self.documents) * rounds;
+        let seen = u128::from(self.seen) * rounds + u128::from(window) * round;
+        if round == rounds {
+            self.seen += window;
+        }
+        if whole == 0 {
+            return vec![0; self.budgets.len()];
+        }
+        let due = |budget: u64| u128::from(budget) * seen;
+        // Rounded up: a pool that is chosen whole never leaves a document behind.
+        let total = due(self.budgets.iter().sum()).div_ceil(whole) as u64;
+        let count = total - self.taken.iter().sum::<u64>();
+        let left: Vec<u64> = self.budgets.iter().zip(&self.taken).map(|(budget, taken)| budget - taken).collect();
+        let behind = |(budget, taken): (&u64, &u64)| (due(*budget) as f64 / whole as f64 - *taken as f64).max(0.0);
+        let behind: Vec<f64> = self.budgets.iter().zip(&self.taken).map(behind).collect();
+        let counts = apportion(count, &behind, &left);
+        self.taken.iter_mut().zip(&counts).for_each(|(taken, count)| *taken += count);
+        counts
+    }
 }
 
 /// Removes the `count` best of `documents` and gives the highest key that is left.
@@ -181,6 +234,36 @@ mod tests {
             let selection = select_within_budgets(count, vec![documents], &[1.0], &[1.0], |d, _| f64::from(keys[d as usize]));
             prop_assert_eq!(selection.picks.iter().map(|p| p.document).collect::<Vec<_>>(), sorted);
             prop_assert_eq!(selection.turns[0].threshold, threshold);
+        }
+
+        #[test]
+        fn a_schedule_spends_its_budgets_evenly(
+            windows in proptest::collection::vec(0u64..300, 1..20),
+            shares in proptest::collection::vec(0.0f64..1.0, 1..4),
+            share in 0.0f64..=1.0,
+            rounds in 1u32..4,
+        ) {
+            let documents: u64 = windows.iter().sum();
+            let budget = (documents as f64 * share) as u64;
+            let budgets = apportion(budget, &shares, &vec![budget; shares.len()]);
+            let mut schedule = Schedule::new(documents, budgets.clone());
+            let (mut taken, mut seen) = (vec![0; shares.len()], 0);
+            for window in windows {
+                let mut left = window;
+                for round in 1..=rounds {
+                    let counts = schedule.take(window, round, rounds);
+                    let n: u64 = counts.iter().sum();
+                    prop_assert!(n <= left, "{} of {}", n, left);
+                    left -= n;
+                    taken.iter_mut().zip(counts).for_each(|(taken, count)| *taken += count);
+                }
+                seen += window;
+                for (taken, budget) in taken.iter().zip(&budgets) {
+                    let due = *budget as f64 * seen as f64 / documents.max(1) as f64;
+                    prop_assert!((*taken as f64 - due).abs() <= 2.0, "{} of {} after {}", taken, due, seen);
+                }
+            }
+            prop_assert_eq!(taken, budgets);
         }
 
         #[test]

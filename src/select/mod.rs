@@ -16,7 +16,7 @@ use crate::features::Featuriser;
 use crate::score::Score;
 
 pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
-pub use budget::{BudgetedSelection, Pick, Turn, apportion, select_within_budgets};
+pub use budget::{BudgetedSelection, Pick, Schedule, Turn, apportion, select_within_budgets};
 pub use diagnostics::{
     Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
     weight_length_correlation,

@@ -21,58 +21,103 @@ pub struct Draw {
     pub requested: u64,
     pub candidates: u64,
     pub selection: BudgetedSelection,
+    /// Of the picks, in their order, where the turns do not tell them.
+    pub probabilities: Option<Vec<f64>>,
     /// One for each target: of all candidates, and of what that target chose.
     pub diagnostics: Vec<Diagnostics>,
 }
 
 pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Result<Draw> {
-    let candidates: Vec<u32> =
-        (0..scores.len() as u32).filter(|&document| scores.is_candidate(document, plan.min_tokens)).collect();
+    let candidates = candidates(scores, plan);
+    let (requested, mut settings) = settings(scores, plan, 1.0)?;
+    let totals: Vec<Vec<f64>> =
+        (0..scores.n_targets).map(|target| totals(scores, model, &settings, &candidates, target)).collect();
+    settings.temperature = temperature(plan.temperature, &totals)?;
+    drop(totals);
+
+    let noise = noise(plan.seed);
+    let mut pools = vec![Vec::new(); plan.sources.len() + 1];
+    candidates.iter().for_each(|&document| pools[scores.pool(document)].push(document));
+    let target_shares: Vec<f64> = model.targets.iter().map(|target| target.proportion).collect();
+    let key = |document: u32, target: usize| {
+        let weight = total_weight(scores, model, &settings, document, scores.weight(document, target));
+        settings.key(&noise, i64::from(document), weight)
+    };
+    let selection = select_within_budgets(requested, pools, &pool_shares(plan), &target_shares, key);
+    let diagnostics = diagnostics(scores, model, &settings, &candidates, &selection);
+    let candidates = candidates.len() as u64;
+    Ok(Draw { settings, noise, requested, candidates, selection, probabilities: None, diagnostics })
+}
+
+/// Documents that may be selected, in order.
+pub fn candidates(scores: &Scores, plan: &SelectionPlan) -> Vec<u32> {
+    (0..scores.len() as u32).filter(|&document| scores.is_candidate(document, plan.min_tokens)).collect()
+}
+
+/// How many are to be selected, and how.
+pub fn settings(
+    scores: &Scores,
+    plan: &SelectionPlan,
+    temperature: f64,
+) -> Result<(u64, SelectorSettings), UsageError> {
     let whole = "1".parse().map_err(UsageError)?;
     let (fraction, requested) = match plan.quota {
         Quota::Fraction(fraction) => (fraction, fraction.of(scores.n_documents(), 0.5)),
         Quota::Count(count) => (whole, count),
     };
-    let mut settings = SelectorSettings {
+    let settings = SelectorSettings {
         kind: plan.kind,
         fraction,
-        temperature: 1.0,
+        temperature,
         length_normalise: plan.length_normalise,
         min_tokens: plan.min_tokens,
         seed: plan.seed,
     };
-    let total = |document: u32, target: usize| total_weight(scores, model, &settings, document, target);
-    let totals: Vec<Vec<f64>> = (0..scores.n_targets)
-        .map(|target| candidates.iter().map(|&document| total(document, target)).collect())
-        .collect();
-    settings.temperature = temperature(plan.temperature, &totals)?;
-
-    let noise = Noise::new(plan.seed, &TopicPartition::new(NOISE_PARTITION, 0));
-    let mut pools = vec![Vec::new(); plan.sources.len() + 1];
-    candidates.iter().for_each(|&document| pools[scores.pool(document)].push(document));
-    let named: f64 = plan.sources.iter().map(|(_, share)| share).sum();
-    let rest = if named > 1.0 - 1e-9 { 0.0 } else { 1.0 - named };
-    let pool_shares: Vec<f64> = std::iter::once(rest).chain(plan.sources.iter().map(|(_, share)| *share)).collect();
-    let target_shares: Vec<f64> = model.targets.iter().map(|target| target.proportion).collect();
-    let key = |document: u32, target: usize| {
-        let weight = total_weight(scores, model, &settings, document, target);
-        settings.key(&noise, i64::from(document), weight)
-    };
-    let selection = select_within_budgets(requested, pools, &pool_shares, &target_shares, key);
-
-    let n_tokens: Vec<u32> = candidates.iter().map(|&document| scores.n_tokens[document as usize]).collect();
-    let diagnostics = totals.iter().enumerate().map(|(target, totals)| {
-        let of_target = selection.picks.iter().filter(|pick| pick.target == target);
-        let index = |pick: &Pick| candidates.partition_point(|&document| document < pick.document);
-        Diagnostics::of(&settings, totals, &n_tokens, &of_target.map(index).collect::<Vec<_>>())
-    });
-    let diagnostics = diagnostics.collect();
-    Ok(Draw { settings, noise, requested, candidates: candidates.len() as u64, selection, diagnostics })
+    Ok((requested, settings))
 }
 
-/// What a document competes with for a target.
-fn total_weight(scores: &Scores, model: &Model, settings: &SelectorSettings, document: u32, target: usize) -> f64 {
-    let log_importance_weight = scores.weight(document, target);
+pub fn noise(seed: u64) -> Noise {
+    Noise::new(seed, &TopicPartition::new(NOISE_PARTITION, 0))
+}
+
+/// Of all sources without a share of their own, and of each that has one.
+pub fn pool_shares(plan: &SelectionPlan) -> Vec<f64> {
+    let named: f64 = plan.sources.iter().map(|(_, share)| share).sum();
+    let rest = if named > 1.0 - 1e-9 { 0.0 } else { 1.0 - named };
+    std::iter::once(rest).chain(plan.sources.iter().map(|(_, share)| *share)).collect()
+}
+
+/// One for each target: of all candidates, and of what that target chose.
+pub fn diagnostics(
+    scores: &Scores,
+    model: &Model,
+    settings: &SelectorSettings,
+    candidates: &[u32],
+    selection: &BudgetedSelection,
+) -> Vec<Diagnostics> {
+    let n_tokens: Vec<u32> = candidates.iter().map(|&document| scores.n_tokens[document as usize]).collect();
+    let of_target = |target| {
+        let picks = selection.picks.iter().filter(|pick| pick.target == target);
+        let index = |pick: &Pick| candidates.partition_point(|&document| document < pick.document);
+        let totals = totals(scores, model, settings, candidates, target);
+        Diagnostics::of(settings, &totals, &n_tokens, &picks.map(index).collect::<Vec<_>>())
+    };
+    (0..scores.n_targets).map(of_target).collect()
+}
+
+fn totals(scores: &Scores, model: &Model, settings: &SelectorSettings, candidates: &[u32], target: usize) -> Vec<f64> {
+    let total = |&document: &u32| total_weight(scores, model, settings, document, scores.weight(document, target));
+    candidates.iter().map(total).collect()
+}
+
+/// What a document competes with.
+pub fn total_weight(
+    scores: &Scores,
+    model: &Model,
+    settings: &SelectorSettings,
+    document: u32,
+    log_importance_weight: f64,
+) -> f64 {
     let score = Score { n_tokens: scores.n_tokens[document as usize], log_importance_weight };
     settings.total_log_weight(&score, &model.featuriser)
 }
@@ -105,11 +150,16 @@ impl Draw {
     /// Chance of being selected, given the thresholds of the turns in its pool. All turns look at the same noise, so a
     /// document is selected exactly if it beats the most favourable of them.
     pub fn inclusion_probability(&self, scores: &Scores, model: &Model, document: u32) -> f64 {
+        if let Some(probabilities) = &self.probabilities {
+            let pick = self.selection.picks.binary_search_by_key(&document, |pick| pick.document);
+            return pick.map_or(0.0, |pick| probabilities[pick]);
+        }
         let pool = scores.pool(document);
         let turns = self.selection.turns.iter().filter(|turn| turn.pool == pool && turn.count > 0);
         turns
             .map(|turn| {
-                let weight = total_weight(scores, model, &self.settings, document, turn.target);
+                let weight = scores.weight(document, turn.target);
+                let weight = total_weight(scores, model, &self.settings, document, weight);
                 self.settings.inclusion_probability(weight, turn.threshold)
             })
             .fold(0.0, f64::max)

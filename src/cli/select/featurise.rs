@@ -5,6 +5,7 @@ use anyhow::Context;
 use super::SelectionPlan;
 use super::scores::Scores;
 use super::spool::{Place, Spool};
+use crate::cli::UsageError;
 use crate::cli::files::{Files, total_bytes};
 use crate::cli::progress::Progress;
 use crate::cli::weights::Weights;
@@ -15,11 +16,11 @@ use crate::source::files::{FileError, Input, Wanted};
 /// The numbers of all documents and their n-grams, to be weighed.
 pub struct Featurised {
     /// For weights there are 0 for documents and NaN for bad lines.
-    scores: Scores,
-    featuriser: Featuriser,
-    spool: Spool,
+    pub(super) scores: Scores,
+    pub(super) featuriser: Featuriser,
+    pub(super) spool: Spool,
     /// Of every chunk's n-grams.
-    kept: Vec<Place>,
+    pub(super) kept: Vec<Place>,
 }
 
 /// What a thread has.
@@ -87,6 +88,11 @@ pub fn featurise(
     let raw = Side { counts, provenance };
     if spool.has_failed() {
         let problem = spool.problem().unwrap_or_default();
+        if plan.correction.is_some() {
+            let problem =
+                format!("the n-grams of the input must be kept to weigh against what was selected: {problem}");
+            return Err(UsageError(problem).into());
+        }
         eprintln!("raw: the n-grams cannot be kept ({problem}): the input will be read again to score it");
         return Ok((raw, None));
     }

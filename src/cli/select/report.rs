@@ -17,6 +17,14 @@ use crate::source::files::Input;
 
 /// Sources that are told apart.
 const SOURCES: usize = 20;
+/// Buckets that are named of what the selection lacks.
+const N_LACKING: usize = 10;
+
+fn lacking(model: &Model, parts: &[(u32, f64)]) -> Vec<Lack> {
+    let ngrams = model.target_ngrams();
+    let lack = |&(bucket, nats)| Lack { bucket, ngrams: ngrams.get(&bucket).cloned().unwrap_or_default(), nats };
+    parts.iter().map(lack).collect()
+}
 
 pub struct Facts<'a> {
     pub model: &'a Model,
@@ -50,6 +58,9 @@ pub struct Report {
     shortfall: u64,
     targets: Vec<TargetReport>,
     kl_to_raw_nats: f64,
+    kl_to_selected_nats: f64,
+    /// The largest parts of it.
+    lacking: Vec<Lack>,
     kl_reduction_nats: f64,
     kl_reduction_of_random_nats: f64,
     acceptance: AcceptanceBySource,
@@ -71,6 +82,18 @@ struct Selector {
     length_normalise: bool,
     min_tokens: u32,
     source_proportions: Vec<(String, f64)>,
+    /// `null`: weights against raw alone.
+    against_selected: Option<super::corrected::Correction>,
+}
+
+/// A bucket of which the selection has too little.
+#[derive(Debug, Serialize)]
+struct Lack {
+    bucket: u32,
+    /// The target's frequent n-grams in it, where the model kept them.
+    ngrams: Vec<String>,
+    /// p_target · (log p_target − log p_selected).
+    nats: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,6 +133,7 @@ impl Report {
                 length_normalise: plan.length_normalise,
                 min_tokens: plan.min_tokens,
                 source_proportions: plan.sources.clone(),
+                against_selected: plan.correction,
             },
             documents: scores.n_documents(),
             bad_lines: scores.bad_lines,
@@ -121,6 +145,8 @@ impl Report {
             shortfall: draw.requested - selected,
             targets: targets.collect(),
             kl_to_raw_nats: to_raw,
+            kl_to_selected_nats: target.divergence_from(&written.selected),
+            lacking: lacking(model, &target.largest_parts(&written.selected, N_LACKING)),
             kl_reduction_nats: to_raw - target.divergence_from(&written.selected),
             kl_reduction_of_random_nats: to_raw - target.divergence_from(&written.random),
             acceptance: written.sources.top(SOURCES),
@@ -168,6 +194,7 @@ impl Report {
         );
         self.add_sources(&mut text);
         self.add_divergence(&mut text);
+        self.add_lacking(&mut text);
         self.targets.iter().for_each(|target| self.add_diagnostics(&mut text, target));
         for warning in &self.warnings {
             let _ = writeln!(text, "\nWARNING: {}", wrapped(warning));
@@ -212,6 +239,15 @@ impl Report {
             [("this selection", self.kl_reduction_nats), ("random, same size", self.kl_reduction_of_random_nats)]
         {
             let _ = writeln!(text, "  {what:<20} {} {reduction:>6.3} nats", bar(reduction / to_raw));
+        }
+    }
+
+    fn add_lacking(&self, text: &mut String) {
+        let named: Vec<_> = self.lacking.iter().filter(|lack| !lack.ngrams.is_empty()).collect();
+        let _ = writeln!(text, "\n{:.3} nats are left between target and selection", self.kl_to_selected_nats);
+        if !named.is_empty() {
+            let ngrams = named.iter().map(|lack| format!("`{}`", lack.ngrams.join("`, `"))).collect::<Vec<_>>();
+            let _ = writeln!(text, "  most of all it lacks {}", wrapped(&ngrams.join(", ")));
         }
     }
 

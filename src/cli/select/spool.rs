@@ -19,8 +19,8 @@ pub struct Spool {
 /// Where a piece lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    start: u64,
-    len: usize,
+    pub start: u64,
+    pub len: usize,
 }
 
 impl Spool {
