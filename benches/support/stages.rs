@@ -9,7 +9,7 @@ use winnowd::features::{
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{ImportanceWeight, ModelId, NgramCounts, Score};
 use winnowd::select::{Noise, Reservoir};
-use winnowd::sink::{ShardWriter, WriterSettings};
+use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
 use winnowd::window::{CloseReason, ClosedWindow, OpenWindow, ScoredDocument, ScoredRecord};
 
 use crate::support::{Corpus, featurisers, fit};
@@ -178,7 +178,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
 
 fn write(window: &ClosedWindow) {
     let settings = WriterSettings { row_group_rows: 4096, row_group_bytes: 64 << 20, zstd_level: 1 };
-    let mut shard = ShardWriter::create("bench", None, settings).expect("a scratch file");
+    let mut shard = ShardWriter::create("bench", None, settings, std::sync::Arc::new(GiveUp)).expect("a scratch file");
     shard.append(window, &ModelId::of(b"")).expect("rows");
     black_box(shard.finish(Vec::new()).expect("a shard").bytes);
 }

@@ -25,6 +25,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::layer;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::catalog::CatalogError;
 use crate::config::{Config, ConfigErrors, LogConfig};
@@ -190,12 +194,14 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 fn init_logging(log: LogConfig) {
-    let format = tracing_subscriber::fmt()
-        .with_max_level(log.level)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    if log.json { format.json().init() } else { format.init() }
+    let level = LevelFilter::from(log.level);
+    // It tells of each retry, and not of what: whatever fails for good is told of where it was asked for.
+    let of_store = if level <= LevelFilter::INFO { level.min(LevelFilter::WARN) } else { level };
+    let levels = Targets::new().with_default(level).with_target("object_store", of_store);
+    let is_terminal = std::io::stderr().is_terminal();
+    let format = layer().with_writer(std::io::stderr).with_ansi(is_terminal).with_target(false);
+    let registry = tracing_subscriber::registry().with(levels);
+    if log.json { registry.with(format.json()).init() } else { registry.with(format).init() }
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -13,6 +13,7 @@ mod open_shard;
 mod publisher;
 mod quality;
 mod replay;
+mod room;
 mod scoring;
 mod session;
 mod worker;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
 use crate::score::NgramCounts;
 use crate::select::{Quantiles, SourceCounts};
-use crate::sink::{DeadLetterWriter, FinishedFile, ShardStore, ShardWriter, SinkError, WriterSettings};
+use crate::sink::{DeadLetterWriter, FinishedFile, FullDisk, ShardStore, ShardWriter, SinkError, WriterSettings};
 use crate::window::{ClosedWindow, WindowSummary};
 
 /// Windows that wait for a shard to fill roll it when there are so many.
@@ -27,6 +28,7 @@ pub(super) struct OpenShard {
     id: String,
     /// `None` until something is selected.
     writer: Option<ShardWriter>,
+    full_disk: Arc<dyn FullDisk>,
     progress: Progress,
     epochs: BTreeMap<TopicPartition, i64>,
     windows: Vec<WindowSummary>,
@@ -51,10 +53,11 @@ pub(super) struct FinishedPublication {
 }
 
 impl OpenShard {
-    pub fn new() -> Self {
+    pub fn new(full_disk: Arc<dyn FullDisk>) -> Self {
         OpenShard {
             id: Uuid::now_v7().to_string(),
             writer: None,
+            full_disk,
             progress: Progress::default(),
             epochs: BTreeMap::new(),
             windows: Vec::new(),
@@ -67,7 +70,7 @@ impl OpenShard {
         }
     }
 
-    /// Compression takes its time: to be called where a thread may be blocked.
+    /// Compression takes its time, and so does a full disk: to be called where a thread may be blocked.
     pub fn append(&mut self, window: ClosedWindow, owner_epoch: i64, shared: &Shared) -> Result<(), String> {
         let at = window.summary.at.clone();
         if *self.epochs.entry(at.clone()).or_insert(owner_epoch) != owner_epoch {
@@ -104,14 +107,17 @@ impl OpenShard {
             };
             let writer = match &mut self.writer {
                 Some(writer) => writer,
-                none => none.insert(ShardWriter::create(&self.id, scratch_dir, settings)?),
+                none => none.insert(ShardWriter::create(&self.id, scratch_dir, settings, self.full_disk.clone())?),
             };
             writer.append(window, &model.id)?;
         }
         for letter in &window.dead_letters {
             let writer = match &mut self.dead_letters {
                 Some(writer) => writer,
-                none => none.insert(DeadLetterWriter::create(&self.id, scratch_dir, config.shard.zstd_level)?),
+                none => none.insert({
+                    let (level, full_disk) = (config.shard.zstd_level, self.full_disk.clone());
+                    DeadLetterWriter::create(&self.id, scratch_dir, level, full_disk)?
+                }),
             };
             writer.append(&window.summary.at, letter)?;
             *self.reasons.entry(letter.reject.reason).or_default() += 1;

@@ -2,13 +2,15 @@
 //!
 //! [`crate::publish::Publication`] decides what comes next; here each step meets the catalog and the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use super::memory::InFlight;
 use super::open_shard::{FinishedPublication, OpenShard};
+use super::room::FullScratch;
 use super::{DaemonError, Shared, adaptive};
 use crate::catalog::{Advance, CatalogError, PublishRequest, ShardState};
 use crate::crash;
@@ -16,7 +18,7 @@ use crate::manifest::ShardManifest;
 use crate::publish::{Event, Publication, Step};
 use crate::record::TopicPartition;
 use crate::score::VersionedWeight;
-use crate::sink::{FinishedFile, ShardStore, SinkError};
+use crate::sink::{FinishedFile, FullDisk, ShardStore, SinkError};
 use crate::source::OffsetMirror;
 use crate::telemetry::Step as TimedStep;
 use crate::window::{ClosedWindow, WindowSummary};
@@ -63,10 +65,17 @@ pub(super) struct Publisher {
 impl Publisher {
     pub async fn run(mut self) -> PublisherEnd {
         let mut open: Option<OpenShard> = None;
-        let mut manifest_is_behind = false;
+        let full_disk: Arc<dyn FullDisk> = Arc::new(FullScratch {
+            shared: self.shared.clone(),
+            shutdown: self.shutdown.clone(),
+            runtime: Handle::current(),
+            since: Mutex::default(),
+        });
+        // When lines are to be added to the manifest, if they are.
+        let mut manifest_due: Option<Instant> = None;
         loop {
             let roll_at = open.as_ref().map(|shard| shard.opened + self.shared.config.shard.max_age);
-            let wake = roll_at.into_iter().chain(manifest_is_behind.then(|| Instant::now() + MANIFEST_RETRY)).min();
+            let wake = roll_at.into_iter().chain(manifest_due).min();
             let message = tokio::select! {
                 biased;
                 _ = self.shutdown.wait_for(|stop| *stop) => return PublisherEnd::Shutdown,
@@ -80,7 +89,7 @@ impl Publisher {
             let step = match message {
                 None => Ok(()),
                 Some(ToPublisher::Window { window, owner_epoch, held_bytes }) => {
-                    let shard = open.get_or_insert_with(OpenShard::new);
+                    let shard = open.get_or_insert_with(|| OpenShard::new(full_disk.clone()));
                     // Other tasks of this thread move elsewhere meanwhile.
                     let appended = tokio::task::block_in_place(|| shard.append(*window, owner_epoch, &self.shared));
                     self.in_flight.release(held_bytes);
@@ -103,7 +112,11 @@ impl Publisher {
             let is_due = open.as_ref().is_some_and(|shard| flushed.is_some() || shard.is_full(&self.shared));
             if is_due && let Some(shard) = open.take() {
                 match self.publish(shard).await {
-                    Ok(wrote_rows) => manifest_is_behind |= wrote_rows,
+                    // After a failure it is not tried with every shard.
+                    Ok(true) => {
+                        manifest_due.get_or_insert_with(Instant::now);
+                    }
+                    Ok(false) => {}
                     Err(end) => return end,
                 }
             }
@@ -111,8 +124,10 @@ impl Publisher {
                 // Nobody waits any more when the drain deadline has passed.
                 let _ = done.send(());
             }
-            if manifest_is_behind {
-                manifest_is_behind = !self.extend_manifest().await;
+            if manifest_due.is_some_and(|due| due <= Instant::now()) {
+                let is_behind = !self.extend_manifest().await;
+                self.shared.telemetry.metrics.manifest_behind.set(is_behind.into());
+                manifest_due = is_behind.then(|| Instant::now() + MANIFEST_RETRY);
             }
             let held = open.as_ref().map_or(0, OpenShard::held_bytes);
             self.shared.telemetry.metrics.held_bytes.with_label_values(&["shard"]).set(held as i64);
@@ -130,21 +145,23 @@ impl Publisher {
         let request = finished.request(&additions, self.shared.config.dead_letters.topic.as_deref());
         let FinishedPublication { manifest, files, reasons, .. } = &finished;
         let mut publication = Publication::new(!files.is_empty());
-        let mut fenced_by = None;
+        let mut problem = None;
         loop {
             let event = match publication.step() {
                 Step::Finished => break,
                 Step::Abandon => {
                     self.shared.telemetry.metrics.fenced.inc();
-                    let reason = fenced_by.unwrap_or_else(|| "another worker took a partition over".to_owned());
+                    let reason = problem.unwrap_or_else(|| "another worker took a partition over".to_owned());
                     return Err(PublisherEnd::Restart(format!("shard {} is not published: {reason}", manifest.shard)));
                 }
-                step => self.carry_out(step, &request, files, &mut fenced_by).await,
+                step => self.carry_out(step, &request, files, &mut problem).await,
             };
             publication.observe(event);
-            self.shared.telemetry.status().readiness.catalog_reachable =
-                event != Event::Failed || publication.step() == Step::Upload;
             if !publication.backoff().is_zero() {
+                if let Some(problem) = problem.take() {
+                    let wait = publication.backoff().as_secs_f64();
+                    tracing::warn!("shard {}: {problem}; trying again in {wait:.1} s", manifest.shard);
+                }
                 tokio::select! {
                     () = tokio::time::sleep(publication.backoff()) => {}
                     _ = self.shutdown.wait_for(|stop| *stop) => return Err(PublisherEnd::Shutdown),
@@ -158,12 +175,13 @@ impl Publisher {
         Ok(manifest.path.is_some())
     }
 
+    /// `problem`: why the event is not the one that was wanted.
     async fn carry_out(
         &self,
         step: Step,
         request: &PublishRequest<'_>,
         files: &[(String, FinishedFile)],
-        fenced_by: &mut Option<String>,
+        problem: &mut Option<String>,
     ) -> Event {
         let Shared { catalog, store, telemetry, .. } = &*self.shared;
         let ShardManifest { shard, pipeline, path, .. } = request.manifest;
@@ -173,12 +191,7 @@ impl Publisher {
             _ => TimedStep::Commit,
         };
         let timer = telemetry.metrics.publish_seconds.with_label_values(&[timed.as_str()]).start_timer();
-        let failed = |e: &dyn std::fmt::Display| {
-            tracing::warn!("shard {shard}: {e}; trying again");
-            telemetry.status().last_error = Some(e.to_string());
-            telemetry.metrics.publish_failures.with_label_values(&[timed.as_str()]).inc();
-            Event::Failed
-        };
+        let mut failed = |e: &dyn std::fmt::Display| self.failed(timed, problem, e.to_string());
         let event = match step {
             Step::Stage => match catalog.stage(pipeline, shard, path.as_deref()).await {
                 Ok(()) => {
@@ -196,24 +209,38 @@ impl Publisher {
             },
             Step::ReadBack => match catalog.shard_state(shard).await {
                 Ok(Some(ShardState::Published)) => Event::FoundPublished,
-                Ok(_) => Event::FoundStaged,
+                Ok(_) => {
+                    let reason = problem.take().unwrap_or_default();
+                    self.failed(timed, problem, format!("not published: {reason}"));
+                    Event::FoundStaged
+                }
                 Err(e) => failed(&e),
             },
             Step::Commit | Step::Finished | Step::Abandon => match catalog.publish(request).await {
                 Ok(_) => Event::Committed,
                 Err(e @ (CatalogError::Fenced { .. } | CatalogError::NotStaged(_))) => {
-                    *fenced_by = Some(e.to_string());
+                    *problem = Some(e.to_string());
                     Event::Fenced
                 }
                 Err(e @ CatalogError::CommitUnknown { .. }) => {
                     tracing::warn!("shard {shard}: {e}; reading its state back");
+                    *problem = Some(e.to_string());
                     Event::CommitUnknown
                 }
                 Err(e) => failed(&e),
             },
         };
         timer.observe_duration();
+        if matches!(event, Event::Staged | Event::Uploaded | Event::Committed | Event::FoundPublished) {
+            telemetry.works(timed);
+        }
         event
+    }
+
+    fn failed(&self, step: TimedStep, problem: &mut Option<String>, error: String) -> Event {
+        self.shared.telemetry.stalled(step, error.clone());
+        *problem = Some(error);
+        Event::Failed
     }
 
     /// After the transaction: show it, and tell the group. Nothing here can undo it.
@@ -289,7 +316,8 @@ impl Publisher {
                 Err(DaemonError::Sink(e)) if e.is_conflict() && attempt < MANIFEST_ATTEMPTS => {}
                 Err(e) => {
                     telemetry.metrics.manifest_failures.inc();
-                    tracing::warn!("manifest.jsonl is behind: {e}; trying again");
+                    let wait = MANIFEST_RETRY.as_secs();
+                    tracing::warn!("manifest.jsonl is behind: {e}; trying again in {wait} s");
                     return false;
                 }
             }

@@ -17,6 +17,7 @@ use crate::catalog::CatalogError;
 use crate::score::VersionedWeight;
 use crate::sink::SinkError;
 use crate::source::{KafkaSource, LostOffset, SourceError, queue};
+use crate::telemetry::Step;
 
 /// Closed windows that wait for the publisher; their bytes count as windows.
 const WINDOWS_IN_FLIGHT: usize = 16;
@@ -127,6 +128,11 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     let partitions: Vec<_> = shared.telemetry.status().partitions.keys().cloned().collect();
     shared.telemetry.forget(&partitions);
     shared.telemetry.metrics.assigned_partitions.set(0);
+    // Whatever failed belonged to a publication that is dropped.
+    shared.telemetry.works(Step::Write);
+    for step in Step::ALL {
+        shared.telemetry.metrics.publish_stalled.with_label_values(&[step.as_str()]).set(0);
+    }
     let ends = [worker_ended, publisher_ended].into_iter().flatten().flatten();
     match ends.max_by_key(PartEnd::rank) {
         Some(PartEnd::Fatal(error)) => SessionEnd::Fatal(error),
@@ -162,12 +168,15 @@ async fn prepare(shared: &Shared) -> Result<Arc<VersionedWeight>, DaemonError> {
     let registered = catalog.register(&config.pipeline, &model.id, &model.bytes).await;
     telemetry.status().readiness.catalog_reachable = registered.is_ok();
     registered?;
-    let present = store.manifest().await?;
+    let present = store.manifest().await;
+    telemetry.status().readiness.store_writable = present.is_ok();
+    let present = present?;
     let lines = catalog.manifest_lines(&config.pipeline, 0).await?;
     store.check_manifest(&present, &lines)?;
     let manifest = store.open_manifest().await?;
     let lines = catalog.manifest_lines(&config.pipeline, manifest.last_sequence).await?;
     manifest.append(&lines).await?;
+    telemetry.metrics.manifest_behind.set(0);
     if let Some(totals) = catalog.totals(&config.pipeline).await? {
         telemetry.set_totals(totals);
     }

@@ -11,9 +11,9 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::SinkError;
 use super::scratch::{FinishedFile, ScratchParquet};
 use super::shard::{WriterSettings, properties};
+use super::{FullDisk, SinkError};
 use crate::record::TopicPartition;
 use crate::window::DeadLetter;
 
@@ -80,9 +80,14 @@ struct Rows {
 }
 
 impl DeadLetterWriter {
-    pub fn create(shard: &str, scratch_dir: Option<&Path>, zstd_level: i32) -> Result<Self, SinkError> {
+    pub fn create(
+        shard: &str,
+        scratch_dir: Option<&Path>,
+        zstd_level: i32,
+        full_disk: Arc<dyn FullDisk>,
+    ) -> Result<Self, SinkError> {
         let settings = WriterSettings { row_group_rows: GROUP_ROWS, row_group_bytes: GROUP_BYTES, zstd_level };
-        let file = ScratchParquet::create(shard, scratch_dir, dead_letter_schema(), properties(&settings))?;
+        let file = ScratchParquet::create(shard, scratch_dir, dead_letter_schema(), properties(&settings), full_disk)?;
         Ok(DeadLetterWriter { file, rows: Rows::default(), total: 0 })
     }
 
@@ -194,7 +199,7 @@ mod tests {
         let payloads =
             [None, Some(b"".to_vec()), Some(vec![0xFF; 3 << 20]), Some(vec![0; 2 << 20]), Some(b"{".to_vec())];
         let at = TopicPartition::new("docs", 3);
-        let mut writer = DeadLetterWriter::create("s", None, 1).unwrap();
+        let mut writer = DeadLetterWriter::create("s", None, 1, Arc::new(crate::sink::GiveUp)).unwrap();
         for (i, payload) in payloads.iter().enumerate() {
             let letter = DeadLetter {
                 offset: 7 + i as i64,

@@ -4,15 +4,17 @@
 //! Nothing here decides whether a shard counts: that is the catalog's transaction.
 
 mod dead_letters;
-mod scratch;
+mod patience;
 mod read;
 mod selection;
+mod scratch;
 mod shard;
 mod store;
 
 use std::path::PathBuf;
 
 pub use dead_letters::{DeadLetterWriter, StoredDeadLetter, read_dead_letters};
+pub use patience::{FullDisk, GiveUp};
 pub use read::{PublishedRow, ShardReader};
 pub use scratch::{FinishedFile, ScratchFile};
 pub use selection::{SelectedRow, SelectionWriter};
@@ -25,9 +27,9 @@ pub enum SinkError {
     Scratch { folder: PathBuf, source: std::io::Error },
     #[error("Parquet file of shard `{shard}`: {source}")]
     Parquet { shard: String, source: parquet::errors::ParquetError },
-    #[error("store `{store}`: `{path}`: {source}")]
+    #[error("store `{store}`: `{path}`: {}", one_line(source))]
     Store { store: String, path: String, source: object_store::Error },
-    #[error("store `{store}`: `{path}` cannot be made durable: {source}")]
+    #[error("store `{store}`: `{path}` cannot be written durably: {source}")]
     Sync { store: String, path: String, source: std::io::Error },
     #[error("store `{store}`: `{path}` has {found} bytes after the upload of {expected}")]
     Torn { store: String, path: String, expected: u64, found: u64 },
@@ -42,10 +44,47 @@ pub enum SinkError {
     ForeignManifest { store: String, path: String },
 }
 
+/// An error of a store with its causes, which may hold a page of XML or HTML, fit for a line of a log.
+fn one_line(error: &object_store::Error) -> String {
+    const MAX_CHARS: usize = 600;
+    // The outermost one repeats the path.
+    let outermost: &dyn std::error::Error = error;
+    let mut cause = outermost.source().or(Some(outermost));
+    let mut message = String::new();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Most errors, but not all of them, show their causes.
+        if !message.contains(&text) {
+            message += if message.is_empty() { "" } else { ": " };
+            message += &text;
+        }
+        cause = error.source();
+    }
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
 impl SinkError {
     /// Whether somebody else changed the object first.
     pub fn is_conflict(&self) -> bool {
         use object_store::Error;
         matches!(self, SinkError::Store { source: Error::Precondition { .. } | Error::AlreadyExists { .. }, .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_store_answers_is_one_line_of_a_log() {
+        let page = format!("<Error>\n  <Code>SlowDown</Code>\r\n\n{}</Error>", "é".repeat(10_000));
+        let source = object_store::Error::Generic { store: "S3", source: page.into() };
+        let line = SinkError::Store { store: "s3://b".into(), path: "p".into(), source }.to_string();
+        assert!(line.contains("<Error> <Code>SlowDown</Code> é") && line.ends_with("é…"), "{line}");
+        assert!(!line.contains('\n') && line.chars().count() < 700, "{line}");
     }
 }

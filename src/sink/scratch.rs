@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -13,11 +14,14 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use sha2::{Digest, Sha256};
 
-use super::SinkError;
+use super::patience::{Abandon, Patience};
+use super::{FullDisk, SinkError};
 
 pub(super) struct ScratchParquet {
     /// For messages.
     shard: String,
+    /// Dropped before the file.
+    _abandon: Abandon,
     writer: ArrowWriter<HashingFile>,
     scratch: File,
     folder: PathBuf,
@@ -59,23 +63,27 @@ impl ScratchFile {
 }
 
 impl ScratchParquet {
-    /// `scratch_dir`: by default the system's folder for temporary files.
+    /// `scratch_dir`: by default the system's folder for temporary files. Where the disk is full, this and all else here waits
+    /// for room, as long as `full_disk` does.
     pub fn create(
         shard: &str,
         scratch_dir: Option<&Path>,
         schema: SchemaRef,
         properties: WriterProperties,
+        full_disk: Arc<dyn FullDisk>,
     ) -> Result<Self, SinkError> {
         let folder = scratch_dir.map_or_else(std::env::temp_dir, PathBuf::from);
         let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
-        let scratch = tempfile::tempfile_in(&folder).map_err(io_error)?;
+        let (patience, _abandon) = Patience::new(folder.clone(), full_disk);
+        let scratch = patience.with(|| tempfile::tempfile_in(&folder)).map_err(io_error)?;
         let file = HashingFile {
             file: BufWriter::with_capacity(256 << 10, scratch.try_clone().map_err(io_error)?),
             digest: Sha256::new(),
+            patience,
         };
         let parquet_error = |source| parquet_error(shard, &folder, source);
         let writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(parquet_error)?;
-        Ok(ScratchParquet { shard: shard.to_owned(), writer, scratch, folder })
+        Ok(ScratchParquet { shard: shard.to_owned(), _abandon, writer, scratch, folder })
     }
 
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
@@ -98,12 +106,13 @@ impl ScratchParquet {
 
     /// Ends the file with `metadata` in its footer.
     pub fn finish(self, rows: u64, metadata: Vec<(String, String)>) -> Result<FinishedFile, SinkError> {
-        let ScratchParquet { shard, mut writer, scratch, folder } = self;
+        let ScratchParquet { shard, _abandon, mut writer, scratch, folder } = self;
         for (key, value) in metadata {
             writer.append_key_value_metadata(KeyValue::new(key, value));
         }
-        let hashing = writer.into_inner().map_err(|source| parquet_error(&shard, &folder, source))?;
+        let mut hashing = writer.into_inner().map_err(|source| parquet_error(&shard, &folder, source))?;
         let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
+        hashing.flush().map_err(io_error)?;
         let file = hashing.file.into_inner().map_err(|e| io_error(e.into_error()))?;
         let bytes = file.metadata().map_err(io_error)?.len();
         let digest = format!("sha256:{}", crate::hex(&hashing.digest.finalize()));
@@ -126,24 +135,24 @@ fn parquet_error(shard: &str, folder: &Path, source: ParquetError) -> SinkError 
 struct HashingFile {
     file: BufWriter<File>,
     digest: Sha256,
+    patience: Patience,
 }
 
 impl Write for HashingFile {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.file.write(bytes)?;
+        let written = self.patience.with(|| self.file.write(bytes))?;
         self.digest.update(&bytes[..written]);
         Ok(written)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
+        self.patience.with(|| self.file.flush())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[test]
     fn a_disk_that_fails_is_told_by_its_folder() {
@@ -157,6 +166,7 @@ mod tests {
             Some(Path::new("/no/such/folder")),
             Arc::new(arrow::datatypes::Schema::empty()),
             WriterProperties::default(),
+            Arc::new(crate::sink::GiveUp),
         );
         assert!(missing.err().unwrap().to_string().contains("/no/such/folder"));
     }

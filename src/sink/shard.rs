@@ -12,8 +12,8 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use super::SinkError;
 use super::scratch::{FinishedFile, ScratchParquet};
+use super::{FullDisk, SinkError};
 use crate::score::ModelId;
 use crate::window::{ClosedWindow, SelectedDocument};
 
@@ -69,8 +69,14 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    pub fn create(shard: &str, scratch_dir: Option<&Path>, settings: WriterSettings) -> Result<Self, SinkError> {
-        let file = ScratchParquet::create(shard, scratch_dir, schema(), properties(&settings))?;
+    /// Where the disk is full, this and all else here waits for room, as long as `full_disk` does.
+    pub fn create(
+        shard: &str,
+        scratch_dir: Option<&Path>,
+        settings: WriterSettings,
+        full_disk: Arc<dyn FullDisk>,
+    ) -> Result<Self, SinkError> {
+        let file = ScratchParquet::create(shard, scratch_dir, schema(), properties(&settings), full_disk)?;
         Ok(ShardWriter { file, settings, batch: Batch::default(), rows: 0, row_group_rows: 0, row_group_bytes: 0 })
     }
 

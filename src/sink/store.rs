@@ -15,8 +15,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    ClientOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig,
-    UpdateVersion, WriteMultipart,
+    ClientOptions, GetResult, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload,
+    RetryConfig, UpdateVersion,
 };
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
@@ -87,19 +87,14 @@ impl ShardStore {
             crash::point("upload.half");
             self.store.put(&key, content.into()).await.map_err(store_error)?;
         } else {
-            let upload = self.store.put_multipart(&key).await.map_err(store_error)?;
-            let mut parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
-            let mut buffer = vec![0; 1 << 20];
-            loop {
-                // One part in flight bounds the memory; the end of the loop waits for all of them.
-                parts.wait_for_capacity(1).await.map_err(store_error)?;
-                match reader.read(&mut buffer).await.map_err(read_error)? {
-                    0 => break,
-                    n => parts.write(&buffer[..n]),
-                }
-                crash::point("upload.half");
+            let mut upload = self.store.put_multipart(&key).await.map_err(store_error)?;
+            let done = self.put_parts(&mut *upload, reader, file, path).await;
+            if done.is_err() {
+                // Parts of an upload that is neither completed nor aborted are paid for and never seen. The store may be out of
+                // reach altogether: what matters is the first error.
+                let _ = upload.abort().await;
             }
-            parts.finish().await.map_err(store_error)?;
+            done?;
         }
         crash::point("upload.before_sync");
         self.make_durable(path).await?;
@@ -108,6 +103,26 @@ impl ShardStore {
             return Err(SinkError::Torn { store: self.name.clone(), path: path.to_owned(), expected: bytes, found });
         }
         Ok(())
+    }
+
+    /// One part after the other: that bounds the memory.
+    async fn put_parts(
+        &self,
+        upload: &mut dyn MultipartUpload,
+        mut reader: tokio::fs::File,
+        file: &ScratchFile,
+        path: &str,
+    ) -> Result<(), SinkError> {
+        let store_error = |source| self.store_error(path, source);
+        loop {
+            let mut part = Vec::with_capacity(PART_BYTES);
+            let n = (&mut reader).take(PART_BYTES as u64).read_to_end(&mut part).await.map_err(|e| file.error(e))?;
+            if n == 0 {
+                return upload.complete().await.map(drop).map_err(store_error);
+            }
+            upload.put_part(part.into()).await.map_err(store_error)?;
+            crash::point("upload.half");
+        }
     }
 
     /// Whether all that publishing needs can be done here: writing, writing only what is not there yet, deleting.
@@ -306,13 +321,21 @@ impl Manifest {
         match place {
             Place::Local { mut file, lock } => {
                 let append = move || {
-                    let (first_half, second_half) = new.split_at(new.len() / 2);
-                    file.write_all(first_half)?;
-                    crash::point("manifest.half");
-                    file.write_all(second_half)?;
-                    file.sync_all()?;
+                    let end = file.metadata()?.len();
+                    let write = |file: &mut File| {
+                        let (first_half, second_half) = new.split_at(new.len() / 2);
+                        file.write_all(first_half)?;
+                        crash::point("manifest.half");
+                        file.write_all(second_half)?;
+                        file.sync_all()
+                    };
+                    let written = write(&mut file);
+                    if written.is_err() {
+                        // A disk that is full has taken half a line; should this fail too, whoever opens it next cuts it off.
+                        let _ = file.set_len(end);
+                    }
                     drop(lock);
-                    Ok(())
+                    written
                 };
                 store.local(append).await
             }

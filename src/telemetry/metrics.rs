@@ -12,16 +12,19 @@ use crate::window::CloseReason;
 /// The steps of a publication that take time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// Into the scratch file.
+    Write,
     Stage,
     Upload,
     Commit,
 }
 
 impl Step {
-    const ALL: [Step; 3] = [Step::Stage, Step::Upload, Step::Commit];
+    pub const ALL: [Step; 4] = [Step::Write, Step::Stage, Step::Upload, Step::Commit];
 
     pub fn as_str(self) -> &'static str {
         match self {
+            Step::Write => "write",
             Step::Stage => "stage",
             Step::Upload => "upload",
             Step::Commit => "commit",
@@ -47,8 +50,10 @@ pub struct Metrics {
     pub published_bytes: IntCounter,
     pub publish_seconds: HistogramVec,
     pub publish_failures: IntCounterVec,
+    pub publish_stalled: IntGaugeVec,
     pub fenced: IntCounter,
     pub manifest_failures: IntCounter,
+    pub manifest_behind: IntGauge,
     pub session_restarts: IntCounter,
     pub skipped_offsets: IntCounter,
     pub rebalances: IntCounterVec,
@@ -140,6 +145,12 @@ impl Default for Metrics {
                 "step",
                 &Step::ALL.map(Step::as_str),
             ),
+            publish_stalled: gauges(
+                &r,
+                "publish_stalled",
+                "1 while the last try of a publication's step has failed: nothing is published until it succeeds.",
+                &["step"],
+            ),
             fenced: counter(
                 &r,
                 "fenced_publications_total",
@@ -149,6 +160,11 @@ impl Default for Metrics {
                 &r,
                 "manifest_failures_total",
                 "Failed writes of manifest.jsonl; the next one catches up.",
+            ),
+            manifest_behind: gauge(
+                &r,
+                "manifest_behind",
+                "1 while manifest.jsonl lacks a shard that is published: trainers do not see it yet.",
             ),
             session_restarts: counter(
                 &r,
@@ -267,6 +283,7 @@ impl Default for Metrics {
         }
         for step in Step::ALL {
             metrics.publish_seconds.with_label_values(&[step.as_str()]);
+            metrics.publish_stalled.with_label_values(&[step.as_str()]);
         }
         metrics
     }
@@ -321,6 +338,7 @@ mod tests {
             "winnowd_dead_letters_total{reason=\"null_payload\"} 0",
             "winnowd_windows_closed_total{reason=\"idle\"} 0",
             "winnowd_publish_seconds_count{step=\"commit\"} 0",
+            "winnowd_publish_stalled{step=\"write\"} 0",
             "winnowd_fenced_publications_total 0",
             "winnowd_skipped_offsets_total 0",
             "winnowd_build_info{version=",

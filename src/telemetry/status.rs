@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::Metrics;
+use super::{Metrics, Step};
 use crate::catalog::{Gap, Totals};
 use crate::record::TopicPartition;
 use crate::select::AcceptanceBySource;
@@ -70,6 +70,9 @@ pub struct Lack {
 pub struct Readiness {
     pub migrated: bool,
     pub catalog_reachable: bool,
+    pub store_writable: bool,
+    /// A scratch file waits for room.
+    pub disk_full: bool,
     pub joined_group: bool,
 }
 
@@ -78,6 +81,8 @@ impl Readiness {
         let all = [
             (self.migrated, "catalog schema is not up to date"),
             (self.catalog_reachable, "catalog is not reachable"),
+            (self.store_writable, "store cannot be written to"),
+            (!self.disk_full, "disk of the scratch folder is full"),
             (self.joined_group, "no partitions assigned by the consumer group yet"),
         ];
         all.into_iter().filter(|(fine, _)| !fine).map(|(_, problem)| problem).collect()
@@ -158,6 +163,30 @@ impl Telemetry {
                 // Absent when the partition's end was never heard of.
                 let _ = self.metrics.lag.remove_label_values(&[&*at.topic, &at.partition.to_string(), until]);
             }
+        }
+    }
+
+    /// Says that a step of a publication fails, and why.
+    pub fn stalled(&self, step: Step, problem: String) {
+        self.metrics.publish_failures.with_label_values(&[step.as_str()]).inc();
+        self.metrics.publish_stalled.with_label_values(&[step.as_str()]).set(1);
+        let mut status = self.status();
+        status.last_error = Some(problem);
+        match step {
+            Step::Write => status.readiness.disk_full = true,
+            Step::Upload => status.readiness.store_writable = false,
+            Step::Stage | Step::Commit => status.readiness.catalog_reachable = false,
+        }
+    }
+
+    /// Says that a step of a publication works (again).
+    pub fn works(&self, step: Step) {
+        self.metrics.publish_stalled.with_label_values(&[step.as_str()]).set(0);
+        let readiness = &mut self.status().readiness;
+        match step {
+            Step::Write => readiness.disk_full = false,
+            Step::Upload => readiness.store_writable = true,
+            Step::Stage | Step::Commit => readiness.catalog_reachable = true,
         }
     }
 

@@ -14,7 +14,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use winnowd::catalog::{Access, CatalogReader, SqlCatalog, Totals};
 use winnowd::config::CatalogUrl;
 
-use super::{Broker, Published, block_on, model_bytes, wait_for};
+use super::{Broker, HttpProxy, Published, block_on, model_bytes, wait_for};
 
 /// A folder with a model, a configuration, and what the daemon makes.
 pub struct Deployment {
@@ -27,18 +27,30 @@ pub struct Deployment {
 /// A prefix of its own in the bucket `test` of `S3_ENDPOINT`, as `tests/services/s3` starts it.
 pub struct Bucket {
     endpoint: String,
+    /// What the daemon takes for the endpoint.
+    through: String,
     prefix: String,
 }
 
 impl Bucket {
     pub fn create() -> Option<Self> {
         let endpoint = std::env::var("S3_ENDPOINT").ok()?;
-        Some(Bucket { endpoint, prefix: uuid::Uuid::now_v7().to_string() })
+        Some(Bucket { through: endpoint.clone(), endpoint, prefix: uuid::Uuid::now_v7().to_string() })
     }
 
-    fn options(&self) -> [(&'static str, &str); 5] {
+    /// The same, which the daemon reaches through a proxy only. `None`, and a word about it, where there is no store.
+    pub fn behind_proxy() -> Option<(Self, HttpProxy)> {
+        let Some(bucket) = Bucket::create() else {
+            eprintln!("skipped: S3_ENDPOINT names no store");
+            return None;
+        };
+        let proxy = HttpProxy::start(&bucket.endpoint);
+        Some((Bucket { through: proxy.url(), ..bucket }, proxy))
+    }
+
+    fn options(endpoint: &str) -> [(&'static str, &str); 5] {
         [
-            ("aws_endpoint", &self.endpoint),
+            ("aws_endpoint", endpoint),
             ("aws_region", "us-east-1"),
             ("aws_access_key_id", "winnowd"),
             ("aws_secret_access_key", "secret-of-winnowd"),
@@ -49,7 +61,7 @@ impl Bucket {
     /// Everything below the prefix, as files.
     fn download(&self, folder: &Path) {
         let mut builder = AmazonS3Builder::new().with_bucket_name("test");
-        for (key, value) in self.options() {
+        for (key, value) in Bucket::options(&self.endpoint) {
             builder = builder.with_config(key.parse().expect("a key"), value);
         }
         let store = builder.build().expect("a store");
@@ -76,14 +88,20 @@ impl Deployment {
 
     /// The same with a Postgres database, and with an object store instead of a folder.
     pub fn with(broker: &Broker, extra: &str, postgres: Option<&url::Url>, store: Option<Bucket>) -> Self {
+        Deployment::build(broker, extra, postgres.map(|url| CatalogUrl::Postgres(url.clone())), store)
+    }
+
+    pub fn with_catalog(broker: &Broker, extra: &str, catalog: CatalogUrl) -> Self {
+        Deployment::build(broker, extra, Some(catalog), None)
+    }
+
+    fn build(broker: &Broker, extra: &str, catalog: Option<CatalogUrl>, store: Option<Bucket>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let catalog = match postgres {
-            Some(url) => CatalogUrl::Postgres(url.clone()),
-            None => CatalogUrl::Sqlite(folder.path().join("catalog.db")),
-        };
-        let catalog_url = match postgres {
-            Some(url) => url.to_string(),
-            None => catalog.to_string(),
+        let catalog = catalog.unwrap_or_else(|| CatalogUrl::Sqlite(folder.path().join("catalog.db")));
+        // As `Display` shows it, a password would be missing.
+        let catalog_url = match &catalog {
+            CatalogUrl::Postgres(url) => url.to_string(),
+            CatalogUrl::Sqlite(_) => catalog.to_string(),
         };
         std::fs::write(folder.path().join("model.wnw"), model_bytes()).expect("a model");
         let config = folder.path().join("winnowd.toml");
@@ -109,7 +127,8 @@ window.idle_timeout = "1s"
             sink = match &store {
                 None => format!("sink.url = \"{path}/out\""),
                 Some(bucket) => {
-                    let options = bucket.options().map(|(key, value)| format!("sink.options.{key} = \"{value}\""));
+                    let options = Bucket::options(&bucket.through)
+                        .map(|(key, value)| format!("sink.options.{key} = \"{value}\""));
                     format!("sink.url = \"s3://test/{}\"\n{}", bucket.prefix, options.join("\n"))
                 }
             },

@@ -5,6 +5,7 @@
 mod broker;
 mod database;
 mod deployment;
+mod http_proxy;
 mod published;
 
 use std::hash::BuildHasher;
@@ -16,6 +17,7 @@ use winnowd::score::{Model, NgramCounts, Side};
 pub use broker::*;
 pub use database::Database;
 pub use deployment::*;
+pub use http_proxy::*;
 pub use published::*;
 
 /// Far beyond what anything here takes.
@@ -84,4 +86,12 @@ impl Random {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
+}
+
+/// The line of `tests/README.md` for one kind of fault. Whoever prints it has asserted that nothing was lost or decided twice.
+pub fn report_fault(fault: &str, injected: usize, documents: u64, recovery: Duration) {
+    println!(
+        "fault: {fault} | injected {injected} | documents {documents} | lost 0 | twice 0 | longest recovery {:.1} s",
+        recovery.as_secs_f64()
+    );
 }

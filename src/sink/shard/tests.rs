@@ -9,6 +9,7 @@ use crate::checkpoint::Interval;
 use crate::record::{Document, TopicPartition};
 use crate::score::{NgramCounts, Score};
 use crate::select::SourceCounts;
+use crate::sink::GiveUp;
 use crate::window::{CloseReason, WindowSummary};
 
 fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
@@ -53,7 +54,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
 }
 
 fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
-    let mut writer = ShardWriter::create("s", None, settings).unwrap();
+    let mut writer = ShardWriter::create("s", None, settings, Arc::new(GiveUp)).unwrap();
     writer.append(window, &ModelId::of(b"m")).unwrap();
     assert!(writer.bytes() > 0 && writer.rows() == window.selected.len() as u64);
     writer.finish(vec![("winnowd.pipeline".into(), "p".into())]).unwrap()
@@ -108,9 +109,9 @@ fn a_document_larger_than_a_row_group_stands_alone() {
 #[test]
 fn a_crash_leaves_no_scratch_file() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = ShardWriter::create("s", Some(folder.path()), SETTINGS).unwrap();
+    let writer = ShardWriter::create("s", Some(folder.path()), SETTINGS, Arc::new(GiveUp)).unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a file with a name would outlive a kill -9");
     drop(writer);
-    let missing = ShardWriter::create("s", Some(&folder.path().join("none")), SETTINGS);
+    let missing = ShardWriter::create("s", Some(&folder.path().join("none")), SETTINGS, Arc::new(GiveUp));
     assert!(missing.err().unwrap().to_string().contains("scratch file in"));
 }
