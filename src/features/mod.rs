@@ -7,6 +7,7 @@ mod fast;
 mod kernels;
 mod list;
 mod lowercase;
+mod memo;
 mod reference;
 mod tables;
 mod tokens;

@@ -217,6 +217,18 @@ proptest! {
     }
 }
 
+/// More tokens than are remembered, and more new ones than there are numbers for: nothing is taken for something else.
+#[test]
+fn a_memory_that_runs_full_begins_anew() {
+    let featuriser = Featuriser::default();
+    let mut scratch = Scratch::default();
+    for text in (0..1_200_000u32).collect::<Vec<_>>().chunks(40_000) {
+        let text: Vec<String> = text.iter().map(|i| format!("the w{i} of")).collect();
+        let text = text.join(" ");
+        assert!(by_kernel(&featuriser, &text, SEGMENT_BYTES, &mut scratch) == specification(&featuriser, &text));
+    }
+}
+
 /// Every character by itself and between letters: lower case and class by the tables, whatever the kernel.
 #[test]
 fn kernels_agree_on_every_character() {

@@ -32,6 +32,8 @@ pub struct Digests {
     lanes: Lanes,
     /// Where the bucket of each lane goes.
     places: [usize; LANES],
+    #[cfg(target_arch = "x86_64")]
+    waiting: Box<super::x86::avx512_sha::Waiting>,
 }
 
 /// Σ_k word_k · 2^(32 (7 - k)) modulo the number of buckets.
@@ -83,7 +85,14 @@ impl Lanes {
 
 impl Digests {
     pub fn new(kernel: DigestKernel, buckets: u32) -> Self {
-        Digests { kernel, modulus: Modulus::new(buckets), lanes: Lanes::new(), places: [0; LANES] }
+        Digests {
+            kernel,
+            modulus: Modulus::new(buckets),
+            lanes: Lanes::new(),
+            places: [0; LANES],
+            #[cfg(target_arch = "x86_64")]
+            waiting: super::x86::avx512_sha::Waiting::new(),
+        }
     }
 
     /// Whether this is what would be made with these settings.
@@ -91,29 +100,27 @@ impl Digests {
         self.kernel == kernel && self.modulus.buckets == u64::from(buckets)
     }
 
-    /// Writes the buckets of the tokens `which` into `out`, that of token `i` into `out[2 i]`.
-    pub fn unigrams(&mut self, padded: &[u8], starts: &[u32], ends: &[u32], which: &[u32], out: &mut [u32]) {
+    /// Writes buckets into `out`: for each of `unigrams` that of token `i` into `out[2 i]`, for each of `bigrams` that of
+    /// tokens `i - 1` and `i` into `out[2 i + 1]`.
+    pub fn uni_and_bigrams(
+        &mut self,
+        padded: &[u8],
+        starts: &[u32],
+        ends: &[u32],
+        [unigrams, bigrams]: [&[u32]; 2],
+        out: &mut [u32],
+    ) {
         #[cfg(target_arch = "x86_64")]
         if self.kernel.0 == DigestSet::Avx512 {
+            let (ngrams, Digests { modulus, waiting, .. }) = ([unigrams, bigrams], self);
             // SAFETY: a kernel for an instruction set is only made when the processor has it.
-            unsafe { super::x86::avx512_sha::unigrams(padded, starts, ends, which, &self.modulus, out) };
+            unsafe { super::x86::avx512_sha::uni_and_bigrams(padded, starts, ends, ngrams, modulus, waiting, out) };
             return;
         }
-        for i in which.iter().map(|&i| i as usize) {
+        for i in unigrams.iter().map(|&i| i as usize) {
             self.add(padded, &starts[i..=i], &ends[i..=i], 2 * i, out);
         }
-        self.finish(out);
-    }
-
-    /// The same of bigrams: that of tokens `i - 1` and `i` into `out[2 i + 1]`.
-    pub fn bigrams(&mut self, padded: &[u8], starts: &[u32], ends: &[u32], which: &[u32], out: &mut [u32]) {
-        #[cfg(target_arch = "x86_64")]
-        if self.kernel.0 == DigestSet::Avx512 {
-            // SAFETY: a kernel for an instruction set is only made when the processor has it.
-            unsafe { super::x86::avx512_sha::bigrams(padded, starts, ends, which, &self.modulus, out) };
-            return;
-        }
-        for i in which.iter().map(|&i| i as usize) {
+        for i in bigrams.iter().map(|&i| i as usize) {
             self.add(padded, &starts[i - 1..=i], &ends[i - 1..=i], 2 * i + 1, out);
         }
         self.finish(out);

@@ -70,6 +70,18 @@ pub(super) fn fast_buckets(
     }
 }
 
+/// Says that this will be read soon.
+#[inline(always)]
+pub(super) fn prefetch<T>(what: &T) {
+    // SAFETY: it only is a hint, on an address that is valid.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(what).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = what;
+}
+
 impl TextKernel {
     /// Those that this processor can run, the slowest first; the first one is the specification.
     pub fn available() -> Vec<Self> {
