@@ -65,7 +65,9 @@ impl Quality {
         if diagnostics.is_collapsed {
             metrics.collapsed_windows.inc();
         }
-        let change = shared.collapse.lock().unwrap_or_else(PoisonError::into_inner).observe(&diagnostics);
+        let mut collapse = shared.collapse.lock().unwrap_or_else(PoisonError::into_inner);
+        let change = collapse.observe(&diagnostics, shared.config.selector.length_normalise);
+        drop(collapse);
         let mut status = shared.telemetry.status();
         match change {
             Some(Change::Collapsed(warning)) => {
@@ -118,14 +120,15 @@ pub(super) enum Change {
 }
 
 impl CollapseWatch {
-    pub fn observe(&mut self, diagnostics: &Diagnostics) -> Option<Change> {
+    pub fn observe(&mut self, diagnostics: &Diagnostics, length_normalised: bool) -> Option<Change> {
         if diagnostics.is_collapsed {
             self.sound_in_a_row = 0;
             let first = !std::mem::replace(&mut self.warned, true);
             let warning = diagnostics.warning("selection.temperature =").filter(|_| first)?;
+            let or = if length_normalised { "" } else { ", or try `selection.length_normalise = true`" };
             return Some(Change::Collapsed(format!(
-                "{warning}, or try `selection.length_normalise = true`. Windows like this one are counted in \
-                 winnowd_collapsed_windows_total and not logged again"
+                "{warning}{or}. Windows like this one are counted in winnowd_collapsed_windows_total and not logged again \
+                 until {RECOVERED_AFTER} in a row were sound"
             )));
         }
         if diagnostics.n_selected < LEAST_SELECTED || !self.warned {
@@ -155,18 +158,22 @@ mod tests {
         };
         let tiny = Diagnostics { n_selected: 3, ..sound };
         let mut watch = CollapseWatch::default();
-        assert_eq!(watch.observe(&sound), None);
-        let Some(Change::Collapsed(warning)) = watch.observe(&collapsed) else { panic!("the first is told") };
+        assert_eq!(watch.observe(&sound, false), None);
+        let Some(Change::Collapsed(warning)) = watch.observe(&collapsed, false) else { panic!("the first is told") };
         assert!(warning.contains("`selection.temperature = 120`"), "{warning}");
         assert!(warning.contains("`selection.length_normalise = true`"), "{warning}");
+        let Some(Change::Collapsed(warning)) = CollapseWatch::default().observe(&collapsed, true) else {
+            panic!("told")
+        };
+        assert!(!warning.contains("length_normalise"), "it is set already: {warning}");
         for _ in 0..3 {
-            assert_eq!(watch.observe(&collapsed), None);
-            (0..9).for_each(|_| assert_eq!(watch.observe(&sound), None));
+            assert_eq!(watch.observe(&collapsed, false), None);
+            (0..9).for_each(|_| assert_eq!(watch.observe(&sound, false), None));
         }
-        assert_eq!(watch.observe(&collapsed), None, "nine sound windows are no recovery");
-        (0..100).for_each(|_| assert_eq!(watch.observe(&tiny), None, "tiny windows say nothing"));
-        (0..9).for_each(|_| assert_eq!(watch.observe(&sound), None));
-        assert_eq!(watch.observe(&sound), Some(Change::Recovered));
-        assert!(matches!(watch.observe(&collapsed), Some(Change::Collapsed(_))));
+        assert_eq!(watch.observe(&collapsed, false), None, "nine sound windows are no recovery");
+        (0..100).for_each(|_| assert_eq!(watch.observe(&tiny, false), None, "tiny windows say nothing"));
+        (0..9).for_each(|_| assert_eq!(watch.observe(&sound, false), None));
+        assert_eq!(watch.observe(&sound, false), Some(Change::Recovered));
+        assert!(matches!(watch.observe(&collapsed, false), Some(Change::Collapsed(_))));
     }
 }
