@@ -86,9 +86,9 @@ fn a_broker_that_restarts_loses_and_repeats_nothing() {
             let log_end = patient.deployment.log().len();
             patient.feed(500);
             if is_polite {
-                servers.stop(1)
+                servers.stop(1);
             } else {
-                servers.signal(1, "KILL")
+                servers.signal(1, "KILL");
             }
             patient.wait_unready("no broker of kafka.bootstrap answers");
             patient.wait_says("no broker answers", log_end);
@@ -233,9 +233,9 @@ fn a_fleet_outlives_its_brokers() {
             let sent = feed(&mut random);
             servers.wait_led_by_others(&broker.topic, PARTITIONS, leader);
             if how == "STOP" {
-                servers.signal(leader, "CONT")
+                servers.signal(leader, "CONT");
             } else {
-                servers.start(leader)
+                servers.start(leader);
             }
             report.add(name, 1, decide(sent));
         }

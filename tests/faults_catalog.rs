@@ -45,6 +45,62 @@ fn recover(patient: &mut Patient, longest: &mut Duration) {
     *longest = began.elapsed().max(*longest);
 }
 
+/// Restarts the server again and again under publications.
+fn restart(patient: &mut Patient, server: &PostgresServer, mode: &str) -> (usize, Duration) {
+    let mut longest = Duration::ZERO;
+    for _ in 0..times(3) {
+        patient.feed(500);
+        server.stop(mode);
+        server.start_again();
+        recover(patient, &mut longest);
+    }
+    (times(3), longest)
+}
+
+/// Leaves the server down until the worker has said so.
+fn be_down(patient: &mut Patient, server: &PostgresServer) -> (usize, Duration) {
+    let log_end = patient.deployment.log().len();
+    server.stop("fast");
+    patient.feed(500);
+    patient.wait_stalled("stage", "catalog is not reachable");
+    patient.wait_says("; trying again in ", log_end);
+    server.start_again();
+    let mut longest = Duration::ZERO;
+    recover(patient, &mut longest);
+    (1, longest)
+}
+
+/// The server says nothing for ten seconds, and until the worker has said so; connections stay open.
+fn be_silent(patient: &mut Patient, stop: &dyn Fn(), resume: &dyn Fn()) -> (usize, Duration) {
+    let (log_end, began) = (patient.deployment.log().len(), Instant::now());
+    stop();
+    patient.feed(500);
+    let is_stalled = |step| patient.daemon.metric(&format!("winnowd_publish_stalled{{step=\"{step}\"}}")) == 1.0;
+    wait_for("a stalled publication", || ["stage", "commit"].into_iter().any(is_stalled).then_some(()));
+    patient.wait_unready("catalog is not reachable");
+    patient.wait_says("no answer", log_end);
+    wait_for("ten seconds", || (began.elapsed() >= Duration::from_secs(10)).then_some(()));
+    assert_eq!(patient.daemon.get("/healthz").0, 200, "the poll loop lives on");
+    resume();
+    let mut longest = Duration::ZERO;
+    recover(patient, &mut longest);
+    (1, longest)
+}
+
+/// Ends connections at random moments.
+fn end_connections(patient: &mut Patient, random: &mut Random, end: &dyn Fn() -> usize) -> (usize, Duration) {
+    let mut ended = 0;
+    while ended < times(30) {
+        patient.feed(300);
+        // The moment is the input of this test, not a way to wait.
+        std::thread::sleep(Duration::from_millis(random.below(300)));
+        ended += end();
+    }
+    let mut longest = Duration::ZERO;
+    recover(patient, &mut longest);
+    (ended, longest)
+}
+
 #[test]
 fn a_catalog_that_goes_away_loses_and_repeats_nothing() {
     let Some((broker, server)) = servers("catalog") else { return };
@@ -54,82 +110,37 @@ fn a_catalog_that_goes_away_loses_and_repeats_nothing() {
     let mut patient = Patient::new(Deployment::on_server(&broker, EXTRA, &server), broker);
     patient.feed(1_000);
     patient.wait_well();
-    let mut rows = Vec::new();
-
-    for (name, mode) in [("Postgres restarts politely", "fast"), ("Postgres restarts after a crash", "immediate")] {
-        let mut longest = Duration::ZERO;
-        for _ in 0..times(3) {
-            patient.feed(500);
-            server.stop(mode);
-            server.start_again();
-            recover(&mut patient, &mut longest);
-        }
-        rows.push((name, times(3), longest));
-    }
-
-    let log_end = patient.deployment.log().len();
-    server.stop("fast");
-    patient.feed(500);
-    patient.wait_stalled("stage", "catalog is not reachable");
-    patient.wait_says("; trying again in ", log_end);
-    server.start_again();
-    let mut longest = Duration::ZERO;
-    recover(&mut patient, &mut longest);
-    rows.push(("Postgres is down", 1, longest));
-
-    // Neither says a word meanwhile, and connections stay open.
-    let stops: [(&str, &dyn Fn(), &dyn Fn()); 2] = [
-        ("Postgres is stopped (SIGSTOP)", &|| server.signal("STOP"), &|| server.signal("CONT")),
-        ("Postgres' network swallows everything", &|| server.proxy.set(Network::BlackHole), &|| {
-            server.proxy.set(Network::Passes)
-        }),
+    let (proxy, patient_now) = (&server.proxy, &mut patient);
+    let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'winnowd'";
+    let mut rows = vec![
+        ("Postgres restarts politely", restart(patient_now, &server, "fast")),
+        ("Postgres restarts after a crash", restart(patient_now, &server, "immediate")),
+        ("Postgres is down", be_down(patient_now, &server)),
+        (
+            "Postgres sleeps (SIGSTOP) for more than 10 s",
+            be_silent(patient_now, &|| server.signal("STOP"), &|| server.signal("CONT")),
+        ),
+        (
+            "the network to Postgres swallows everything for more than 10 s",
+            be_silent(patient_now, &|| proxy.set(Network::BlackHole), &|| proxy.set(Network::Passes)),
+        ),
+        ("connections to Postgres are reset", end_connections(patient_now, &mut random, &|| proxy.cut())),
+        (
+            "connections are ended by pg_terminate_backend",
+            end_connections(patient_now, &mut random, &|| server.execute(terminate) as usize),
+        ),
     ];
-    for (name, stop, resume) in stops {
-        let (log_end, began) = (patient.deployment.log().len(), Instant::now());
-        stop();
-        patient.feed(500);
-        let is_stalled =
-            |step: &str| patient.daemon.metric(&format!("winnowd_publish_stalled{{step=\"{step}\"}}")) == 1.0;
-        wait_for("a stalled publication", || (is_stalled("stage") || is_stalled("commit")).then_some(()));
-        patient.wait_unready("catalog is not reachable");
-        patient.wait_says("no answer", log_end);
-        wait_for("ten seconds", || (began.elapsed() >= Duration::from_secs(10)).then_some(()));
-        assert_eq!(patient.daemon.get("/healthz").0, 200, "the poll loop lives on");
-        resume();
-        let mut longest = Duration::ZERO;
-        recover(&mut patient, &mut longest);
-        rows.push((name, 1, longest));
-    }
-
-    server.proxy.set(Network::Slow(Duration::from_millis(100)));
+    proxy.set(Network::Slow(Duration::from_millis(100)));
     let mut longest = Duration::ZERO;
-    recover(&mut patient, &mut longest);
-    server.proxy.set(Network::Passes);
-    rows.push(("Postgres' network is slow (0.1 s each way)", 1, longest));
-
-    let ends: [(&str, &dyn Fn() -> usize); 2] = [
-        ("connections to Postgres are reset", &|| server.proxy.cut()),
-        ("connections are ended by pg_terminate_backend", &|| {
-            let others = "FROM pg_stat_activity WHERE application_name = 'winnowd' AND pid <> pg_backend_pid()";
-            server.execute(&format!("SELECT pg_terminate_backend(pid) {others}")) as usize
-        }),
-    ];
-    for (name, end) in ends {
-        let (mut ended, mut longest) = (0, Duration::ZERO);
-        while ended < times(30) {
-            patient.feed(300);
-            // The moment is the input of this test, not a way to wait.
-            std::thread::sleep(Duration::from_millis(random.below(300)));
-            ended += end();
-        }
-        recover(&mut patient, &mut longest);
-        rows.push((name, ended, longest));
-    }
+    recover(patient_now, &mut longest);
+    proxy.set(Network::Passes);
+    rows.push(("the network to Postgres is slow (0.1 s each way)", (1, longest)));
 
     let log = patient.deployment.log();
-    assert!(!["pool timed out", "on-release", "slow statement"].iter().any(|foreign| log.contains(foreign)), "{log}");
+    let foreign = ["pool timed out", "on-release", "slow statement", "WARN terminating connection"];
+    assert!(!foreign.iter().any(|words| log.contains(words)), "{log}");
     let (_, sent) = patient.discharge_undisturbed();
-    rows.iter().for_each(|(name, injected, recovery)| report_fault(name, *injected, sent, *recovery));
+    rows.iter().for_each(|(name, (injected, recovery))| report_fault(name, *injected, sent, *recovery));
 }
 
 /// The connection is gone and nobody knows whether the transaction happened: the shard's own state tells.

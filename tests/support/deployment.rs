@@ -11,7 +11,7 @@ use futures::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, ObjectStoreExt};
 
-use winnowd::catalog::{Access, CatalogReader, SqlCatalog, Totals};
+use winnowd::catalog::{Access, CatalogReader, Gap, SqlCatalog, Totals};
 use winnowd::config::CatalogUrl;
 
 use super::{Broker, HttpProxy, PostgresServer, Published, block_on, model_bytes, wait_for};
@@ -201,6 +201,29 @@ window.idle_timeout = "1s"
             bucket.download(&self.folder.path().join("out"));
         }
         Published::read(self.folder.path(), &self.catalog)
+    }
+
+    /// What was never decided and is passed over.
+    pub fn gaps(&self) -> Vec<Gap> {
+        block_on(async {
+            let catalog = SqlCatalog::open(&self.catalog, Access::Read).await.expect("the catalog");
+            let gaps = catalog.gaps("test").await.expect("gaps");
+            catalog.close().await;
+            gaps
+        })
+    }
+
+    /// Windows and gaps of every partition follow one another, from 0 to its end.
+    pub fn assert_covered(&self, ends: &[i64]) {
+        let mut parts: Vec<_> = self.published().windows.iter().map(|w| (w.at.partition, w.interval)).collect();
+        parts.extend(self.gaps().iter().map(|gap| (gap.at.partition, gap.interval)));
+        parts.sort_by_key(|(partition, interval)| (*partition, interval.from));
+        let mut next = vec![0; ends.len()];
+        for (partition, interval) in parts {
+            let from = std::mem::replace(&mut next[partition as usize], interval.to);
+            assert_eq!(interval.from, from, "partition {partition}");
+        }
+        assert_eq!(next, ends);
     }
 
     /// What the catalog has summed up, or nothing yet.
