@@ -150,10 +150,11 @@ mod tests {
 
     #[test]
     fn other_errors_an_end_of_patience_and_an_abandoned_file_are_errors_at_once() {
-        let fails = |waits, refusals, kind, abandoned| {
+        let fails = |waits, refusals, kind, abandoned: bool| {
             let mut disk = Disk { refusals, kind, written: Vec::new() };
             let (patience, abandon, full_disk) = patience(waits);
-            let _kept = if abandoned { None } else { Some(abandon) };
+            // Dropped at once where the file is abandoned.
+            let _kept = (!abandoned).then_some(abandon);
             let error = patience.with(|| disk.write(b"x")).unwrap_err();
             assert!(error.kind() == kind && !full_disk.over.load(Ordering::Relaxed));
             refusals - disk.refusals
