@@ -6,7 +6,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -24,92 +23,6 @@ fn embedded_broker_process() {
 }
 
 const PARTITIONS: i32 = 4;
-
-/// A worker that is fed between faults.
-struct Patient {
-    broker: Broker,
-    deployment: Deployment,
-    daemon: DaemonProcess,
-    sent: u64,
-    produced: BTreeMap<i32, i64>,
-}
-
-impl Patient {
-    fn new(deployment: Deployment, broker: Broker) -> Self {
-        let daemon = deployment.start();
-        Patient { broker, deployment, daemon, sent: 0, produced: BTreeMap::new() }
-    }
-
-    fn feed(&mut self, n: u64) {
-        let producer = self.broker.producer();
-        for _ in 0..n {
-            self.send(&producer, &document(self.sent));
-        }
-        producer.flush();
-    }
-
-    /// Documents of this size that hardly compress.
-    fn feed_large(&mut self, n: u64, bytes: usize) {
-        let producer = self.broker.producer();
-        for _ in 0..n {
-            let mut random = Random::new(self.sent);
-            let word = |_| format!("{:06x} ", random.below(1 << 24));
-            let text: String = (0..bytes / 7).map(word).collect();
-            self.send(&producer, serde_json::json!({ "id": self.sent, "text": text }).to_string().as_bytes());
-        }
-        producer.flush();
-    }
-
-    fn send(&mut self, producer: &TestProducer, payload: &[u8]) {
-        let partition = (self.sent % PARTITIONS as u64) as i32;
-        producer.send(partition, Some(payload));
-        *self.produced.entry(partition).or_default() += 1;
-        self.sent += 1;
-    }
-
-    fn decided(&self) -> u64 {
-        self.deployment.totals().n_records as u64
-    }
-
-    /// Waits until everything is decided, trainers see all of it, and the worker says that it is well.
-    fn wait_well(&self) {
-        wait_for("all to be decided", || (self.decided() >= self.sent).then_some(()));
-        wait_for("readiness", || (self.daemon.get("/readyz").0 == 200).then_some(()));
-        let steps = ["write", "stage", "upload", "commit"];
-        let stalled = steps.map(|step| format!("winnowd_publish_stalled{{step=\"{step}\"}}"));
-        for series in stalled.into_iter().chain(["winnowd_manifest_behind".to_owned()]) {
-            wait_for(&series, || (self.daemon.metric(&series) == 0.0).then_some(()));
-        }
-    }
-
-    /// Waits until the worker says that a step of publication stalls, and what a person has to see to.
-    fn wait_stalled(&self, step: &str, readiness: &str) {
-        let series = format!("winnowd_publish_stalled{{step=\"{step}\"}}");
-        wait_for(&series, || (self.daemon.metric(&series) == 1.0).then_some(()));
-        wait_for(readiness, || {
-            let (code, body) = self.daemon.get("/readyz");
-            (code == 503 && body.contains(readiness)).then_some(())
-        });
-        assert_eq!(self.daemon.get("/healthz").0, 200, "the poll loop lives on");
-    }
-
-    /// The worker ends politely; then nothing may be missing or there twice.
-    fn discharge(self) -> (Deployment, u64) {
-        assert_eq!(self.daemon.metric("winnowd_session_restarts_total"), 0.0, "it did not have to begin again");
-        assert_eq!(self.daemon.stop(), Some(0));
-        self.deployment.published().assert_exactly_once(&self.produced);
-        assert_one_line_each(&self.deployment.log());
-        (self.deployment, self.sent)
-    }
-}
-
-/// Whatever servers answer, each message is one line that begins with its time.
-fn assert_one_line_each(log: &str) {
-    let torn = log.lines().find(|line| !line.starts_with("20"));
-    assert_eq!(torn, None, "in:\n{log}");
-    let longest = log.lines().map(str::len).max().unwrap_or_default();
-    assert!(longest < 1_200, "a line has {longest} bytes");
-}
 
 /// One kind of fault.
 struct Case {
@@ -193,7 +106,7 @@ fn a_store_that_fails_loses_and_repeats_nothing() {
         patient.wait_well();
         rows.push((name, proxy.injected() - before, began.elapsed()));
     }
-    let (_, sent) = patient.discharge();
+    let (_, sent) = patient.discharge_undisturbed();
     rows.iter().for_each(|(name, injected, recovery)| report_fault(name, *injected, sent, *recovery));
 }
 
@@ -254,7 +167,7 @@ fn an_upload_in_parts_that_fails_begins_again_and_leaves_nothing() {
     }
     // The two refused parts: what had gone up before them is cleared away.
     assert!(proxy.requests("DELETE", "uploadId") >= 2);
-    let (_, sent) = patient.discharge();
+    let (_, sent) = patient.discharge_undisturbed();
     rows.iter().for_each(|(name, injected, recovery)| report_fault(name, *injected, sent, *recovery));
 }
 
@@ -344,7 +257,7 @@ fn fill_often(
         patient.wait_well();
         longest = longest.max(began.elapsed());
     }
-    let (deployment, sent) = patient.discharge();
+    let (deployment, sent) = patient.discharge_undisturbed();
     report_fault(name, times, sent, longest);
     deployment
 }
@@ -430,6 +343,6 @@ fn a_full_disk_of_the_manifest_holds_up_only_the_manifest() {
     disk.empty();
     patient.wait_well();
     let recovery = began.elapsed();
-    let (_, sent) = patient.discharge();
+    let (_, sent) = patient.discharge_undisturbed();
     report_fault("full disk: manifest", 1, sent, recovery);
 }

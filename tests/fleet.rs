@@ -159,3 +159,72 @@ fn a_fleet_decides_every_position_once_whatever_happens_to_its_workers() {
         format!("{} windows are the same to the last bit, 0 differ, 0 cannot be verified", published.windows.len());
     assert!(told.contains(&all), "{all}:\n{told}");
 }
+
+/// Three workers on partitions that are lost to retention or to a new topic; `None`, and a word about it, without the servers.
+fn three_workers_to_be(name: &str) -> Option<(Broker, Database, Deployment)> {
+    let database = Database::create()?;
+    let broker = Broker::with_topic(name, 6);
+    if !broker.is_real() {
+        eprintln!("skipped: the in-process cluster cannot balance a group of several members");
+        return None;
+    }
+    let extra = "kafka.on_lost_offset = \"skip\"\nwindow.max_documents = 100";
+    let deployment = Deployment::with(&broker, extra, Some(&database.url), None);
+    Some((broker, database, deployment))
+}
+
+fn start_all(deployment: &Deployment) -> Vec<DaemonProcess> {
+    (0..WORKERS).map(|slot| deployment.start_worker(&name(slot))).collect()
+}
+
+/// Spread evenly over the partitions.
+fn produce(broker: &Broker, n: u64) {
+    let producer = broker.producer();
+    (0..n).for_each(|i| producer.send((i % broker.partitions as u64) as i32, Some(&document(i))));
+    producer.flush();
+}
+
+fn wait_decided(deployment: &Deployment, n: i64) {
+    wait_for("all to be decided", || (deployment.totals().n_records >= n).then_some(()));
+}
+
+#[test]
+fn a_fleet_records_each_gap_of_retention_once() {
+    let Some((broker, _database, deployment)) = three_workers_to_be("fleet-gaps") else { return };
+    produce(&broker, 1_800);
+    let workers = start_all(&deployment);
+    wait_decided(&deployment, 1_800);
+    workers.into_iter().for_each(|worker| assert_eq!(worker.stop(), Some(0)));
+    produce(&broker, 1_800);
+    for (partition, offset) in [(0, 400), (2, 450), (5, 600)] {
+        broker.delete_before(partition, offset);
+    }
+    let skipped = 100 + 150 + 300;
+    let workers = start_all(&deployment);
+    wait_decided(&deployment, 3_600 - skipped);
+    // In the middle of the stream, too: nothing that was read is lost or decided twice.
+    produce(&broker, 600);
+    wait_decided(&deployment, 4_200 - skipped);
+    let told: f64 = workers.iter().map(|worker| worker.metric("winnowd_skipped_offsets_total")).sum();
+    assert_eq!((told as i64, deployment.gaps().len()), (skipped, 3));
+    workers.into_iter().for_each(|worker| assert_eq!(worker.stop(), Some(0)));
+    deployment.assert_covered(&[700; 6]);
+}
+
+#[test]
+fn a_fleet_whose_topic_was_made_again_ends_and_decides_nothing_of_it() {
+    let Some((broker, _database, deployment)) = three_workers_to_be("fleet-recreated") else { return };
+    produce(&broker, 600);
+    let workers = start_all(&deployment);
+    wait_decided(&deployment, 600);
+    workers.into_iter().for_each(|worker| assert_eq!(worker.stop(), Some(0)));
+    broker.recreate_topic();
+    produce(&broker, 1_200);
+    for (slot, mut worker) in start_all(&deployment).into_iter().enumerate() {
+        let status = wait_for("the end of a worker", || worker.child.try_wait().unwrap());
+        let log = std::fs::read_to_string(deployment.worker_log(&name(slot))).unwrap();
+        assert_eq!(status.code(), Some(69), "{log}");
+        assert!(log.contains("was deleted and made again"), "{log}");
+    }
+    assert_eq!((deployment.totals().n_records, deployment.gaps().len()), (600, 0));
+}

@@ -8,7 +8,7 @@ mod support;
 use std::process::Output;
 
 use support::*;
-use winnowd::catalog::{Access, CatalogReader, Gap, GapReason, SqlCatalog};
+use winnowd::catalog::GapReason;
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
 #[test]
@@ -34,34 +34,11 @@ fn run_until(deployment: &Deployment, n: u64) {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-fn gaps(deployment: &Deployment) -> Vec<Gap> {
-    block_on(async {
-        let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
-        catalog.gaps("test").await.unwrap()
-    })
-}
-
 /// Standard output and error of a command that ended with this code.
 fn said(output: &Output, code: i32) -> String {
     let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
     assert_eq!(output.status.code(), Some(code), "{said}");
     said
-}
-
-/// Windows and gaps of every partition follow one another, from 0 to its end.
-fn assert_covered(deployment: &Deployment, ends: &[i64]) {
-    let mut parts: Vec<_> = deployment.published().windows.iter().map(|w| (w.at.partition, w.interval)).collect();
-    parts.extend(gaps(deployment).iter().map(|gap| (gap.at.partition, gap.interval)));
-    parts.sort_by_key(|(partition, interval)| (*partition, interval.from));
-    let mut next = vec![0; ends.len()];
-    for (partition, interval) in parts {
-        assert_eq!(
-            interval.from,
-            std::mem::replace(&mut next[partition as usize], interval.to),
-            "partition {partition}"
-        );
-    }
-    assert_eq!(next, ends);
 }
 
 /// By policy, what retention has removed is recorded and passed over, on several partitions at once; the rest is decided once.
@@ -84,8 +61,8 @@ fn a_retention_gap_is_recorded_and_skipped_where_the_policy_says_so() {
         producer.flush();
     }
     let daemon = deployment.start();
-    wait_for("gaps", || (gaps(&deployment).len() == 2).then_some(()));
-    let found = gaps(&deployment);
+    wait_for("gaps", || (deployment.gaps().len() == 2).then_some(()));
+    let found = deployment.gaps();
     let skipped: i64 = found.iter().map(|gap| gap.interval.to - gap.interval.from).sum();
     assert!(found.iter().all(|gap| gap.interval.from == 300 && gap.reason == GapReason::Retention), "{found:?}");
     if broker.is_real() {
@@ -105,7 +82,7 @@ fn a_retention_gap_is_recorded_and_skipped_where_the_policy_says_so() {
     assert!(log.contains("/0: retention has removed offsets 300.."), "{log}");
     assert_eq!(daemon.stop(), Some(0));
     if broker.is_real() {
-        assert_covered(&deployment, &[700; 3]);
+        deployment.assert_covered(&[700; 3]);
     }
 }
 
@@ -134,7 +111,7 @@ fn a_gap_behind_unpublished_records_begins_at_the_checkpoint() {
     broker.delete_before(0, 450);
     daemon.signal("CONT");
     wait_decided(&deployment, 500);
-    let found = gaps(&deployment);
+    let found = deployment.gaps();
     assert_eq!(found.iter().map(|gap| (gap.interval.from, gap.interval.to)).collect::<Vec<_>>(), [(0, 450)]);
     let log = deployment.log();
     assert!(log.contains("its checkpoint does not stand at the lost offset 300"), "{log}");
@@ -168,7 +145,7 @@ fn a_recreated_topic_is_always_an_error() {
     let expected = format!("topic `{}` was deleted and made again: its id is `", broker.topic);
     assert_eq!(log.matches(&expected).count(), 2, "{log}");
     assert!(log.contains("go on under a new pipeline.name"), "{log}");
-    assert_eq!((deployment.totals().n_records, gaps(&deployment).len()), (500, 0));
+    assert_eq!((deployment.totals().n_records, deployment.gaps().len()), (500, 0));
 
     let show = said(&deployment.winnowd(&["offsets", "show"]), 0);
     assert!(show.contains(&expected), "{show}");
@@ -246,7 +223,7 @@ fn checkpoints_are_moved_while_no_worker_runs_and_never_into_what_is_published()
     assert!(refused.contains("has 1 live member: worker-0") && refused.contains("6s"), "{refused}");
     assert_eq!(daemon.stop(), Some(0));
     wait_for("the member to be forgotten", || reset(&["--to", "offset:300"]).status.success().then_some(()));
-    assert_eq!(gaps(&deployment), [], "it stayed where it was");
+    assert_eq!(deployment.gaps(), [], "it stayed where it was");
 
     for (arguments, problem) in [
         (&["--to", "earliest"][..], "/0: offset 0 is decided already, everything below 300 is published"),
@@ -262,7 +239,7 @@ fn checkpoints_are_moved_while_no_worker_runs_and_never_into_what_is_published()
     produce(&broker, 600, 400);
     let dry = said(&reset(&["--to", "offset:350", "--dry-run"]), 0);
     assert!(dry.contains("/0: 300 → 350, a gap of 50 offsets") && dry.contains("nothing was changed"), "{dry}");
-    assert_eq!(gaps(&deployment), []);
+    assert_eq!(deployment.gaps(), []);
     let moved = json_lines(&reset(&["--to", "latest", "--partition", "1", "--json"]));
     assert_eq!(
         (moved.len(), &moved[0]["act"], &moved[0]["from"], &moved[0]["to"]),
@@ -270,9 +247,9 @@ fn checkpoints_are_moved_while_no_worker_runs_and_never_into_what_is_published()
     );
     assert!(said(&reset(&["--to", "offset:350"]), 0).contains("/1: 500 → 350, back over offsets that are not decided"));
     let found: Vec<_> =
-        gaps(&deployment).iter().map(|gap| (gap.at.partition, gap.interval.from, gap.interval.to)).collect();
+        deployment.gaps().iter().map(|gap| (gap.at.partition, gap.interval.from, gap.interval.to)).collect();
     assert_eq!(found, [(0, 300, 350), (1, 300, 350)]);
-    assert!(gaps(&deployment).iter().all(|gap| gap.reason == GapReason::Reset));
+    assert!(deployment.gaps().iter().all(|gap| gap.reason == GapReason::Reset));
     let time = said(&reset(&["--to", "timestamp:2001-01-01T00:00:00Z", "--dry-run"]), 64);
     assert!(time.contains("nothing is changed") && time.contains("/1: offset 0 is decided already"), "{time}");
 

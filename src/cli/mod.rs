@@ -148,7 +148,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("winnowd: {}", format!("{error:#}").trim_end());
+            eprintln!("winnowd: {}", message(&error).trim_end());
             ExitCode::from(exit_code(&error))
         }
     }
@@ -168,6 +168,15 @@ struct Interrupted;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct DamagedShards(String);
+
+/// What happened, with the causes that it does not name itself.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
+        "" => cause,
+        said if said.contains(&cause) => said.to_owned(),
+        said => format!("{said}: {cause}"),
+    })
+}
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<ConfigErrors>() || error.is::<UsageError>() || error.is::<crate::source::files::FileError>() {
@@ -195,9 +204,12 @@ fn print(text: &str) -> anyhow::Result<()> {
 
 fn init_logging(log: LogConfig) {
     let level = LevelFilter::from(log.level);
-    // It tells of each retry, and not of what: whatever fails for good is told of where it was asked for.
-    let of_store = if level <= LevelFilter::INFO { level.min(LevelFilter::WARN) } else { level };
-    let levels = Targets::new().with_default(level).with_target("object_store", of_store);
+    // They tell of each retry and of each connection, and not of what: whatever fails for good is told of where it was asked for.
+    let of_library = |most: LevelFilter| if level <= LevelFilter::INFO { level.min(most) } else { level };
+    let levels = Targets::new()
+        .with_default(level)
+        .with_target("object_store", of_library(LevelFilter::WARN))
+        .with_target("sqlx", of_library(LevelFilter::ERROR));
     let is_terminal = std::io::stderr().is_terminal();
     let format = layer().with_writer(std::io::stderr).with_ansi(is_terminal).with_target(false);
     let registry = tracing_subscriber::registry().with(levels);

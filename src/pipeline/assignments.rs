@@ -94,6 +94,14 @@ impl Assignments for CatalogAssignments {
         for at in partitions {
             tracing::info!("partition {at}: {kind}");
         }
+        if lost {
+            self.shared.telemetry.status().readiness.joined_group = false;
+            tracing::warn!(
+                "the consumer group has not heard from this worker in time: its {} partitions are lost, and what is not \
+                 published of them is decided again by whoever gets them; joining again",
+                partitions.len()
+            );
+        }
         let (done, drained) = mpsc::channel();
         let event = SourceEvent::Revoked { partitions: partitions.to_vec(), lost, done };
         let deadline = self.shared.config.kafka.drain_timeout;
@@ -105,6 +113,7 @@ impl Assignments for CatalogAssignments {
             );
         }
     }
+
     fn lag(&self, lags: Vec<PartitionLag>) {
         {
             let mut status = self.shared.telemetry.status();
@@ -115,5 +124,9 @@ impl Assignments for CatalogAssignments {
             }
         }
         self.shared.telemetry.update_lag();
+    }
+
+    fn brokers_answer(&self, answers: bool) {
+        self.shared.telemetry.status().readiness.brokers_away = !answers;
     }
 }

@@ -25,6 +25,8 @@ use crate::window::{ClosedWindow, WindowSummary};
 
 /// How soon a failed write of the manifest is tried again.
 const MANIFEST_RETRY: Duration = Duration::from_secs(5);
+/// After so long without an answer the catalog counts as unreachable.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Of several workers that change it on an object store at the same time one succeeds.
 const MANIFEST_ATTEMPTS: u32 = 5;
 
@@ -154,7 +156,10 @@ impl Publisher {
                     let reason = problem.unwrap_or_else(|| "another worker took a partition over".to_owned());
                     return Err(PublisherEnd::Restart(format!("shard {} is not published: {reason}", manifest.shard)));
                 }
-                step => self.carry_out(step, &request, files, &mut problem).await,
+                step => {
+                    let event = self.carry_out(step, &request, files, &mut problem);
+                    self.unless_silent(step, &manifest.shard, event).await
+                }
             };
             publication.observe(event);
             if !publication.backoff().is_zero() {
@@ -185,11 +190,7 @@ impl Publisher {
     ) -> Event {
         let Shared { catalog, store, telemetry, .. } = &*self.shared;
         let ShardManifest { shard, pipeline, path, .. } = request.manifest;
-        let timed = match step {
-            Step::Stage => TimedStep::Stage,
-            Step::Upload => TimedStep::Upload,
-            _ => TimedStep::Commit,
-        };
+        let timed = timed(step);
         let timer = telemetry.metrics.publish_seconds.with_label_values(&[timed.as_str()]).start_timer();
         let mut failed = |e: &dyn std::fmt::Display| self.failed(timed, problem, e.to_string());
         let event = match step {
@@ -208,7 +209,10 @@ impl Publisher {
                 Err(e) => failed(&e),
             },
             Step::ReadBack => match catalog.shard_state(shard).await {
-                Ok(Some(ShardState::Published)) => Event::FoundPublished,
+                Ok(Some(ShardState::Published)) => {
+                    tracing::info!("shard {shard}: the COMMIT without an answer had happened, it is published");
+                    Event::FoundPublished
+                }
                 Ok(_) => {
                     let reason = problem.take().unwrap_or_default();
                     self.failed(timed, problem, format!("not published: {reason}"));
@@ -235,6 +239,22 @@ impl Publisher {
             telemetry.works(timed);
         }
         event
+    }
+
+    /// Waits for the event, and says so when the catalog takes long to answer: it may have gone without a word.
+    async fn unless_silent(&self, step: Step, shard: &str, event: impl Future<Output = Event>) -> Event {
+        // A large file takes its time.
+        if step == Step::Upload {
+            return event.await;
+        }
+        let mut event = std::pin::pin!(event);
+        if let Ok(event) = tokio::time::timeout(SILENCE, &mut event).await {
+            return event;
+        }
+        let (step, waited) = (timed(step), SILENCE.as_secs());
+        tracing::warn!("shard {shard}: {}: no answer from the catalog for {waited} s, still waiting", step.as_str());
+        self.shared.telemetry.stalled(step, format!("no answer from the catalog for {waited} s"));
+        event.await
     }
 
     fn failed(&self, step: TimedStep, problem: &mut Option<String>, error: String) -> Event {
@@ -323,6 +343,15 @@ impl Publisher {
             }
         }
         false
+    }
+}
+
+/// What the metrics call a step.
+fn timed(step: Step) -> TimedStep {
+    match step {
+        Step::Stage => TimedStep::Stage,
+        Step::Upload => TimedStep::Upload,
+        Step::Commit | Step::ReadBack | Step::Finished | Step::Abandon => TimedStep::Commit,
     }
 }
 

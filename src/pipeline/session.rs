@@ -124,7 +124,10 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     }
     // What it has not sent is found in the catalog again.
     forwarder.abort();
-    shared.telemetry.status().readiness.joined_group = false;
+    {
+        let readiness = &mut shared.telemetry.status().readiness;
+        (readiness.joined_group, readiness.brokers_away) = (false, false);
+    }
     let partitions: Vec<_> = shared.telemetry.status().partitions.keys().cloned().collect();
     shared.telemetry.forget(&partitions);
     shared.telemetry.metrics.assigned_partitions.set(0);

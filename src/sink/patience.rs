@@ -153,7 +153,8 @@ mod tests {
         let fails = |waits, refusals, kind, abandoned: bool| {
             let mut disk = Disk { refusals, kind, written: Vec::new() };
             let (patience, abandon, full_disk) = patience(waits);
-            let _kept = Some(abandon).filter(|_| !abandoned);
+            // Dropped at once where the file is abandoned.
+            let _kept = (!abandoned).then_some(abandon);
             let error = patience.with(|| disk.write(b"x")).unwrap_err();
             assert!(error.kind() == kind && !full_disk.over.load(Ordering::Relaxed));
             refusals - disk.refusals

@@ -5,6 +5,7 @@
 //! by a later seek); when the queue stays full, partitions are paused while polling goes on; the thread ends after
 //! [`SourceEvent::Failed`] or [`KafkaSource::stop`].
 
+mod brokers;
 mod context;
 mod poller;
 mod producer;

@@ -114,6 +114,9 @@ pub trait Assignments: Send + Sync + 'static {
 
     /// How far the partitions reach, every few seconds.
     fn lag(&self, lags: Vec<PartitionLag>);
+
+    /// Whether any broker answers, when that changes. At the beginning it is taken for granted.
+    fn brokers_answer(&self, answers: bool);
 }
 
 /// What the polling thread says, in order.

@@ -1,5 +1,7 @@
 //! The settings of the Kafka client, derived from ours and from the memory budget.
 
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 
@@ -7,6 +9,10 @@ use crate::config::KafkaConfig;
 
 /// The most that the client takes for `queued.max.messages.kbytes`, in bytes.
 const MAX_PREFETCH_BYTES: usize = 2_097_151 << 10;
+
+/// For the answer of a broker; an answer of several megabytes takes its time.
+const LEAST_TIMEOUT: Duration = Duration::from_secs(10);
+const MOST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The memory that reading may take.
 #[derive(Debug, Clone, Copy)]
@@ -51,12 +57,12 @@ pub fn client_config(kafka: &KafkaConfig, bootstrap: &str) -> ClientConfig {
 
 pub(super) fn consumer_config(kafka: &KafkaConfig, bootstrap: &str, limits: SourceLimits) -> ClientConfig {
     let mut config = client_config(kafka, bootstrap);
-    let millis = |d: std::time::Duration| d.as_millis().to_string();
+    let millis = |d: Duration| d.as_millis().to_string();
     config
         .set("group.id", &kafka.group)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", millis(kafka.session_timeout))
-        .set("heartbeat.interval.ms", millis((kafka.session_timeout / 10).min(std::time::Duration::from_secs(3))))
+        .set("heartbeat.interval.ms", millis((kafka.session_timeout / 10).min(Duration::from_secs(3))))
         .set("max.poll.interval.ms", millis(kafka.max_poll_interval))
         // The catalog says where to go on. An offset that is gone must never become a silent jump.
         .set("auto.offset.reset", "error")
@@ -72,7 +78,10 @@ pub(super) fn consumer_config(kafka: &KafkaConfig, bootstrap: &str, limits: Sour
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.message.max.bytes", limits.fetch_bytes.min(4 << 20).to_string())
         .set("fetch.max.bytes", limits.fetch_bytes.max(1 << 20).to_string())
-        .set("statistics.interval.ms", "5000");
+        // A broker that has gone silent is given up about as soon as the group gives a silent worker up. The client's own
+        // default is a minute, in which a partition stays with a leader that sleeps.
+        .set("socket.timeout.ms", millis(kafka.session_timeout.clamp(LEAST_TIMEOUT, MOST_TIMEOUT)))
+        .set("statistics.interval.ms", "2000");
     if let Some(id) = &kafka.instance_id {
         config.set("group.instance.id", id);
     }
@@ -118,6 +127,18 @@ mod tests {
             assert!(problem.starts_with("`kafka.properties.") && !problem.contains("hunter2"), "{problem}");
         }
     }
+
+    #[test]
+    fn a_silent_broker_is_given_up_about_as_soon_as_a_silent_worker() {
+        for (session, expected) in [("6s", "10000"), ("20s", "20000"), ("45s", "30000")] {
+            let toml = format!("kafka.session_timeout = \"{session}\"");
+            let config = Config::from_toml(&toml, []).expect("a valid configuration");
+            let limits = SourceLimits::of_budget(config.memory_budget_bytes);
+            let set = consumer_config(&config.kafka, "localhost:9092", limits);
+            assert_eq!(set.get("socket.timeout.ms"), Some(expected));
+        }
+    }
+
     /// The bundled client is built with TLS and these mechanisms; a client that lacked one would refuse to be created.
     #[test]
     fn tls_and_sasl_are_built_in() {

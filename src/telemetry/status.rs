@@ -73,6 +73,8 @@ pub struct Readiness {
     pub store_writable: bool,
     /// A scratch file waits for room.
     pub disk_full: bool,
+    /// No broker answers.
+    pub brokers_away: bool,
     pub joined_group: bool,
 }
 
@@ -83,6 +85,7 @@ impl Readiness {
             (self.catalog_reachable, "catalog is not reachable"),
             (self.store_writable, "store cannot be written to"),
             (!self.disk_full, "disk of the scratch folder is full"),
+            (!self.brokers_away, "no broker of kafka.bootstrap answers"),
             (self.joined_group, "no partitions assigned by the consumer group yet"),
         ];
         all.into_iter().filter(|(fine, _)| !fine).map(|(_, problem)| problem).collect()

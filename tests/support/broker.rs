@@ -13,7 +13,7 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::{Deployment, block_on};
+use super::{Deployment, TcpProxy, block_on};
 
 /// Says to this test binary, started again, that it shall be the in-process cluster: a topic and its partitions.
 const EMBEDDED_BROKER: &str = "WINNOWD_TEST_EMBEDDED_BROKER";
@@ -34,6 +34,8 @@ pub fn embedded_broker_process() {
 /// A topic on the broker of `KAFKA_BOOTSTRAP`, or else on an in-process cluster of its own.
 pub struct Broker {
     pub bootstrap: String,
+    /// What the daemon takes for the address.
+    pub through: String,
     pub topic: String,
     pub partitions: i32,
     embedded: Option<Child>,
@@ -41,15 +43,10 @@ pub struct Broker {
 
 impl Broker {
     pub fn with_topic(name: &str, partitions: i32) -> Self {
-        let topic = format!(
-            "{name}-{}-{:x}",
-            std::process::id(),
-            SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").subsec_nanos()
-        );
         if let Ok(bootstrap) = std::env::var("KAFKA_BOOTSTRAP") {
-            create_topic(&bootstrap, &topic, partitions);
-            return Broker { bootstrap, topic, partitions, embedded: None };
+            return Broker::on(&bootstrap, name, partitions, 1);
         }
+        let topic = unique(name);
         let mut child = Command::new(std::env::current_exe().expect("this test"))
             .args(["embedded_broker_process", "--exact", "--nocapture"])
             .env(EMBEDDED_BROKER, format!("{topic} {partitions}"))
@@ -62,7 +59,20 @@ impl Broker {
         let stdout = BufReader::new(child.stdout.as_mut().expect("piped"));
         let mut lines = stdout.lines().map_while(Result::ok);
         let bootstrap = lines.find_map(|line| Some(line.split_once(ADDRESS)?.1.to_owned())).expect("an address");
-        Broker { bootstrap, topic, partitions, embedded: Some(child) }
+        Broker { through: bootstrap.clone(), bootstrap, topic, partitions, embedded: Some(child) }
+    }
+
+    /// A topic on brokers that are there already.
+    pub fn on(bootstrap: &str, name: &str, partitions: i32, replicas: i32) -> Self {
+        let topic = unique(name);
+        create_topic(bootstrap, &topic, partitions, replicas);
+        Broker { bootstrap: bootstrap.to_owned(), through: bootstrap.to_owned(), topic, partitions, embedded: None }
+    }
+
+    /// The same, which the daemon reaches through a proxy.
+    pub fn behind(mut self, proxy: &TcpProxy) -> Self {
+        self.through = proxy.address().to_string();
+        self
     }
 
     /// Real Kafka, which keeps everything and takes large messages.
@@ -98,7 +108,7 @@ impl Broker {
         let topic = format!("{}-{name}", self.topic);
         // The in-process cluster makes topics when they are asked for.
         if self.is_real() {
-            create_topic(&self.bootstrap, &topic, partitions);
+            create_topic(&self.bootstrap, &topic, partitions, 1);
         }
         topic
     }
@@ -129,7 +139,7 @@ impl Broker {
             let metadata = admin.inner().fetch_metadata(None, Duration::from_secs(30)).expect("metadata");
             metadata.topics().iter().all(|topic| topic.name() != self.topic).then_some(())
         });
-        create_topic(&self.bootstrap, &self.topic, self.partitions);
+        create_topic(&self.bootstrap, &self.topic, self.partitions, 1);
     }
 
     pub fn producer(&self) -> TestProducer {
@@ -149,10 +159,15 @@ impl Drop for Broker {
     }
 }
 
-fn create_topic(bootstrap: &str, topic: &str, partitions: i32) {
+fn unique(name: &str) -> String {
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").subsec_nanos();
+    format!("{name}-{}-{nanos:x}", std::process::id())
+}
+
+fn create_topic(bootstrap: &str, topic: &str, partitions: i32, replicas: i32) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("an admin client");
-    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("max.message.bytes", "26214400");
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas)).set("max.message.bytes", "26214400");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let created = runtime.block_on(admin.create_topics([&new], &AdminOptions::new())).expect("the topic is created");
     created.into_iter().for_each(|topic| {

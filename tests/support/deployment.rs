@@ -11,10 +11,10 @@ use futures::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, ObjectStoreExt};
 
-use winnowd::catalog::{Access, CatalogReader, SqlCatalog, Totals};
+use winnowd::catalog::{Access, CatalogReader, Gap, SqlCatalog, Totals};
 use winnowd::config::CatalogUrl;
 
-use super::{Broker, HttpProxy, Published, block_on, model_bytes, wait_for};
+use super::{Broker, HttpProxy, PostgresServer, Published, block_on, model_bytes, wait_for};
 
 /// A folder with a model, a configuration, and what the daemon makes.
 pub struct Deployment {
@@ -22,6 +22,8 @@ pub struct Deployment {
     pub config: PathBuf,
     pub catalog: CatalogUrl,
     store: Option<Bucket>,
+    /// What the daemon sees otherwise than the test: the way through a proxy.
+    environment: Vec<(&'static str, String)>,
 }
 
 /// A prefix of its own in the bucket `test` of `S3_ENDPOINT`, as `tests/services/s3` starts it.
@@ -91,6 +93,14 @@ impl Deployment {
         Deployment::build(broker, extra, postgres.map(|url| CatalogUrl::Postgres(url.clone())), store)
     }
 
+    /// The daemon reaches the Postgres server, which is this test's alone, through its proxy. On a busy machine the group must
+    /// not take it for dead meanwhile.
+    pub fn on_server(broker: &Broker, extra: &str, server: &PostgresServer) -> Self {
+        let deployment = Deployment::with(broker, extra, Some(&server.url), None);
+        let url = ("WINNOWD_CATALOG__URL", server.proxied().to_string());
+        Deployment { environment: vec![url, ("WINNOWD_KAFKA__SESSION_TIMEOUT", "30s".to_owned())], ..deployment }
+    }
+
     pub fn with_catalog(broker: &Broker, extra: &str, catalog: CatalogUrl) -> Self {
         Deployment::build(broker, extra, Some(catalog), None)
     }
@@ -133,12 +143,12 @@ window.idle_timeout = "1s"
                 }
             },
             roll = if extra.contains("shard.max_age") { "" } else { "shard.max_age = \"500ms\"" },
-            bootstrap = broker.bootstrap,
+            bootstrap = broker.through,
             topic = broker.topic,
             group = group(folder.path(), broker),
         );
         std::fs::write(&config, toml).expect("a configuration");
-        Deployment { folder, config, catalog, store }
+        Deployment { folder, config, catalog, store, environment: Vec::new() }
     }
 
     pub fn group(&self, broker: &Broker) -> String {
@@ -150,7 +160,7 @@ window.idle_timeout = "1s"
     }
 
     pub fn try_start(&self) -> Result<DaemonProcess, String> {
-        DaemonProcess::start(&self.config, &self.folder.path().join("log"), None, &[])
+        DaemonProcess::start(&self.config, &self.folder.path().join("log"), None, &self.environment())
     }
 
     /// With more in its environment, such as a crash point; `None` if that was before it served.
@@ -160,8 +170,18 @@ window.idle_timeout = "1s"
 
     /// One of several workers, with a log of its own.
     pub fn start_worker(&self, name: &str) -> DaemonProcess {
-        let started = DaemonProcess::start(&self.config, &self.worker_log(name), Some(name), &[]);
+        let started = DaemonProcess::start(&self.config, &self.worker_log(name), Some(name), &self.environment());
         started.unwrap_or_else(|log| panic!("{name} ended at once:\n{log}"))
+    }
+
+    /// `winnowd run`, which ends by itself.
+    pub fn run_to_end(&self) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_winnowd"));
+        command.args(["run", "-c"]).arg(&self.config).envs(self.environment()).output().expect("winnowd runs")
+    }
+
+    fn environment(&self) -> Vec<(&str, &str)> {
+        self.environment.iter().map(|(key, value)| (*key, value.as_str())).collect()
     }
 
     pub fn worker_log(&self, name: &str) -> PathBuf {
@@ -181,6 +201,29 @@ window.idle_timeout = "1s"
             bucket.download(&self.folder.path().join("out"));
         }
         Published::read(self.folder.path(), &self.catalog)
+    }
+
+    /// What was never decided and is passed over.
+    pub fn gaps(&self) -> Vec<Gap> {
+        block_on(async {
+            let catalog = SqlCatalog::open(&self.catalog, Access::Read).await.expect("the catalog");
+            let gaps = catalog.gaps("test").await.expect("gaps");
+            catalog.close().await;
+            gaps
+        })
+    }
+
+    /// Windows and gaps of every partition follow one another, from 0 to its end.
+    pub fn assert_covered(&self, ends: &[i64]) {
+        let mut parts: Vec<_> = self.published().windows.iter().map(|w| (w.at.partition, w.interval)).collect();
+        parts.extend(self.gaps().iter().map(|gap| (gap.at.partition, gap.interval)));
+        parts.sort_by_key(|(partition, interval)| (*partition, interval.from));
+        let mut next = vec![0; ends.len()];
+        for (partition, interval) in parts {
+            let from = std::mem::replace(&mut next[partition as usize], interval.to);
+            assert_eq!(interval.from, from, "partition {partition}");
+        }
+        assert_eq!(next, ends);
     }
 
     /// What the catalog has summed up, or nothing yet.

@@ -3,14 +3,15 @@
 //! It passes bytes on unchanged, the header `Host` among them, which clients sign: a store verifies what it receives.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use super::listener::{Listener, address_of, end};
+
 /// Of a connection that nothing happens on, and of a slow answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
-const MAX_CONNECTIONS: usize = 64;
 const MAX_HEAD_BYTES: u64 = 64 << 10;
 const MAX_BODY_BYTES: u64 = 64 << 20;
 
@@ -43,7 +44,7 @@ struct Rule {
 }
 
 pub struct HttpProxy {
-    address: SocketAddr,
+    listener: Listener,
     shared: Arc<Shared>,
 }
 
@@ -53,8 +54,6 @@ struct Shared {
     injected: AtomicUsize,
     /// Method and path of every request.
     requests: Mutex<Vec<String>>,
-    connections: AtomicUsize,
-    ended: AtomicBool,
     /// With `rules`: slow answers need not be waited for once they are healed.
     healed: Condvar,
 }
@@ -62,42 +61,24 @@ struct Shared {
 impl HttpProxy {
     /// In front of `http://HOST:PORT`.
     pub fn start(upstream: &str) -> Self {
-        let upstream = upstream.trim_start_matches("http://").trim_end_matches('/');
-        let upstream = upstream.to_socket_addrs().expect("HOST:PORT").next().expect("an address");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
-            upstream,
+            upstream: address_of(upstream),
             rules: Mutex::default(),
             injected: AtomicUsize::new(0),
             requests: Mutex::default(),
-            connections: AtomicUsize::new(0),
-            ended: AtomicBool::new(false),
             healed: Condvar::new(),
         });
-        let of_thread = shared.clone();
-        std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if of_thread.ended.load(Ordering::SeqCst) {
-                    return;
-                }
-                let shared = of_thread.clone();
-                let n = shared.connections.fetch_add(1, Ordering::SeqCst);
-                std::thread::spawn(move || {
-                    if n < MAX_CONNECTIONS {
-                        // The client sees whatever goes wrong here as a connection that ends.
-                        let _ = shared.serve(&client);
-                    }
-                    let _ = client.shutdown(Shutdown::Both);
-                    shared.connections.fetch_sub(1, Ordering::SeqCst);
-                });
-            }
+        let of_listener = shared.clone();
+        let listener = Listener::start(move |client| {
+            // The client sees whatever goes wrong here as a connection that ends.
+            let _ = of_listener.serve(&client);
+            end(&client);
         });
-        HttpProxy { address, shared }
+        HttpProxy { listener, shared }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.listener.address())
     }
 
     /// Disturbs the next `n` requests of this method (`""`: any) with this in path or query.
@@ -126,9 +107,6 @@ impl HttpProxy {
 impl Drop for HttpProxy {
     fn drop(&mut self) {
         self.heal();
-        self.shared.ended.store(true, Ordering::SeqCst);
-        // Wakes the listener up.
-        let _ = TcpStream::connect(self.address);
     }
 }
 

@@ -6,9 +6,15 @@ mod broker;
 mod database;
 mod deployment;
 mod http_proxy;
+mod kafka_servers;
+mod listener;
+mod patient;
+mod postgres_server;
 mod published;
+mod tcp_proxy;
 
 use std::hash::BuildHasher;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use winnowd::features::{Featuriser, Scratch};
@@ -18,7 +24,11 @@ pub use broker::*;
 pub use database::Database;
 pub use deployment::*;
 pub use http_proxy::*;
+pub use kafka_servers::KafkaServers;
+pub use patient::*;
+pub use postgres_server::PostgresServer;
 pub use published::*;
+pub use tcp_proxy::*;
 
 /// Far beyond what anything here takes.
 pub const DEADLINE: Duration = Duration::from_secs(240);
@@ -61,6 +71,14 @@ pub fn model_bytes() -> Vec<u8> {
     let target = count("select index from table query vacuum table index select query night");
     let raw = count("king thou night select thou king table index night query vacuum king thou select");
     Model::of_one_target(featuriser, Side::of(target), Side::of(raw)).expect("both sides have n-grams").to_bytes()
+}
+
+/// Runs one of `tests/services`; gives what it prints.
+pub fn service(script: &str, arguments: &[&str]) -> String {
+    let output = Command::new(script).args(arguments).output().expect("the script runs");
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script} {}: {problem}", arguments.join(" "));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 pub fn block_on<F: Future>(future: F) -> F::Output {

@@ -1,9 +1,21 @@
 //! The two databases, and the little that is asked of them: statements with numbered parameters (`$1`, `$2`, …) and typed
 //! values, so that every statement of the catalog is written once.
 
+use std::io::{Error as IoError, ErrorKind};
+use std::time::Duration;
+
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Column, PgPool, Postgres, Row as _, Sqlite, SqlitePool, Transaction, TypeInfo, ValueRef};
+use sqlx::{
+    Column, ConnectOptions, Connection, PgPool, Postgres, Row as _, Sqlite, SqlitePool, Transaction, TypeInfo, ValueRef,
+};
+use tokio::time::timeout;
+
+/// For the answer to one statement: longer than Postgres itself works on it, so that only a server or a network that has
+/// gone silent is given up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
+/// For the reason why there is no connection.
+const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A parameter, or what stands in a column. A parameter that is null still has a type.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,13 +57,44 @@ macro_rules! bound {
     }};
 }
 
+/// Waits for an answer of Postgres, but not for ever: a network can end without a word.
+async fn answer<T>(of: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(ANSWER_TIMEOUT, of).await.unwrap_or_else(|_| Err(silence(ANSWER_TIMEOUT)))
+}
+
+pub fn silence(waited: Duration) -> sqlx::Error {
+    IoError::new(ErrorKind::TimedOut, format!("no answer within {} s", waited.as_secs())).into()
+}
+
+/// The same on any connection of a pool. Where there was none, the error says why, which the pool has forgotten.
+async fn answer_of<T>(pool: &PgPool, of: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    match answer(of).await {
+        Err(sqlx::Error::PoolTimedOut) => Err(why_unconnected(pool).await),
+        answer => answer,
+    }
+}
+
+async fn why_unconnected(pool: &PgPool) -> sqlx::Error {
+    match timeout(REASON_TIMEOUT, pool.connect_options().connect()).await {
+        Ok(Err(reason)) => reason,
+        Ok(Ok(connection)) => {
+            let _ = timeout(REASON_TIMEOUT, connection.close()).await;
+            sqlx::Error::PoolTimedOut
+        }
+        Err(_) => silence(REASON_TIMEOUT),
+    }
+}
+
 impl Database {
     /// SQLite takes its only write lock at once, so that a transaction never fails half-way for another writer. Postgres
     /// locks rows as they are written; at READ COMMITTED, an update that waited for another sees what that one left.
     pub async fn begin(&self) -> Result<Tx, sqlx::Error> {
         Ok(match self {
             Database::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
-            Database::Postgres(pool) => Tx::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?),
+            Database::Postgres(pool) => {
+                let begun = pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED");
+                Tx::Postgres(answer_of(pool, begun).await?)
+            }
         })
     }
 
@@ -63,7 +106,7 @@ impl Database {
                 rows.iter().map(of_sqlite).collect()
             }
             Database::Postgres(pool) => {
-                let rows = bound!(Postgres, sql, parameters).fetch_all(pool).await?;
+                let rows = answer_of(pool, bound!(Postgres, sql, parameters).fetch_all(pool)).await?;
                 rows.iter().map(of_postgres).collect()
             }
         }
@@ -76,7 +119,9 @@ impl Database {
     pub async fn execute(&self, sql: &'static str, parameters: Vec<Value>) -> Result<(), sqlx::Error> {
         match self {
             Database::Sqlite(pool) => bound!(Sqlite, sql, parameters).execute(pool).await.map(drop),
-            Database::Postgres(pool) => bound!(Postgres, sql, parameters).execute(pool).await.map(drop),
+            Database::Postgres(pool) => {
+                answer_of(pool, bound!(Postgres, sql, parameters).execute(pool)).await.map(drop)
+            }
         }
     }
 }
@@ -89,7 +134,7 @@ impl Tx {
                 rows.iter().map(of_sqlite).collect()
             }
             Tx::Postgres(tx) => {
-                let rows = bound!(Postgres, sql, parameters).fetch_all(&mut **tx).await?;
+                let rows = answer(bound!(Postgres, sql, parameters).fetch_all(&mut **tx)).await?;
                 rows.iter().map(of_postgres).collect()
             }
         }
@@ -103,21 +148,21 @@ impl Tx {
     pub async fn execute(&mut self, sql: &'static str, parameters: Vec<Value>) -> Result<u64, sqlx::Error> {
         match self {
             Tx::Sqlite(tx) => Ok(bound!(Sqlite, sql, parameters).execute(&mut **tx).await?.rows_affected()),
-            Tx::Postgres(tx) => Ok(bound!(Postgres, sql, parameters).execute(&mut **tx).await?.rows_affected()),
+            Tx::Postgres(tx) => Ok(answer(bound!(Postgres, sql, parameters).execute(&mut **tx)).await?.rows_affected()),
         }
     }
 
     pub async fn commit(self) -> Result<(), sqlx::Error> {
         match self {
             Tx::Sqlite(tx) => tx.commit().await,
-            Tx::Postgres(tx) => tx.commit().await,
+            Tx::Postgres(tx) => answer(tx.commit()).await,
         }
     }
 
     pub async fn rollback(self) -> Result<(), sqlx::Error> {
         match self {
             Tx::Sqlite(tx) => tx.rollback().await,
-            Tx::Postgres(tx) => tx.rollback().await,
+            Tx::Postgres(tx) => answer(tx.rollback()).await,
         }
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use sqlx::migrate::{Migrate, Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, SqlSafeStr};
+use sqlx::{ConnectOptions, Connection, PgConnection, SqlSafeStr};
 
 use super::SqlCatalog;
-use super::database::{Database, values};
+use super::database::{Database, silence, values};
 use crate::catalog::CatalogError;
 use crate::config::CatalogUrl;
 
@@ -38,7 +38,9 @@ const POSTGRES: &Migrations = &[
 
 const MAX_CONNECTIONS: u32 = 4;
 /// For a free connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a sign of life of a connection that nobody works on.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Of a statement, and of a transaction that nobody works on: a worker that was stopped must not hold locks for ever.
 const POSTGRES_TIMEOUTS: [(&str, &str); 4] = [
     ("statement_timeout", "30s"),
@@ -203,12 +205,23 @@ async fn open_postgres(url: &url::Url, access: Access, name: String) -> Result<S
             Access::Read => options.options([("default_transaction_read_only", "on")]),
         };
         let pool = PgPoolOptions::new().max_connections(MAX_CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
-        pool.connect_with(options).await
+        // The pool itself would wait for a sign of life for ever, and one after the other of its connections be lost.
+        let pool = pool.test_before_acquire(false).before_acquire(|connection, _| Box::pin(is_alive(connection)));
+        let pool = pool.after_release(|connection, _| Box::pin(is_alive(connection)));
+        let pool = pool.connect_lazy_with(options);
+        Database::Postgres(pool.clone()).row("SELECT 1", Vec::new()).await?;
+        Ok(pool)
     };
     match connect.await {
         Ok(pool) => Ok(SqlCatalog { database: Database::Postgres(pool), name, _lock: None }),
         Err(source) => Err(CatalogError::Unavailable { catalog: name, source }),
     }
+}
+
+/// An error makes the pool forget the connection.
+async fn is_alive(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let ping = tokio::time::timeout(PING_TIMEOUT, connection.ping()).await;
+    ping.unwrap_or_else(|_| Err(silence(PING_TIMEOUT))).map(|()| true)
 }
 
 #[cfg(test)]

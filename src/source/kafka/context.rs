@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::brokers::{Brokers, Change, Seen, plain};
 use super::topic_id::topic_id;
 use crate::config::StartPolicy;
 use crate::record::TopicPartition;
@@ -19,6 +20,9 @@ use crate::source::{Assigned, Assignments, PartitionLag, SourceError};
 
 /// For requests that find start offsets.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How soon the same error is logged again.
+const REMIND: Duration = Duration::from_secs(60);
 
 /// For the id of a topic, which is not worth more of the time that a rebalance has.
 const TOPIC_ID_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,7 +42,9 @@ pub(super) struct State {
     /// Raised with every rebalance.
     pub(super) generation: u64,
     pub(super) failure: Option<SourceError>,
-    last_error: Option<(String, Instant)>,
+    brokers: Brokers,
+    /// What was logged lately.
+    errors: BTreeMap<String, Instant>,
 }
 
 #[derive(Clone)]
@@ -113,23 +119,26 @@ impl PollContext {
         }
     }
 
-    /// Logs an error unless it is the same as the last one, which repeats every few seconds while a broker is away.
+    /// Logs an error unless it was logged within a minute: most repeat every few seconds while their cause lasts.
     pub(super) fn log_error(&self, error: String) {
-        let mut state = self.state();
-        let repeated =
-            state.last_error.as_ref().is_some_and(|(last, at)| *last == error && at.elapsed().as_secs() < 60);
-        if !repeated {
+        let errors = &mut self.state().errors;
+        errors.retain(|_, at| at.elapsed() < REMIND);
+        errors.entry(error).or_insert_with_key(|error| {
             tracing::warn!("kafka: {error}");
-            state.last_error = Some((error, Instant::now()));
-        }
+            Instant::now()
+        });
     }
 }
 
 impl ClientContext for PollContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
+            // Connections that fail: what is told as an error, too.
+            RDKafkaLogLevel::Error if matches!(facility, "FAIL" | "ERROR") => {
+                tracing::debug!(target: "librdkafka", "{facility}: {message}");
+            }
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-                self.log_error(format!("{facility}: {message}"));
+                self.log_error(format!("{} ({facility})", plain(message)));
             }
             RDKafkaLogLevel::Warning | RDKafkaLogLevel::Notice => {
                 tracing::info!(target: "librdkafka", "{facility}: {message}");
@@ -141,6 +150,19 @@ impl ClientContext for PollContext {
     }
 
     fn stats(&self, statistics: Statistics) {
+        let changes = self.state().brokers.look(&Seen::of(&statistics), Instant::now());
+        for change in changes {
+            match &change {
+                Change::NoneAnswers { .. } => self.assignments.brokers_answer(false),
+                Change::SomeAnswer { .. } => self.assignments.brokers_answer(true),
+                Change::Away { .. } | Change::Back { .. } => {}
+            }
+            if change.is_good() {
+                tracing::info!("kafka: {change}");
+            } else {
+                tracing::warn!("kafka: {change}");
+            }
+        }
         let of_topic = |topic: &rdkafka::statistics::Topic| {
             let name: Arc<str> = topic.topic.as_str().into();
             let known = topic.partitions.values().filter(|p| p.partition >= 0 && p.ls_offset >= 0);
@@ -152,12 +174,21 @@ impl ClientContext for PollContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // Reaching the end of a partition is an event of the poll loop, not an error.
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
-            return;
+        match error.rdkafka_error_code() {
+            // Reaching the end of a partition is an event of the poll loop, not an error.
+            // What is fatal ends the poll loop, which says so.
+            Some(RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::Fatal) => {}
+            Some(code) if is_of_connection(code) => self.state().brokers.failed(reason),
+            Some(code) => self.log_error(format!("{}: {}", plain(&code.to_string()), plain(reason))),
+            None => self.log_error(format!("{error}: {reason}")),
         }
-        self.log_error(format!("{error}: {reason}"));
     }
+}
+
+/// Whether an error only says that a connection has failed, which the client makes again. Told of once it lasts.
+pub(super) fn is_of_connection(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::*;
+    matches!(code, AllBrokersDown | BrokerTransportFailure | Resolve | OperationTimedOut)
 }
 
 impl ConsumerContext for PollContext {
@@ -166,13 +197,16 @@ impl ConsumerContext for PollContext {
         match rebalance {
             Rebalance::Assign(list) => self.take_over(consumer, list),
             Rebalance::Revoke(list) => self.give_up(consumer, list),
-            Rebalance::Error(error) => self.log_error(format!("rebalance: {error}")),
+            Rebalance::Error(error) => self.log_error(format!("rebalance: {}", plain(&error.to_string()))),
         }
     }
 
     fn commit_callback(&self, result: Result<(), KafkaError>, _: &TopicPartitionList) {
         if let Err(error) = result {
-            self.log_error(format!("offsets were not mirrored to the group: {error}"));
+            let problem = plain(&error.to_string());
+            self.log_error(format!(
+                "offsets were not mirrored to the group, which the next publication does: {problem}"
+            ));
         }
     }
 }

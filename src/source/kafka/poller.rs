@@ -11,7 +11,8 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::PollHeartbeat;
-use super::context::{Owned, PollContext, REQUEST_TIMEOUT};
+use super::brokers::plain;
+use super::context::{Owned, PollContext, REQUEST_TIMEOUT, is_of_connection};
 use crate::record::TopicPartition;
 use crate::source::queue::{Closed, QueueSender};
 use crate::source::{Assigned, Batch, LostOffset, Record, SourceError, SourceEvent};
@@ -197,11 +198,20 @@ impl Poller {
                 let problem = format!("a batch of records cannot be read ({error}); nothing behind it is decided");
                 return Some(SourceError::Client { bootstrap: "consumer".into(), problem });
             }
+            KafkaError::MessageConsumptionFatal(RDKafkaErrorCode::FencedInstanceId) => {
+                let problem = "another member of the group has the same kafka.instance_id, or the group gave this worker's \
+                               place away while it did not hear from it";
+                return Some(SourceError::Client { bootstrap: "consumer".into(), problem: problem.into() });
+            }
             KafkaError::MessageConsumptionFatal(_) => {
-                let problem = error.to_string();
+                let problem = plain(&error.to_string());
                 return Some(SourceError::Client { bootstrap: "consumer".into(), problem });
             }
-            _ => self.consumer.context().log_error(error.to_string()),
+            // Told of otherwise: see `PollContext::error`; a fatal error follows.
+            KafkaError::MessageConsumption(RDKafkaErrorCode::FencedInstanceId) => {}
+            KafkaError::MessageConsumption(code) if is_of_connection(*code) => {}
+            KafkaError::MessageConsumption(code) => self.consumer.context().log_error(plain(&code.to_string())),
+            _ => self.consumer.context().log_error(plain(&error.to_string())),
         }
         None
     }
