@@ -119,6 +119,13 @@ struct SelectionArguments {
     /// With --against selected: corrections within a window
     #[arg(long, value_name = "N", default_value_t = 1)]
     rounds: u32,
+    /// With --against selected: what was selected so many n-grams ago counts half [default: nothing is forgotten]
+    #[arg(long, value_name = "N")]
+    selected_half_life: Option<u64>,
+    /// With --against selected: weigh a window against the selection as it was so many windows ago, as in a daemon whose
+    /// publications come late
+    #[arg(long, value_name = "WINDOWS", default_value_t = 0)]
+    lag: usize,
     /// With --against selected: how windows follow one another
     #[arg(long, value_enum, default_value_t = Order::Shuffled)]
     order: Order,
@@ -203,16 +210,23 @@ impl SelectionArguments {
             ("--selected-prior", self.selected_prior),
             ("--window", self.window as u64),
             ("--rounds", self.rounds.into()),
+            ("--selected-half-life", self.selected_half_life.unwrap_or(1)),
         ] {
             if n == 0 {
                 return Err(UsageError(format!("{option} 0: must be at least 1")));
             }
+        }
+        if self.lag > 0 && self.rounds > 1 {
+            let problem = format!("--rounds {}: with --lag no round sees what those before it selected", self.rounds);
+            return Err(UsageError(problem));
         }
         Ok(Some(Correction {
             share,
             prior_ngrams: self.selected_prior,
             window: self.window,
             rounds: self.rounds,
+            half_life_ngrams: self.selected_half_life,
+            lag: self.lag,
             is_shuffled: self.order == Order::Shuffled,
         }))
     }

@@ -1,0 +1,48 @@
+"""Settings of `--against selected`, one at a time, on targets that the experiment does not have: what the defaults rest on."""
+import statistics
+
+from common import table
+from selection import CORRECTED, PER_NGRAM, SUM
+
+TARGETS = ["python", "devtools", "handbook-multilingual", "man-multilingual", "dictionary", "man-english"]
+BUDGETS = [1_000_000, 3_000_000]
+SEEDS = [1]
+# Each: what it is called, and values of the option, the default among them.
+SWEEPS = {
+    "--temperature": [0.1, 0.05, 0.02, 0.01, 0.005],
+    "--selected-share": [0.5, 0.75, 0.9, 1],
+    "--selected-prior": [1_000, 10_000, 100_000, 1_000_000],
+    "--window": [512, 1024, 2048, 4096, 8192, 32768],
+    "--rounds": [1, 2, 4],
+    "--selected-half-life": [300_000, 1_000_000, 3_000_000, 10_000_000],
+    "--order": ["shuffled", "files"],
+    "--lag": [0, 1, 3, 10],
+}
+
+
+def replaced(options, name, value):
+    """The options with one of them set."""
+    at = options.index(name) if name in options else len(options)
+    return [*options[:at], name, value, *options[at + 2:]]
+
+
+def ratios(bench, name, options):
+    """Perplexity over that of DSIR's sum: of every cell."""
+    found, plain = bench.winnowd(name, options), bench.winnowd("DSIR, sum", SUM)
+    for kind in TARGETS:
+        for seed in SEEDS:
+            pairs = zip(bench.measure(found, kind, seed, BUDGETS), bench.measure(plain, kind, seed, BUDGETS))
+            yield from (cell["perplexity"] / of_sum["perplexity"] for cell, of_sum in pairs)
+
+
+def report(bench):
+    settings = [("DSIR, per n-gram", "", PER_NGRAM), ("self-correcting", "all as by default", CORRECTED)]
+    for option, values in SWEEPS.items():
+        settings += [("self-correcting", f"`{option} {value}`", replaced(CORRECTED, option, value)) for value in values]
+    found = [list(ratios(bench, name, options)) for name, _, options in settings]
+    rows = []
+    for (name, shown, _), of_cells in zip(settings, found):
+        rows.append([shown or name, f"{statistics.geometric_mean(of_cells) - 1:+.1%}", f"{min(of_cells) - 1:+.1%}",
+                     f"{max(of_cells) - 1:+.1%}"])
+    n = len(TARGETS) * len(BUDGETS) * len(SEEDS)
+    table(f"Settings, on six other targets: perplexity against DSIR's sum over {n} cells", ["", "mean", "best", "worst"], rows)
