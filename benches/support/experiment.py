@@ -40,8 +40,9 @@ def measure(bench, plan, seeds):
     selectors += [bench.winnowd("DSIR, sum", SUM), bench.winnowd("DSIR, per n-gram", PER_NGRAM)]
     selectors += [bench.winnowd("self-correcting", CORRECTED)]
     found = collections.defaultdict(list)
-    for kind in plan.targets:
-        for seed in range(1, seeds + 1):
+    # Seeds come first, so that what is interrupted has something of every target.
+    for seed in range(1, seeds + 1):
+        for kind in plan.targets:
             for selector in selectors:
                 for cell in bench.measure(selector, kind, seed, plan.budgets):
                     found[kind, cell["budget"], selector.name].append(cell)

@@ -5,8 +5,8 @@ import statistics
 
 import numpy
 
-from common import number, table
-from selection import CORRECTED, PER_NGRAM, SUM, Split
+from common import number, say, table
+from selection import CORRECTED, PER_NGRAM, SUM, Cells, Split
 from words import FIRST
 
 BUDGET = 1_000_000
@@ -24,13 +24,24 @@ def report(bench, seeds):
     rows = collections.defaultdict(list)
     for kind, target in TARGETS.items():
         for title, check in CHECKS.items():
-            of_seeds = [check(bench, kind, seed) for seed in range(1, seeds + 1)]
+            of_seeds = [values(bench, title, check, kind, seed) for seed in range(1, seeds + 1)]
             for name in of_seeds[0]:
                 columns = zip(*(of_seed[name] for of_seed in of_seeds))
                 rows[title].append([target, name, *map(statistics.fmean, columns)])
     for title, (header, show) in COLUMNS.items():
         shown = [[*row[:2], *(f(value) for f, value in zip(show, row[2:]))] for row in rows[title]]
         table(f"{title}; means over {seeds} seeds", ["target", "selector", *header], shown)
+
+
+def values(bench, title, check, kind, seed):
+    """What a check says: of each way its numbers."""
+    cell = dict(zip(Cells.FIELDS, (kind, BUDGET, seed, title, " ".join(map(str, CORRECTED)))))
+    key = bench.cells.key(cell)
+    if key not in bench.cells.found:
+        say(f"{kind}, seed {seed}: {title}")
+        found = check(bench, kind, seed)
+        bench.cells.add(cell | {"values": {name: list(map(float, numbers)) for name, numbers in found.items()}})
+    return bench.cells.found[key]["values"]
 
 
 def measured(bench, name, options, split):

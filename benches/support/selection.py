@@ -13,8 +13,8 @@ MIN_TOKENS = 100  # winnowd's default, and the package's
 # By how much a selection may exceed the tokens that are wanted, before it is cut.
 SURPLUS = 0.02
 SMOOTHING = 1e-8  # winnowd's default, and the package's
-# Means over n-grams are some tenths of a nat: at this temperature the noise is as small beside them as beside sums.
-TEMPERATURE = 0.02
+# Means over n-grams are some tenths of a nat: the noise is as small beside them as beside sums.
+TEMPERATURE = 0.005
 SUM = []
 PER_NGRAM = ["--length-normalise", "--temperature", TEMPERATURE]
 CORRECTED = [*PER_NGRAM, "--against", "selected"]

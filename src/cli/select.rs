@@ -110,9 +110,10 @@ struct SelectionArguments {
     /// With --against selected: its weight in a geometric mixture with the raw distribution
     #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
     selected_share: f64,
-    /// With --against selected: the raw distribution counts as if it had been selected in so many n-grams
-    #[arg(long, value_name = "N", default_value_t = 100_000)]
-    selected_prior: u64,
+    /// With --against selected: the raw distribution counts as if it had been selected in so many n-grams [default: a tenth of
+    /// what is to be selected]
+    #[arg(long, value_name = "N")]
+    selected_prior: Option<u64>,
     /// With --against selected: documents of a window, all of which are weighed against the windows before
     #[arg(long, value_name = "N", default_value_t = 8192)]
     window: usize,
@@ -207,7 +208,7 @@ impl SelectionArguments {
             return Err(UsageError(format!("--selected-share {share}: must be above 0 and up to 1")));
         }
         for (option, n) in [
-            ("--selected-prior", self.selected_prior),
+            ("--selected-prior", self.selected_prior.unwrap_or(1)),
             ("--window", self.window as u64),
             ("--rounds", self.rounds.into()),
             ("--selected-half-life", self.selected_half_life.unwrap_or(1)),

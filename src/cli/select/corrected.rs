@@ -22,14 +22,17 @@ use crate::select::{BudgetedSelection, Noise, Schedule, SelectorSettings, Turn, 
 
 /// Documents that a thread takes at once.
 const PIECE: usize = 256;
+/// How much of what will be selected the prior comes to. Less corrects more wildly at first; with more, a small target is
+/// left before it is found (`benches/quality --sweep`).
+const PRIOR_SHARE: f64 = 0.1;
 
 /// How what was selected is weighed against.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Correction {
     /// λ of the geometric mixture with the raw distribution.
     pub share: f64,
-    /// The raw distribution counts as if it had been selected in so many n-grams.
-    pub prior_ngrams: u64,
+    /// The raw distribution counts as if it had been selected in so many n-grams; by default [`PRIOR_SHARE`] of the selection.
+    pub prior_ngrams: Option<u64>,
     /// Candidates between two corrections, or several of them with more than one round.
     pub window: usize,
     pub rounds: u32,
@@ -84,13 +87,13 @@ struct Against<'a> {
 }
 
 impl<'a> Against<'a> {
-    fn of_targets(model: &Model, raw: &'a Probabilities, correction: &'a Correction) -> Vec<Self> {
+    fn of_targets(model: &Model, raw: &'a Probabilities, correction: &'a Correction, prior_ngrams: u64) -> Vec<Self> {
         let of = |target: &Target| Against {
             target: target.side.counts.probabilities(),
             raw,
             smoothing: model.smoothing,
             correction,
-            selected: DecayedCounts::prior(model.featuriser, raw, correction.prior_ngrams),
+            selected: DecayedCounts::prior(model.featuriser, raw, prior_ngrams),
             unseen: VecDeque::new(),
         };
         model.targets.iter().map(of).collect()
@@ -133,6 +136,7 @@ pub fn draw(
     }
     let raw = model.raw.counts.probabilities();
     let scores = &featurised.scores;
+    let prior_ngrams = correction.prior_ngrams.unwrap_or_else(|| prior_ngrams(scores, &candidates, model, requested));
     let mut drawing = Drawing {
         ngrams: Ngrams::of(&featurised),
         scores,
@@ -141,7 +145,7 @@ pub fn draw(
         noise: draw::noise(plan.seed),
         files,
         rounds: correction.rounds,
-        against: Against::of_targets(model, &raw, correction),
+        against: Against::of_targets(model, &raw, correction, prior_ngrams),
         schedules: schedules(scores, &candidates, model, plan, requested),
         selection: BudgetedSelection::default(),
         probabilities: Vec::new(),
@@ -158,8 +162,17 @@ pub fn draw(
     featurised.scores.weights = competed;
     featurised.scores.n_targets = model.targets.len();
     let scores = featurised.scores;
+    draw.correction = Some(Correction { prior_ngrams: Some(prior_ngrams), ..*correction });
     draw.diagnostics = draw::diagnostics(&scores, model, &draw.settings, &candidates, &draw.selection);
     Ok((scores, draw))
+}
+
+/// [`PRIOR_SHARE`] of the n-grams of as many documents as are to be selected.
+fn prior_ngrams(scores: &Scores, candidates: &[u32], model: &Model, requested: u64) -> u64 {
+    let n_ngrams = |&document: &u32| model.featuriser.n_ngrams(scores.n_tokens[document as usize]);
+    let total: u64 = candidates.iter().map(n_ngrams).sum();
+    let share = requested as f64 / (candidates.len() as f64).max(1.0);
+    ((PRIOR_SHARE * share * total as f64) as u64).max(1)
 }
 
 /// The order of the seed.
@@ -309,6 +322,7 @@ impl Drawing<'_> {
             candidates: candidates.len() as u64,
             selection,
             probabilities: Some(probabilities),
+            correction: None,
             diagnostics: Vec::new(),
         };
         (self.competed, draw)
