@@ -46,7 +46,9 @@ def values(bench, title, check, kind, seed):
 
 def measured(bench, name, options, split):
     """Perplexity, and the documents that were selected."""
-    documents = bench.winnowd(name, options).documents(split, [BUDGET])[BUDGET]
+    selector = bench.winnowd(name, options)
+    bench.expect(selector, split.kind)
+    documents = selector.documents(split, [BUDGET])[BUDGET]
     return split.judge(documents, BUDGET)["perplexity"], documents
 
 

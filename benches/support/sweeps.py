@@ -10,11 +10,12 @@ SEEDS = [1]
 # Values of each option beside what all others are measured with.
 SWEEPS = {
     "--temperature": [0.1, 0.02, 0.001],
+    "--selector": ["top_k"],
     "--selected-share": [0.5, 0.75],
     "--selected-prior": [10_000, 100_000, 1_000_000],
     "--window": [1024, 32768],
     "--rounds": [4],
-    "--selected-half-life": [1_000_000, 4_000_000],
+    "--selected-half-life": [1_000_000],
     "--order": ["files"],
     "--lag": [3],
 }

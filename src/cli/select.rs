@@ -104,7 +104,7 @@ struct SelectionArguments {
     #[arg(long, value_name = "NAME=SHARE", num_args = 1..)]
     source_proportion: Vec<String>,
     /// What documents are weighed against: the raw distribution, or what was selected so far, window by window, so that what is
-    /// covered stops paying. Best with --length-normalise and a low --temperature
+    /// covered stops paying. Best with --length-normalise and hardly any noise: --selector top_k, or --temperature 0.005
     #[arg(long, value_enum, default_value_t = AgainstName::Raw)]
     against: AgainstName,
     /// With --against selected: its weight in a geometric mixture with the raw distribution
