@@ -21,11 +21,11 @@ def say(message):
     print(f"{NAME}: {message}", file=sys.stderr, flush=True)
 
 
-Measured = collections.namedtuple("Measured", "seconds peak_bytes stdout")
+Measured = collections.namedtuple("Measured", "seconds cpu_seconds peak_bytes stdout")
 
 
 def run(command, cores, **environment):
-    """Runs a program on some cores: its wall-clock seconds, peak resident size and output."""
+    """Runs a program on some cores: its seconds by the clock and by CPU time, peak resident size and output."""
     command = ["taskset", "-c", ",".join(map(str, cores)), *map(str, command)]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         began = time.perf_counter()
@@ -36,7 +36,7 @@ def run(command, cores, **environment):
         out.seek(0), errors.seek(0)
         if child.returncode != 0:
             sys.exit(f"{NAME}: {' '.join(command)}\n{errors.read().decode()[-3000:]}")
-        return Measured(seconds, usage.ru_maxrss * 1024, out.read().decode())
+        return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, out.read().decode())
 
 
 def build(profile, commands=(["build"], ["bench", "--no-run"])):

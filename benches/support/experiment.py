@@ -57,12 +57,11 @@ def report(bench, plan, seeds, plot):
     rows = []
     for kind, target in plan.targets.items():
         for budget in plan.budgets:
-            shown = [f"{common.number(mean[kind, budget, name])} ± {common.number(spread[kind, budget, name])}" for name in names]
+            shown = [f"{mean[kind, budget, name]:,.0f} ± {spread[kind, budget, name]:,.0f}" for name in names]
             change = mean[kind, budget, "self-correcting"] / mean[kind, budget, "DSIR, sum"] - 1
             rows.append([target, f"{budget / 1e6:g} M", *shown, f"{change:+.1%}"])
     header = ["target", "tokens", *names, "self-correcting against the sum"]
     table(f"Perplexity of held-out documents of the target, mean and standard deviation over {seeds} seeds", header, rows)
-    print()
     summary(plan, names, mean)
     found_rows = [[target, f"{budget / 1e6:g} M", *(f"{statistics.fmean(c['found'] for c in cells[kind, budget, name]):.1%}"
                   for name in names)] for kind, target in plan.targets.items() for budget in plan.budgets]
@@ -100,7 +99,8 @@ def draw(plan, names, mean, spread, path):
             y, error = ([of[kind, budget, name] for budget in plan.budgets] for of in (mean, spread))
             style = {"linestyle": ":"} if name == "package" else {}
             panel.errorbar(plan.budgets, y, error, label=name, color=colours[name], marker="o", markersize=3, capsize=2, **style)
-        panel.set(xscale="log", yscale="log", title=target)
+        panel.set(xscale="log", yscale="log")
+        panel.set_title(target, fontsize=10)
         panel.set_xticks(plan.budgets, [f"{budget / 1e6:g} M" for budget in plan.budgets])
         panel.minorticks_off()
         low, high = panel.get_ylim()
