@@ -1,6 +1,6 @@
 """An interpolated bigram language model: absolute discounting over unigrams, and those over all words alike.
 
-p(w | v) = (max(c(v w) − D, 0) + D · N₁₊(v ·) · p(w)) / c(v), p(w) in the same way over 1 / |V|. D is 0.75 (Ney, Essen, Kneser
+p(w | v) = (max(c(v w) − D, 0) + D · N₁₊(v ·) · p(w)) / c(v), p(w) in the same way over 1 / |V|. D is 0.75 (Ney, Essen and Kneser
 1994). The vocabulary is a fixed one that all models share, so that their perplexities can be compared: whatever was selected,
 every word of the vocabulary has a probability.
 """

@@ -2,8 +2,6 @@
 import collections
 import statistics
 
-import numpy
-
 import common
 from common import CACHE, say, table
 from selection import CORRECTED, PER_NGRAM, SUM, Package, Random
