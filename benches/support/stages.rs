@@ -7,7 +7,7 @@ use winnowd::features::{
     BucketList, DigestKernel, Featuriser, NgramHash, Scratch, TextKernel, for_each_token, lowercase_into,
 };
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
-use winnowd::score::{ImportanceWeight, ModelId, NgramCounts, Score};
+use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
 use winnowd::select::{Noise, Reservoir};
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
 use winnowd::window::{CloseReason, ClosedWindow, OpenWindow, ScoredDocument, ScoredRecord};
@@ -80,11 +80,12 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
     );
     add("tokens", "specification", text, Box::new(move || corpus.texts.iter().for_each(|text| tokens(text))));
     for (featuriser_name, featuriser) in featurisers() {
-        let [features, score, count] = match featuriser_name {
-            "reference" => ["features/reference", "score/reference", "count/reference"],
-            _ => ["features/fast", "score/fast", "count/fast"],
+        let [features, score, against, count] = match featuriser_name {
+            "reference" => ["features/reference", "score/reference", "against/reference", "count/reference"],
+            _ => ["features/fast", "score/fast", "against/fast", "count/fast"],
         };
-        let weight = ImportanceWeight::of_targets(&fit(corpus, featuriser)).remove(0);
+        let model = fit(corpus, featuriser);
+        let weights = [ImportanceWeight::of_targets(&model).remove(0), against_selected(&model)];
         for (kernel, mut scratch) in kernels(featuriser.hash) {
             add(
                 features,
@@ -99,18 +100,20 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
                 }),
             );
         }
-        for (kernel, mut scratch) in kernels(featuriser.hash) {
-            let weight = weight.clone();
-            add(
-                score,
-                kernel,
-                text,
-                Box::new(move || {
-                    for text in &corpus.texts {
-                        black_box(weight.score(text, &mut scratch));
-                    }
-                }),
-            );
+        for (score, weight) in [score, against].into_iter().zip(weights) {
+            for (kernel, mut scratch) in kernels(featuriser.hash) {
+                let weight = weight.clone();
+                add(
+                    score,
+                    kernel,
+                    text,
+                    Box::new(move || {
+                        for text in &corpus.texts {
+                            black_box(weight.score(text, &mut scratch));
+                        }
+                    }),
+                );
+            }
         }
         for (kernel, mut scratch) in kernels(featuriser.hash) {
             let mut counts = NgramCounts::zero(featuriser.buckets as usize);
@@ -131,6 +134,15 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
     let window = everything(corpus);
     add("parquet", "zstd-1", text, Box::new(move || write(&window)));
     stages
+}
+
+/// Weights against what was selected: some of the target.
+fn against_selected(model: &Model) -> ImportanceWeight {
+    let (target, raw) = (model.target_probabilities(), model.raw.counts.probabilities());
+    let mut selected = DecayedCounts::prior(model.featuriser, &raw, 1_000_000);
+    selected.add(&model.targets[0].side.counts, None);
+    let denominator = [(0.25, &raw), (0.75, &selected.probabilities())];
+    ImportanceWeight::against(model.featuriser, &target, &denominator, model.smoothing)
 }
 
 fn decode(corpus: &Corpus, mut each: impl FnMut(&Decoder, &[u8], &TopicPartition)) {

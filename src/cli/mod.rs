@@ -82,7 +82,7 @@ enum Command {
                       winnowd select --input crawl/ --model model.wnw --count 50000 --source-proportion web=0.5 \\\n    \
                       --length-normalise --temperature 0.1 --seed 7 --format jsonl.zst --out selected"
     )]
-    Select(select::SelectArguments),
+    Select(Box<select::SelectArguments>),
     /// List published shards
     #[command(after_help = "Example:\n  winnowd shards -c winnowd.toml --json | jq -r .path")]
     Shards(shards::ShardsArguments),

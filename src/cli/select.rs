@@ -104,21 +104,29 @@ struct SelectionArguments {
     #[arg(long, value_name = "NAME=SHARE", num_args = 1..)]
     source_proportion: Vec<String>,
     /// What documents are weighed against: the raw distribution, or what was selected so far, window by window, so that what is
-    /// covered stops paying. Best with --length-normalise and a low --temperature
+    /// covered stops paying. Best with --length-normalise and hardly any noise: --selector top_k, or --temperature 0.005
     #[arg(long, value_enum, default_value_t = AgainstName::Raw)]
     against: AgainstName,
     /// With --against selected: its weight in a geometric mixture with the raw distribution
     #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
     selected_share: f64,
-    /// With --against selected: the raw distribution counts as if it had been selected in so many n-grams
-    #[arg(long, value_name = "N", default_value_t = 100_000)]
-    selected_prior: u64,
+    /// With --against selected: the raw distribution counts as if it had been selected in so many n-grams [default: a tenth of
+    /// what is to be selected]
+    #[arg(long, value_name = "N")]
+    selected_prior: Option<u64>,
     /// With --against selected: documents of a window, all of which are weighed against the windows before
     #[arg(long, value_name = "N", default_value_t = 8192)]
     window: usize,
     /// With --against selected: corrections within a window
     #[arg(long, value_name = "N", default_value_t = 1)]
     rounds: u32,
+    /// With --against selected: what was selected so many n-grams ago counts half [default: nothing is forgotten]
+    #[arg(long, value_name = "N")]
+    selected_half_life: Option<u64>,
+    /// With --against selected: weigh a window against the selection as it was so many windows ago, as in a daemon whose
+    /// publications come late
+    #[arg(long, value_name = "WINDOWS", default_value_t = 0)]
+    lag: usize,
     /// With --against selected: how windows follow one another
     #[arg(long, value_enum, default_value_t = Order::Shuffled)]
     order: Order,
@@ -200,19 +208,26 @@ impl SelectionArguments {
             return Err(UsageError(format!("--selected-share {share}: must be above 0 and up to 1")));
         }
         for (option, n) in [
-            ("--selected-prior", self.selected_prior),
+            ("--selected-prior", self.selected_prior.unwrap_or(1)),
             ("--window", self.window as u64),
             ("--rounds", self.rounds.into()),
+            ("--selected-half-life", self.selected_half_life.unwrap_or(1)),
         ] {
             if n == 0 {
                 return Err(UsageError(format!("{option} 0: must be at least 1")));
             }
+        }
+        if self.lag > 0 && self.rounds > 1 {
+            let problem = format!("--rounds {}: with --lag no round sees what those before it selected", self.rounds);
+            return Err(UsageError(problem));
         }
         Ok(Some(Correction {
             share,
             prior_ngrams: self.selected_prior,
             window: self.window,
             rounds: self.rounds,
+            half_life_ngrams: self.selected_half_life,
+            lag: self.lag,
             is_shuffled: self.order == Order::Shuffled,
         }))
     }

@@ -23,7 +23,7 @@ fn defaults_are_valid_and_say_what_the_docs_say() {
 #[test]
 fn weighing_against_what_was_selected_has_its_own_settings() {
     let config = load("[model]\nagainst = \"selected\"\nselected_share = 0.5\nselected_half_life_ngrams = 7").unwrap();
-    let (share, prior_ngrams, history_bytes) = (0.5, 100_000, 128 << 20);
+    let (share, prior_ngrams, history_bytes) = (0.5, 300_000, 128 << 20);
     let expected = Against::Selected { share, prior_ngrams, half_life_ngrams: Some(7), history_bytes };
     assert_eq!(config.against, expected);
     let config = load("[model]\nagainst = \"selected\"").unwrap();

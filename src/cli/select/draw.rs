@@ -1,5 +1,6 @@
 //! Between the passes: temperature, budgets, and which documents are selected.
 
+use super::corrected::Correction;
 use super::scores::Scores;
 use super::{Quota, SelectionPlan, Temperature};
 use crate::cli::UsageError;
@@ -23,6 +24,8 @@ pub struct Draw {
     pub selection: BudgetedSelection,
     /// Of the picks, in their order, where the turns do not tell them.
     pub probabilities: Option<Vec<f64>>,
+    /// How weights were corrected, with what was left open decided.
+    pub correction: Option<Correction>,
     /// One for each target: of all candidates, and of what that target chose.
     pub diagnostics: Vec<Diagnostics>,
 }
@@ -46,7 +49,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
     let selection = select_within_budgets(requested, pools, &pool_shares(plan), &target_shares, key);
     let diagnostics = diagnostics(scores, model, &settings, &candidates, &selection);
     let candidates = candidates.len() as u64;
-    Ok(Draw { settings, noise, requested, candidates, selection, probabilities: None, diagnostics })
+    Ok(Draw { settings, noise, requested, candidates, selection, probabilities: None, correction: None, diagnostics })
 }
 
 /// Documents that may be selected, in order.

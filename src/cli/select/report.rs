@@ -133,7 +133,7 @@ impl Report {
                 length_normalise: plan.length_normalise,
                 min_tokens: plan.min_tokens,
                 source_proportions: plan.sources.clone(),
-                against_selected: plan.correction,
+                against_selected: draw.correction,
             },
             documents: scores.n_documents(),
             bad_lines: scores.bad_lines,
