@@ -581,6 +581,13 @@ fn selecting_against_what_was_selected_is_exact_repeatable_and_nearer_to_the_tar
     let parts = sandbox.report("all")["lacking"].as_array().unwrap().clone();
     assert!(parts.len() == 10 && parts[0]["nats"].as_f64() >= parts[9]["nats"].as_f64());
 
+    // Hardly any noise: of DSIR that is warned of, here it is wanted.
+    let cold = "select --input raw.jsonl --target target.jsonl --count 200 --length-normalise --temperature 0.001";
+    for (against, is_warned) in [("", true), ("--against selected", false)] {
+        let said = sandbox.succeed(&format!("{cold} {against} --overwrite --out cold"));
+        assert_eq!(said.contains("the sample has collapsed"), is_warned, "{against}: {said}");
+    }
+
     // Unless it is given, the prior is a tenth of what is to be selected, uni- and bigrams; and the report says how much.
     let report = sandbox.report("one");
     let prior = report["selector"]["against_selected"]["prior_ngrams"].as_u64().unwrap();

@@ -472,7 +472,7 @@ fn a_replay_holds_one_window() {
     producer.flush();
     let deployment = Deployment::new(&broker, "window.max_documents = 1000\nshard.max_age = \"5s\"");
     run_until(&deployment, n_documents as u64);
-    let mut replay = std::process::Command::new(env!("CARGO_BIN_EXE_winnowd"))
+    let mut replay = winnowd_command()
         .args(["replay", "--verify", "-c"])
         .arg(&deployment.config)
         .stdout(std::process::Stdio::piped())

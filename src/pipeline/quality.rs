@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::Shared;
+use crate::config::Against;
 use crate::score::{Model, NgramCounts};
 use crate::select::{Diagnostics, SourceCounts};
 use crate::telemetry::Lack;
@@ -62,12 +63,15 @@ impl Quality {
         for (point, value) in diagnostics.log_weights.iter().flat_map(|q| q.named()) {
             metrics.window_log_weight.with_label_values(&[point]).set(value);
         }
-        if diagnostics.is_collapsed {
-            metrics.collapsed_windows.inc();
-        }
-        let mut collapse = shared.collapse.lock().unwrap_or_else(PoisonError::into_inner);
-        let change = collapse.observe(&diagnostics, shared.config.selector.length_normalise);
-        drop(collapse);
+        // Weights against what was selected take the best of a window on purpose, and correct themselves after it.
+        let change = match shared.config.against {
+            Against::Selected { .. } => None,
+            Against::Raw => {
+                metrics.collapsed_windows.inc_by(diagnostics.is_collapsed.into());
+                let mut collapse = shared.collapse.lock().unwrap_or_else(PoisonError::into_inner);
+                collapse.observe(&diagnostics, shared.config.selector.length_normalise)
+            }
+        };
         let mut status = shared.telemetry.status();
         match change {
             Some(Change::Collapsed(warning)) => {

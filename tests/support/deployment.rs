@@ -176,7 +176,7 @@ window.idle_timeout = "1s"
 
     /// `winnowd run`, which ends by itself.
     pub fn run_to_end(&self) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_winnowd"));
+        let mut command = winnowd_command();
         command.args(["run", "-c"]).arg(&self.config).envs(self.environment()).output().expect("winnowd runs")
     }
 
@@ -244,8 +244,14 @@ fn group(folder: &Path, broker: &Broker) -> String {
 }
 
 pub fn winnowd(arguments: &[&str]) -> Output {
+    winnowd_command().args(arguments).output().expect("winnowd runs")
+}
+
+/// Without what the tests are told by the environment, which is no configuration.
+pub fn winnowd_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_winnowd"));
-    command.args(arguments).output().expect("winnowd runs")
+    command.env_remove("WINNOWD_TEST_SEED").env_remove("WINNOWD_TEST_STORM");
+    command
 }
 
 /// `winnowd run`, killed when dropped.
@@ -258,11 +264,9 @@ impl DaemonProcess {
     fn start(config: &Path, log: &Path, worker: Option<&str>, environment: &[(&str, &str)]) -> Result<Self, String> {
         let offset = std::fs::metadata(log).map_or(0, |m| m.len() as usize);
         let file = File::options().create(true).append(true).open(log).expect("a log");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_winnowd"))
+        let mut child = winnowd_command()
             .args(["run", "-c"])
             .arg(config)
-            .env_remove("WINNOWD_TEST_SEED")
-            .env_remove("WINNOWD_TEST_STORM")
             .envs(worker.map(|name| ("WINNOWD_KAFKA__INSTANCE_ID", name)))
             .envs(environment.iter().copied())
             .stdout(Stdio::null())

@@ -79,7 +79,7 @@ async fn why_unconnected(pool: &PgPool) -> sqlx::Error {
         Ok(Err(reason)) => reason,
         Ok(Ok(connection)) => {
             let _ = timeout(REASON_TIMEOUT, connection.close()).await;
-            sqlx::Error::PoolTimedOut
+            IoError::new(ErrorKind::TimedOut, "no connection in time, but it answers again now").into()
         }
         Err(_) => silence(REASON_TIMEOUT),
     }

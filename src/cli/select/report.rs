@@ -171,7 +171,9 @@ impl Report {
         if self.bad_lines > 0 {
             warnings.push(format!("{} bad lines were passed over", self.bad_lines));
         }
-        for target in &self.targets {
+        // Weights against what was selected take the best of a window on purpose, and correct themselves after it.
+        let draws = if self.selector.against_selected.is_some() { &[] } else { &self.targets[..] };
+        for target in draws {
             if let Some(warning) = target.diagnostics.warning("--temperature") {
                 let name = if self.targets.len() > 1 { format!("{}: ", target.name) } else { String::new() };
                 warnings.push(format!("{name}{warning}"));
