@@ -187,6 +187,40 @@ fn a_commit_without_an_answer_is_settled_by_the_state_of_its_shard() {
     patient.discharge_undisturbed();
 }
 
+/// Nothing comes, so nothing is published: the worker must find out by itself.
+#[test]
+fn an_idle_worker_notices_a_catalog_that_has_gone_and_what_others_publish() {
+    let Some((broker, server)) = servers("idle") else { return };
+    let mut patient = Patient::new(Deployment::on_server(&broker, EXTRA, &server), broker);
+    patient.feed(1_000);
+    patient.wait_well();
+    let sums = "winnowd_catalog_documents{decision=\"selected\"}";
+    let selected = patient.daemon.metric(sums);
+    assert!(selected > 0.0);
+    server.execute("UPDATE pipelines SET n_selected = n_selected + 7");
+    wait_for("what another worker has published", || (patient.daemon.metric(sums) == selected + 7.0).then_some(()));
+    server.execute("UPDATE pipelines SET n_selected = n_selected - 7");
+
+    let unreachable = "catalog is not reachable";
+    server.stop("fast");
+    wait_for(unreachable, || {
+        let (code, body) = patient.daemon.get("/readyz");
+        (code == 503 && body.contains(unreachable)).then_some(())
+    });
+    assert_eq!(patient.daemon.get("/healthz").0, 200, "the poll loop lives on");
+    let began = Instant::now();
+    server.start_again();
+    patient.wait_well();
+    let log = patient.deployment.log();
+    assert!(
+        log.contains("nothing can be published until it is there") && log.contains("the catalog answers again"),
+        "{log}"
+    );
+    let recovery = began.elapsed();
+    let (_, sent) = patient.discharge_undisturbed();
+    report_fault("Postgres is down while nothing comes", 1, sent, recovery);
+}
+
 #[test]
 fn a_catalog_that_is_down_at_the_start_is_an_error_that_names_it() {
     let Some((broker, server)) = servers("down") else { return };

@@ -23,8 +23,10 @@ use crate::source::OffsetMirror;
 use crate::telemetry::Step as TimedStep;
 use crate::window::{ClosedWindow, WindowSummary};
 
-/// How soon a failed write of the manifest is tried again.
-const MANIFEST_RETRY: Duration = Duration::from_secs(5);
+/// Until a failed write of the manifest, or a catalog that was not there, is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// After so long without a publication the catalog is asked for what others have published.
+const REFRESH: Duration = Duration::from_secs(10);
 /// After so long without an answer the catalog counts as unreachable.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Of several workers that change it on an object store at the same time one succeeds.
@@ -75,9 +77,10 @@ impl Publisher {
         });
         // When lines are to be added to the manifest, if they are.
         let mut manifest_due: Option<Instant> = None;
+        let mut refresh_due = Instant::now() + REFRESH;
         loop {
             let roll_at = open.as_ref().map(|shard| shard.opened + self.shared.config.shard.max_age);
-            let wake = roll_at.into_iter().chain(manifest_due).min();
+            let wake = roll_at.into_iter().chain(manifest_due).chain([refresh_due]).min();
             let message = tokio::select! {
                 biased;
                 _ = self.shutdown.wait_for(|stop| *stop) => return PublisherEnd::Shutdown,
@@ -113,6 +116,7 @@ impl Publisher {
             }
             let is_due = open.as_ref().is_some_and(|shard| flushed.is_some() || shard.is_full(&self.shared));
             if is_due && let Some(shard) = open.take() {
+                refresh_due = Instant::now() + REFRESH;
                 match self.publish(shard).await {
                     // After a failure it is not tried with every shard.
                     Ok(true) => {
@@ -129,7 +133,15 @@ impl Publisher {
             if manifest_due.is_some_and(|due| due <= Instant::now()) {
                 let is_behind = !self.extend_manifest().await;
                 self.shared.telemetry.metrics.manifest_behind.set(is_behind.into());
-                manifest_due = is_behind.then(|| Instant::now() + MANIFEST_RETRY);
+                manifest_due = is_behind.then(|| Instant::now() + RETRY);
+            }
+            if refresh_due <= Instant::now() {
+                let mut shutdown = self.shutdown.clone();
+                tokio::select! {
+                    biased;
+                    _ = shutdown.wait_for(|stop| *stop) => return PublisherEnd::Shutdown,
+                    is_there = self.refresh() => refresh_due = Instant::now() + if is_there { REFRESH } else { RETRY },
+                }
             }
             let held = open.as_ref().map_or(0, OpenShard::held_bytes);
             self.shared.telemetry.metrics.held_bytes.with_label_values(&["shard"]).set(held as i64);
@@ -317,6 +329,48 @@ impl Publisher {
         self.mirror.commit(advances.iter().map(|a| (a.at.clone(), a.interval.to)).collect());
     }
 
+    /// What a worker that publishes nothing itself must know all the same: what others have published, and whether the catalog
+    /// is there, which it tells.
+    async fn refresh(&self) -> bool {
+        let Shared { config, catalog, telemetry, .. } = &*self.shared;
+        let read = async {
+            let totals = catalog.totals(&config.pipeline).await?;
+            Ok::<_, CatalogError>((totals, adaptive::newest(&self.shared).await?))
+        };
+        let problem = match tokio::time::timeout(SILENCE, read).await {
+            Ok(Ok((totals, weight))) => {
+                totals.into_iter().for_each(|totals| telemetry.set_totals(totals));
+                // Others have published what this worker has not seen.
+                if let Some(weight) = weight
+                    && weight.version != self.weights.borrow().version
+                {
+                    self.weights.send_replace(weight);
+                }
+                None
+            }
+            Ok(Err(e)) => Some(e.to_string()),
+            Err(_) => Some(format!("no answer from the catalog for {} s", SILENCE.as_secs())),
+        };
+        let is_reachable = problem.is_none();
+        let was_reachable = std::mem::replace(&mut telemetry.status().readiness.catalog_reachable, is_reachable);
+        match problem {
+            Some(problem) => {
+                if was_reachable {
+                    tracing::warn!(
+                        "{problem}; nothing can be published until it is there, which is looked for all the time"
+                    );
+                }
+                telemetry.status().last_error = Some(problem);
+            }
+            None if !was_reachable => {
+                tracing::info!("the catalog answers again");
+                telemetry.status().last_error = None;
+            }
+            None => {}
+        }
+        is_reachable
+    }
+
     /// Brings `manifest.jsonl` up to the catalog, together with whoever else does. Tells whether it is; a failure delays
     /// trainers but loses nothing.
     async fn extend_manifest(&self) -> bool {
@@ -336,7 +390,7 @@ impl Publisher {
                 Err(DaemonError::Sink(e)) if e.is_conflict() && attempt < MANIFEST_ATTEMPTS => {}
                 Err(e) => {
                     telemetry.metrics.manifest_failures.inc();
-                    let wait = MANIFEST_RETRY.as_secs();
+                    let wait = RETRY.as_secs();
                     tracing::warn!("manifest.jsonl is behind: {e}; trying again in {wait} s");
                     return false;
                 }
