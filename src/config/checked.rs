@@ -40,7 +40,10 @@ const RESERVED: &[(&str, &str)] = &[
     ("client.rack", "use kafka.client_rack"),
     ("queued.max.messages.kbytes", "derived from memory.budget"),
     ("isolation.level", "aborted transactions are never read"),
+    ("statistics.interval.ms", "whether brokers answer is told by them"),
 ];
+/// A broker that owes an answer for longer than five seconds counts as silent.
+const MAX_FETCH_WAIT_MS: u64 = 4000;
 
 pub(super) fn check(r: &mut Reader) -> Config {
     let pipeline = name(r, "pipeline.name");
@@ -277,6 +280,11 @@ fn properties(r: &mut Reader) -> BTreeMap<String, Secret> {
         if let Some((_, instead)) = RESERVED.iter().find(|(reserved, _)| reserved == property) {
             let shown = if is_secret(property) { "***" } else { value };
             r.error(&format!("kafka.properties.{property}"), shown, format!("cannot be set: {instead}"));
+        }
+        if property == "fetch.wait.max.ms" && value.parse().is_ok_and(|ms: u64| ms > MAX_FETCH_WAIT_MS) {
+            let problem =
+                format!("must be at most {MAX_FETCH_WAIT_MS}: brokers that owe an answer for longer count as silent");
+            r.error("kafka.properties.fetch.wait.max.ms", value, problem);
         }
     }
     properties.into_iter().map(|(property, value)| (property, Secret::new(value))).collect()

@@ -85,6 +85,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "[kafka.properties]\n\"auto.offset.reset\" = \"latest\"",
         "`kafka.properties.auto.offset.reset` = `latest`: cannot be set",
     ),
+    (
+        "[kafka.properties]\n\"fetch.wait.max.ms\" = 60000",
+        "`kafka.properties.fetch.wait.max.ms` = `60000`: must be at most 4000",
+    ),
     ("[kafka]\nbotstrap = \"a:1\"", "`kafka.botstrap` = `a:1`: unknown key, did you mean `kafka.bootstrap`?"),
     ("[pipeline]\nname = \"../x\"", "`pipeline.name` = `../x`: expected 1 to 100 letters"),
     ("[documents]\ntext_field = \"\"", "`documents.text_field` = ``: must be set"),
