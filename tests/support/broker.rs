@@ -114,14 +114,21 @@ impl Broker {
     }
 
     /// Everything in a topic, from its beginning.
-    pub fn reader(&self, topic: &str, partitions: i32) -> TestReader {
+    ///
+    /// The in-process cluster gives a topic that it makes itself as many partitions as it likes.
+    pub fn reader(&self, topic: &str) -> TestReader {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
             .set("group.id", format!("reader-of-{topic}"))
             .create()
             .expect("a consumer");
+        let partitions = super::wait_for("the topic", || {
+            let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(30)).expect("metadata");
+            let partitions: Vec<i32> = metadata.topics().first()?.partitions().iter().map(|p| p.id()).collect();
+            (!partitions.is_empty()).then_some(partitions)
+        });
         let mut list = TopicPartitionList::new();
-        for partition in 0..partitions {
+        for partition in partitions {
             list.add_partition_offset(topic, partition, Offset::Beginning).expect("an offset");
         }
         consumer.assign(&list).expect("an assignment");
