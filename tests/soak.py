@@ -100,7 +100,7 @@ class Load(threading.Thread):
         super().__init__(daemon=True)
         self.producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20, "enable.idempotence": True})
         self.topic, self.records, self.random = topic, records, random.Random(seed)
-        self.stopped, self.sent = threading.Event(), 0
+        self.stopped, self.sent, self.undelivered = threading.Event(), 0, 0
 
     def run(self):
         began = time.monotonic()
@@ -116,8 +116,7 @@ class Load(threading.Thread):
                         self.producer.poll(0.1)
                 self.sent += 1
             self.producer.poll(0)
-        if self.producer.flush(60):
-            sys.exit("soak: the broker did not take everything")
+        self.undelivered = self.producer.flush(60)
 
 
 def metrics(address):
@@ -236,6 +235,8 @@ def main():
                 sample()
             load.stopped.set()
             load.join(90)
+            if load.is_alive() or load.undelivered:
+                sys.exit(f"soak: the broker did not take {load.undelivered or 'all'} of {load.sent} documents")
 
             def is_done():
                 sample()

@@ -9,12 +9,13 @@
 //!
 //! # Safety
 //!
-//! `unsafe` stands here and in `source::kafka::topic_id` only; here it is of two kinds.
+//! `unsafe` stands here and in `source::kafka::topic_id` only; here it is of three kinds.
 //! - *Calls of functions for an instruction set.* They happen in `match` arms on [`TextKernel`] and [`DigestKernel`], whose
 //!   values for an instruction set are only made by [`TextKernel::available`] and [`DigestKernel::available`], after the
 //!   processor said that it has it.
 //! - *Unaligned loads and stores.* They happen in functions that take references to arrays of exactly the size that is
 //!   read or written, so bounds are checked by whoever makes the reference.
+//! - *Hints.* [`prefetch`] takes a reference and changes nothing but what the caches hold.
 
 #![allow(unsafe_code)]
 
