@@ -104,5 +104,9 @@ mod tests {
         let window = &manifest.windows[0];
         assert_eq!((window.raw_version, window.diagnostics, window.random_kl_reduction), (None, None, None));
         assert_eq!((manifest.sources.sources.len(), manifest.selector.length_normalise), (0, false));
+        assert!(manifest.selector.quotas.is_empty() && window.turns.is_empty() && window.targets.is_empty());
+        // Nor is anything new written where nothing divides a window.
+        let again = serde_json::to_value(&manifest).unwrap();
+        assert_eq!((again["selector"].get("quotas"), again["windows"][0].get("turns")), (None, None));
     }
 }

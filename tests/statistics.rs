@@ -8,7 +8,7 @@ use std::sync::Arc;
 use winnowd::features::{BucketList, Featuriser};
 use winnowd::record::{Document, TopicPartition};
 use winnowd::score::{ImportanceWeight, Model, NgramCounts, Score, Side, VersionedWeight};
-use winnowd::select::{Noise, SelectorKind, SelectorSettings};
+use winnowd::select::{Division, Noise, Quotas, SelectorKind, SelectorSettings};
 use winnowd::window::{CloseReason, ClosedWindow, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy};
 
 const SEEDS: u64 = 20_000;
@@ -40,16 +40,24 @@ impl Setting {
     fn select(&self, seed: u64, fraction: &str) -> ClosedWindow {
         let kind = SelectorKind::ImportanceResampling;
         let fraction = fraction.parse().unwrap();
-        let selector =
-            SelectorSettings { kind, fraction, temperature: TEMPERATURE, length_normalise: false, min_tokens: 0, seed };
+        let selector = SelectorSettings {
+            kind,
+            fraction,
+            temperature: TEMPERATURE,
+            length_normalise: false,
+            min_tokens: 0,
+            seed,
+            quotas: Quotas::default(),
+        };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
-        let mut window = OpenWindow::new(at, 0, &self.policy, &selector, 2);
+        let mut window = OpenWindow::new(at, 0, &self.policy, &selector, &Arc::new(Division::whole()), 2);
         for (offset, log_importance_weight) in (0..).zip(LOG_WEIGHTS) {
             let document =
                 Document { id: String::new(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
             let score = Score { n_tokens: 1, log_importance_weight };
-            let outcome = Ok(ScoredDocument { document, score, buckets: Some(self.buckets.clone()) });
+            let outcome =
+                Ok(ScoredDocument { document, score, other_weights: Vec::new(), buckets: Some(self.buckets.clone()) });
             let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome };
             window.push(record, &self.weight, &selector, &noise);
         }

@@ -1,6 +1,7 @@
 //! The stages of the way from a record to a shard, each ready to be timed on the same documents, on one thread.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use winnowd::config::Config;
 use winnowd::features::{
@@ -8,7 +9,7 @@ use winnowd::features::{
 };
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
-use winnowd::select::{Noise, Reservoir};
+use winnowd::select::{Division, Noise, Reservoir};
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
 use winnowd::window::{CloseReason, ClosedWindow, OpenWindow, ScoredDocument, ScoredRecord};
 
@@ -177,11 +178,12 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
     let weight = winnowd::score::VersionedWeight::pinned(ImportanceWeight::of_targets(&model).remove(0));
     let policy = winnowd::window::WindowPolicy { max_documents: corpus.records.len() as u64, ..config.window };
     let buckets = model.featuriser.buckets as usize;
-    let mut window = OpenWindow::new(at.clone(), 0, &policy, &config.selector, buckets);
+    let mut window = OpenWindow::new(at.clone(), 0, &policy, &config.selector, &Arc::new(Division::whole()), buckets);
     for (offset, record) in (0..).zip(&corpus.records) {
         let document = decoder.decode(Some(record), &at, offset, None).expect("a document");
         let score = Score { n_tokens: 1, log_importance_weight: 0.0 };
-        let outcome = Ok(ScoredDocument { document, score, buckets: Some(BucketList::new(2)) });
+        let outcome =
+            Ok(ScoredDocument { document, score, other_weights: Vec::new(), buckets: Some(BucketList::new(2)) });
         let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: record.len() as u64, outcome };
         window.push(record, &weight, &config.selector, &noise);
     }
@@ -190,7 +192,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
 
 fn write(window: &ClosedWindow) {
     let settings = WriterSettings { row_group_rows: 4096, row_group_bytes: 64 << 20, zstd_level: 1 };
-    let mut shard = ShardWriter::create("bench", None, settings, std::sync::Arc::new(GiveUp)).expect("a scratch file");
+    let mut shard = ShardWriter::create("bench", None, settings, &[], Arc::new(GiveUp)).expect("a scratch file");
     shard.append(window, &ModelId::of(b"")).expect("rows");
     black_box(shard.finish(Vec::new()).expect("a shard").bytes);
 }

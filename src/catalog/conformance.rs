@@ -8,8 +8,8 @@ use super::*;
 use crate::config::CatalogUrl;
 use crate::features::Featuriser;
 use crate::score::{Probabilities, SelectedVersion};
-use crate::select::{Diagnostics, Quantiles, SelectorKind, SelectorSettings, SourceCounts};
-use crate::window::CloseReason;
+use crate::select::{Diagnostics, Quantiles, Quotas, SelectorKind, SelectorSettings, SourceCounts};
+use crate::window::{CloseReason, TargetSummary, TurnSummary};
 
 /// A catalog under test, and what must live as long as it.
 struct Subject {
@@ -29,7 +29,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 7);
+        assert_eq!(catalog.migrate().await.unwrap(), 8);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -98,6 +98,7 @@ every_catalog! {
     a_zombie_changes_nothing
     a_stale_interval_changes_nothing
     a_shard_is_published_once_and_only_when_staged
+    what_divided_a_window_is_kept
     one_fenced_partition_rolls_the_others_back
     racing_publications_of_one_interval_have_one_winner
     pipelines_do_not_touch_each_other
@@ -149,6 +150,8 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
             log_weights: Quantiles::of(vec![-0.1, 0.2, 0.3]),
             ..Diagnostics::default()
         }),
+        turns: Vec::new(),
+        targets: Vec::new(),
     }
 }
 
@@ -161,6 +164,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         length_normalise: false,
         min_tokens: 1,
         seed: 0,
+        quotas: Quotas::default(),
     };
     ShardManifest {
         shard: shard.into(),
@@ -327,6 +331,37 @@ async fn a_shard_is_published_once_and_only_when_staged<C: Catalog + CatalogRead
     let again = publish(catalog, &manifest("s", vec![window(0, 110, 120, 1)]), &[advance(0, 110, 120, epoch)]).await;
     assert!(matches!(again, Err(CatalogError::NotStaged(_))), "{again:?}");
     assert_eq!(next_offset(catalog, 0).await, Some(110));
+}
+
+async fn what_divided_a_window_is_kept<C: Catalog + CatalogReader>(catalog: &C) {
+    let epoch = owned(catalog, 0).await;
+    let turn = |source: Option<&str>, target: Option<&str>, threshold| TurnSummary {
+        source: source.map(str::to_owned),
+        target: target.map(str::to_owned),
+        n_candidates: 7,
+        n_selected: 2,
+        threshold,
+    };
+    let of_target = |target: &str, kl_reduction| TargetSummary {
+        target: target.to_owned(),
+        kl_reduction,
+        diagnostics: window(0, 100, 110, 2).diagnostics.unwrap(),
+    };
+    let divided = WindowSummary {
+        turns: vec![turn(None, Some("code"), Some(1.0 / 3.0)), turn(Some("web \"2\""), None, None)],
+        targets: vec![of_target("code", Some(0.1 + 0.2)), of_target("math", None)],
+        threshold: None,
+        diagnostics: None,
+        ..window(0, 100, 110, 4)
+    };
+    let mut manifest = manifest("s", vec![divided, window(0, 110, 120, 1)]);
+    manifest.selector.quotas = Quotas {
+        sources: [("web \"2\"".to_owned(), 0.1 + 0.2)].into(),
+        proportions: [("code".to_owned(), 1.0 / 3.0), ("math".to_owned(), 2.0 / 3.0)].into(),
+    };
+    publish(catalog, &manifest, &[advance(0, 100, 120, epoch)]).await.unwrap();
+    assert_eq!(catalog.windows(PIPELINE).await.unwrap(), manifest.windows);
+    assert_eq!(catalog.shards(PIPELINE).await.unwrap(), [(1, manifest)]);
 }
 
 async fn one_fenced_partition_rolls_the_others_back<C: Catalog + CatalogReader>(catalog: &C) {
@@ -567,11 +602,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("7 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("8 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 7"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 8"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

@@ -30,7 +30,7 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
         return print(DEFAULT_TOML);
     }
     let config = arguments.config.load()?;
-    let model = load_model(&config)?;
+    let model = load_model(&config)?.divided_by(&config.selector.quotas)?;
     let bootstrap = match &config.kafka.bootstrap {
         Bootstrap::Embedded { .. } => "the in-process cluster",
         Bootstrap::Servers(servers) => servers,
@@ -47,10 +47,22 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
         selector.temperature,
         selector.seed
     );
+    for (source, share) in &selector.quotas.sources {
+        println!("             {:.1} % of source {source}", 100.0 * share);
+    }
     println!("  model      {}", model.id);
     let documents = |side: &crate::score::Side| side.provenance.documents;
-    let (target, raw) = (documents(&model.model.targets[0].side), documents(&model.model.raw));
-    println!("             {target} target and {raw} raw documents");
+    let raw = documents(&model.model.raw);
+    match &model.model.targets[..] {
+        [target] => println!("             {} target and {raw} raw documents", documents(&target.side)),
+        targets => {
+            for target in targets {
+                let (name, n, share) = (&target.name, documents(&target.side), 100.0 * target.proportion);
+                println!("             target {name}: {n} documents, {share:.1} % of every window's selection");
+            }
+            println!("             {raw} raw documents");
+        }
+    }
     if let RawDistribution::Adaptive { half_life_ngrams, prior_ngrams, .. } = config.raw {
         println!("             raw follows the stream: half-life {half_life_ngrams} n-grams, prior {prior_ngrams}");
     }

@@ -267,7 +267,7 @@ async fn show(
 
 fn as_json(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow) -> serde_json::Value {
     let selected = selected.iter().map(|row| {
-        json!({
+        let mut shown = json!({
             "offset": row.offset,
             "id": row.document.id,
             "source": row.document.source,
@@ -275,7 +275,13 @@ fn as_json(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow) 
             "log_importance_weight": row.score.log_importance_weight,
             "selection_key": row.selection_key,
             "inclusion_probability": row.inclusion_probability,
-        })
+        });
+        if let Some(target) = summary.targets.get(row.target) {
+            shown["target"] = target.target.as_str().into();
+            let of_targets = summary.targets.iter().zip(&row.log_importance_weights);
+            shown["log_importance_weights"] = of_targets.map(|(t, w)| (t.target.clone(), json!(w))).collect();
+        }
+        shown
     });
     let dead = dead_letters.iter().map(
         |letter| json!({ "offset": letter.offset, "reason": letter.reject.reason, "detail": letter.reject.detail }),
@@ -297,15 +303,31 @@ fn as_table(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow)
     if let Some(threshold) = summary.threshold {
         writeln!(text, "highest key that is not selected: {threshold:.6}")?;
     }
+    for turn in &summary.turns {
+        let target = turn.target.as_ref().map(|name| format!(" for {name}")).unwrap_or_default();
+        let pool = turn.source.as_ref().map_or("all other sources".to_owned(), |name| format!("source {name}"));
+        write!(text, "{} of {} candidates of {pool}{target}", turn.n_selected, turn.n_candidates)?;
+        match turn.threshold {
+            Some(threshold) => writeln!(text, ", highest key left {threshold:.6}")?,
+            None => writeln!(text)?,
+        }
+    }
+    let several = !summary.targets.is_empty();
     writeln!(
         text,
-        "{:>12}  {:>12}  {:>12}  {:>11}  {:>8}  id",
-        "offset", "log weight", "key", "probability", "tokens"
+        "{:>12}  {:>12}  {:>12}  {:>11}  {:>8}  {}id",
+        "offset",
+        "log weight",
+        "key",
+        "probability",
+        "tokens",
+        if several { "target, " } else { "" }
     )?;
     for row in selected {
         let (weight, tokens, id) = (row.score.log_importance_weight, row.score.n_tokens, &row.document.id);
         let (offset, key, probability) = (row.offset, row.selection_key, row.inclusion_probability);
-        writeln!(text, "{offset:>12}  {weight:>12.4}  {key:>12.4}  {probability:>11.6}  {tokens:>8}  {id}")?;
+        let target = summary.targets.get(row.target).map(|t| format!("{}, ", t.target)).unwrap_or_default();
+        writeln!(text, "{offset:>12}  {weight:>12.4}  {key:>12.4}  {probability:>11.6}  {tokens:>8}  {target}{id}")?;
     }
     for letter in dead_letters {
         let (offset, reason, detail) = (letter.offset, letter.reject.reason.as_str(), &letter.reject.detail);

@@ -1,5 +1,6 @@
 //! `winnowd shards`: what has been published.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::Context;
@@ -58,10 +59,25 @@ pub fn shards(arguments: &ShardsArguments) -> anyhow::Result<()> {
     }
     writeln!(
         text,
-        "{} shards, {} selected, {} rejected, {} dead letters; below {}",
-        totals.n_shards, totals.n_selected, totals.n_rejected, totals.n_dead_letters, config.sink.url
+        "{} shards, {} selected{}, {} rejected, {} dead letters; below {}",
+        totals.n_shards,
+        totals.n_selected,
+        by_target(&shards),
+        totals.n_rejected,
+        totals.n_dead_letters,
+        config.sink.url
     )?;
     print(&text)
+}
+
+/// How many documents each of several targets has selected, in parentheses.
+fn by_target(shards: &[(i64, ShardManifest)]) -> String {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for target in shards.iter().flat_map(|(_, shard)| &shard.windows).flat_map(|window| &window.targets) {
+        *sums.entry(&target.target).or_default() += target.diagnostics.n_selected;
+    }
+    let sums: Vec<String> = sums.into_iter().map(|(target, n)| format!("{n} for {target}")).collect();
+    if sums.is_empty() { String::new() } else { format!(" ({})", sums.join(", ")) }
 }
 
 /// Reads every shard and file of dead letters; those that are not what the catalog says are named, and make it fail.

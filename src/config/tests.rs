@@ -1,4 +1,6 @@
 use super::*;
+use crate::features::Featuriser;
+use crate::score::{Model, NgramCounts, Side, Target};
 
 fn load(toml: &str) -> Result<Config, ConfigErrors> {
     Config::from_toml(toml, [])
@@ -30,6 +32,56 @@ fn weighing_against_what_was_selected_has_its_own_settings() {
     let expected = Against::Selected { share: 1.0, prior_ngrams, half_life_ngrams: None, history_bytes };
     assert_eq!(config.against, expected);
     assert_eq!(load("").unwrap().against, Against::Raw);
+}
+
+#[test]
+fn quotas_are_read_by_name() {
+    let config = load("[selection.sources]\nweb = 0.5\n\"Books.v2\" = 0.1\n[selection.proportions]\ncode = 1").unwrap();
+    let quotas = config.selector.quotas;
+    assert_eq!(
+        quotas.sources.iter().map(|(name, share)| (name.as_str(), *share)).collect::<Vec<_>>(),
+        [("Books.v2", 0.1), ("web", 0.5)]
+    );
+    assert_eq!(quotas.proportions["code"], 1.0);
+    assert!(load("").unwrap().selector.quotas.is_empty());
+}
+
+/// Names are only known with the model: mistakes in them are told with all others all the same.
+#[test]
+fn proportions_of_unknown_targets_are_told_with_all_other_mistakes() {
+    let side = || Side::of(NgramCounts::from_vec(vec![1, 1]));
+    let featuriser = Featuriser { buckets: 2, ..Featuriser::default() };
+    let one = Model::of_one_target(featuriser, side(), side()).unwrap();
+    let target = |name: &str| Target { name: name.into(), proportion: 0.5, side: side() };
+    let two = Model { targets: vec![target("code"), target("math")], ..one.clone() };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str, model: &Model| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, model.to_bytes()).unwrap();
+        path.display().to_string()
+    };
+    let (one, two) = (path("one", &one), path("two", &two));
+    let found = |model: &str, proportions: &str| {
+        mistakes(&format!(
+            "[model]\npath = \"{model}\"\n[selection]\nfraction = 2\n[selection.proportions]\n{proportions}"
+        ))
+    };
+    for (model, proportions, expected) in [
+        (
+            &two,
+            "code = 0.7\nmaths = 0.3",
+            "`selection.proportions.maths` = `0.3`: no target of the model has this name; it has `code`, `math`",
+        ),
+        (&two, "code = 0.7", "`selection.proportions` = `code = 0.7`: target `math` has none"),
+        (&two, "code = 0.7\nmath = 0.2", "`selection.proportions` = `code = 0.7, math = 0.2`: the shares sum to 0.8"),
+        (&two, "code = 0.7\nmath = \"x\"", "`selection.proportions.math` = `x`: expected a number above 0"),
+        (&one, "code = 1", "`selection.proportions` = `code = 1`: the model has one target"),
+    ] {
+        let found = found(model, proportions);
+        assert!(found.iter().any(|m| m.contains(expected)), "{proportions:?} gives {found:#?}, expected `{expected}`");
+        assert!(found.iter().any(|m| m.contains("`selection.fraction`")), "with the others: {found:#?}");
+    }
+    assert_eq!(found(&two, "code = 0.7\nmath = 0.3").len(), 1);
 }
 
 #[test]
@@ -107,6 +159,12 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[selection]\ntemperature = nan", "`selection.temperature` = `NaN`: expected a number above 0"),
     ("[selection]\nmin_tokens = -1", "`selection.min_tokens` = `-1`: expected an integer from 0"),
     ("[selection]\nlength_normalise = 2", "`selection.length_normalise` = `2`: expected true or false"),
+    (
+        "[selection.sources]\nweb = 0.7\nbooks = 0.4",
+        "`selection.sources` = `books = 0.4, web = 0.7`: the shares sum to 1.1",
+    ),
+    ("[selection.sources]\nweb = 0", "`selection.sources.web` = `0`: the share must be above 0"),
+    ("[selection.sources]\nweb = \"half\"", "`selection.sources.web` = `half`: expected a number above 0"),
     ("[model]\nraw = \"live\"", "`model.raw` = `live`: expected one of: pinned, adaptive"),
     ("[model]\nagainst = \"both\"", "`model.against` = `both`: expected one of: raw, selected"),
     ("[model]\nselected_share = 0", "`model.selected_share` = `0`: expected a number above 0 and up to 1"),

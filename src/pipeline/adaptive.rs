@@ -9,7 +9,7 @@ use super::{LoadedModel, Shared};
 use crate::catalog::{CatalogError, CountsKind, CountsVersion};
 use crate::config::{Against, RawDistribution};
 use crate::score::{
-    DecayedCounts, ImportanceWeight, Model, SelectedVersion, VersionedWeight, WeightVersion, kl_divergence,
+    DecayedCounts, ImportanceWeight, Model, SelectedVersion, Target, VersionedWeight, WeightVersion, kl_divergence,
 };
 
 /// The weights that a session begins with.
@@ -68,7 +68,7 @@ fn in_force(shared: &Shared, raw: Option<&CountsVersion>, selected: Option<&Coun
         Against::Raw => None,
     };
     if raw.is_none() && selected.is_none() {
-        return VersionedWeight::pinned(model.weight.clone());
+        return model.weight.clone();
     }
     versioned_weight(model, raw, selected)
 }
@@ -89,10 +89,12 @@ pub(super) fn versioned_weight(
         .chain(selected_distribution.iter().map(|(share, distribution)| (*share, distribution)))
         .filter(|(share, _)| *share > 0.0)
         .collect();
-    let weight = ImportanceWeight::against(featuriser, model.target.probabilities(), &denominator, smoothing);
+    let weight = |target: &Target| {
+        ImportanceWeight::against(featuriser, &target.side.counts.probabilities(), &denominator, smoothing)
+    };
     let version = WeightVersion {
         raw: raw.map(|raw| raw.version),
         selected: selected.map(|(selected, share)| SelectedVersion { version: selected.version, share }),
     };
-    Arc::new(VersionedWeight { version, weight })
+    VersionedWeight::of_targets(version, model.model.targets.iter().map(weight).collect())
 }

@@ -6,6 +6,7 @@
 
 mod adaptive;
 mod assignments;
+mod collapse;
 mod forward;
 mod lost;
 mod memory;
@@ -24,16 +25,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, OffsetsCatalog, SqlCatalog};
-use crate::config::{Bootstrap, Config};
-use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution};
+use crate::config::{Against, Bootstrap, Config};
+use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion};
+use crate::select::{Division, Quotas};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError};
 
+use collapse::SharedCollapseWatches;
 pub use forward::send_dead_letter;
 pub use lost::recreated_topics;
-use quality::SharedCollapseWatch;
 pub use replay::{Replay, Replayed, differences};
 pub use scoring::score_batch;
 use session::SessionEnd;
@@ -43,8 +45,10 @@ use session::SessionEnd;
 pub enum DaemonError {
     #[error("model `{path}`: {source}")]
     Model { path: String, source: ModelError },
-    #[error("model `{path}` has {n_targets} targets: the daemon selects for one; fit one, or use `winnowd select`")]
-    ManyTargets { path: String, n_targets: usize },
+    #[error("selection.proportions{}: {problem}", name.as_ref().map(|name| format!(".{name}")).unwrap_or_default())]
+    Proportions { name: Option<String>, problem: String },
+    #[error("model {model} has {n_targets} targets: only one can be weighed against what was selected")]
+    ManyTargets { model: ModelId, n_targets: usize },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
@@ -68,6 +72,7 @@ impl DaemonError {
     pub fn exit_code(&self) -> u8 {
         match self {
             DaemonError::Model { .. }
+            | DaemonError::Proportions { .. }
             | DaemonError::ManyTargets { .. }
             | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
             DaemonError::Catalog(error) => catalog_exit_code(error),
@@ -94,19 +99,33 @@ pub struct LoadedModel {
     pub id: ModelId,
     pub bytes: Vec<u8>,
     pub model: Model,
-    pub weight: ImportanceWeight,
+    /// By the model alone, for each of its targets.
+    pub weight: Arc<VersionedWeight>,
     pub target: TargetDistribution,
+    /// How a window is divided that opens now.
+    pub division: Arc<Division>,
 }
 
 impl LoadedModel {
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self, DaemonError> {
         let model = Model::from_bytes(&bytes);
         let model = model.map_err(|source| DaemonError::Model { path: name.to_owned(), source })?;
-        let mut weights = ImportanceWeight::of_targets(&model);
-        let (Some(weight), None) = (weights.pop(), weights.pop()) else {
-            return Err(DaemonError::ManyTargets { path: name.to_owned(), n_targets: model.targets.len() });
-        };
-        Ok(LoadedModel { id: ModelId::of(&bytes), weight, target: model.target_distribution(), model, bytes })
+        let weight = VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(&model));
+        let division = Arc::new(Division::of(&Quotas::default(), &model));
+        Ok(LoadedModel { id: ModelId::of(&bytes), weight, target: model.target_distribution(), division, model, bytes })
+    }
+
+    /// With these shares of sources and targets; what they leave open stays as the model has it.
+    pub fn divided_by(mut self, quotas: &Quotas) -> Result<Self, DaemonError> {
+        let names: Vec<&str> = self.model.targets.iter().map(|target| target.name.as_str()).collect();
+        if let Some((name, problem)) = quotas.proportion_problem(&names) {
+            return Err(DaemonError::Proportions { name: name.map(str::to_owned), problem });
+        }
+        self.division = Arc::new(Division::of(quotas, &self.model));
+        let shares = self.division.target_shares().iter();
+        self.model.targets.iter_mut().zip(shares).for_each(|(target, share)| target.proportion = *share);
+        self.target = self.model.target_distribution();
+        Ok(self)
     }
 }
 
@@ -124,7 +143,7 @@ struct Shared {
     telemetry: Arc<Telemetry>,
     owner: String,
     limits: Limits,
-    collapse: SharedCollapseWatch,
+    collapse: SharedCollapseWatches,
 }
 
 /// How the memory budget is shared out.
@@ -158,7 +177,14 @@ pub struct Daemon {
 
 impl Daemon {
     /// Opens everything that the configuration names. Nothing is consumed yet.
-    pub async fn open(config: Config, model: LoadedModel) -> Result<Self, DaemonError> {
+    pub async fn open(mut config: Config, model: LoadedModel) -> Result<Self, DaemonError> {
+        let model = model.divided_by(&config.selector.quotas)?;
+        // Recorded with every shard.
+        config.selector.quotas = config.selector.quotas.of_model(&model.model);
+        let n_targets = model.model.targets.len();
+        if n_targets > 1 && config.against != Against::Raw {
+            return Err(DaemonError::ManyTargets { model: model.id, n_targets });
+        }
         let telemetry = Arc::new(Telemetry::new(&config.pipeline, config.kafka.max_poll_interval));
         let catalog = open_catalog(&config).await?;
         telemetry.status().readiness.migrated = true;
@@ -185,7 +211,7 @@ impl Daemon {
         let name = config.kafka.instance_id.clone().or_else(|| std::env::var("HOSTNAME").ok());
         let owner = format!("{}-{}", name.unwrap_or_else(|| "worker".to_owned()), std::process::id());
         let catalog = Arc::new(catalog);
-        let collapse = SharedCollapseWatch::default();
+        let collapse = SharedCollapseWatches::default();
         let shared = Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse };
         Ok(Daemon { shared: Arc::new(shared), http, embedded })
     }

@@ -88,7 +88,7 @@ impl OpenShard {
             add(CountsKind::Raw, &window.raw_counts);
         }
         if against != Against::Raw {
-            add(CountsKind::Selected, &window.selected_counts);
+            add(CountsKind::Selected, &window.all_selected_counts());
         }
         self.sources.merge(&window.sources);
         self.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
@@ -107,7 +107,10 @@ impl OpenShard {
             };
             let writer = match &mut self.writer {
                 Some(writer) => writer,
-                none => none.insert(ShardWriter::create(&self.id, scratch_dir, settings, self.full_disk.clone())?),
+                none => {
+                    let (targets, full_disk) = (model.division.targets(), self.full_disk.clone());
+                    none.insert(ShardWriter::create(&self.id, scratch_dir, settings, targets, full_disk)?)
+                }
             };
             writer.append(window, &model.id)?;
         }
@@ -161,7 +164,7 @@ impl OpenShard {
             bytes: 0,
             digest: None,
             model: model.id.clone(),
-            selector: config.selector,
+            selector: config.selector.clone(),
             log_importance_weights: Quantiles::of(self.log_importance_weights),
             sources: self.sources.top(TOP_SOURCES),
             windows,
@@ -227,7 +230,7 @@ fn footer(manifest: &ShardManifest, advances: &[Advance]) -> Vec<(String, String
     let more = [
         ("model", manifest.model.to_string()),
         ("seed", manifest.selector.seed.to_string()),
-        ("selector", json(serde_json::to_value(manifest.selector))),
+        ("selector", json(serde_json::to_value(&manifest.selector))),
         ("offsets", serde_json::Value::from(offsets).to_string()),
         ("windows", json(serde_json::to_value(&manifest.windows))),
     ]

@@ -285,6 +285,7 @@ impl Publisher {
         metrics.decided.with_label_values(&["selected"]).inc_by(selected);
         metrics.decided.with_label_values(&["rejected"]).inc_by(rejected);
         metrics.decided.with_label_values(&["dead_letter"]).inc_by(sum(|w| w.n_dead_letters));
+        metrics.of_targets.count_published(&manifest.windows);
         if let Some(path) = &manifest.path {
             metrics.published_shards.inc();
             metrics.published_rows.inc_by(manifest.rows);

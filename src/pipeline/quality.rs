@@ -1,14 +1,15 @@
 //! How good the selection is, window by window and since the beginning at the checkpoints, for metrics and status.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use super::Shared;
+use super::collapse::{Change, RECOVERED_AFTER};
 use crate::config::Against;
-use crate::score::{Model, NgramCounts};
+use crate::score::{Model, NgramCounts, TargetDistribution};
 use crate::select::{Diagnostics, SourceCounts};
-use crate::telemetry::Lack;
-use crate::window::ClosedWindow;
+use crate::telemetry::{Lack, TargetStatus};
+use crate::window::{ClosedWindow, WindowSummary};
 
 /// Sources that `/status` and manifests name; all others are summed up.
 pub(super) const TOP_SOURCES: usize = 20;
@@ -19,15 +20,31 @@ const N_LACKING: usize = 10;
 pub(super) struct Quality {
     raw: NgramCounts,
     selected: NgramCounts,
+    /// What each of several targets has selected; nothing of one.
+    of_targets: Vec<OfTarget>,
     sources: SourceCounts,
     /// The target's frequent n-grams, by bucket.
     ngrams: BTreeMap<u32, Vec<String>>,
 }
 
+struct OfTarget {
+    name: String,
+    selected: NgramCounts,
+    n_selected: u64,
+}
+
 impl Quality {
     pub fn new(model: &Model) -> Self {
         let zero = NgramCounts::zero(model.featuriser.buckets as usize);
-        Quality { raw: zero.clone(), selected: zero, sources: SourceCounts::default(), ngrams: model.target_ngrams() }
+        let of_target = |name: &String| OfTarget { name: name.clone(), selected: zero.clone(), n_selected: 0 };
+        let names = model.targets.iter().map(|target| &target.name).filter(|_| model.targets.len() > 1);
+        Quality {
+            of_targets: names.map(of_target).collect(),
+            raw: zero.clone(),
+            selected: zero.clone(),
+            sources: SourceCounts::default(),
+            ngrams: model.target_ngrams(),
+        }
     }
 
     /// Takes note of a window and shows it.
@@ -36,7 +53,7 @@ impl Quality {
         let summary = &closed.summary;
         metrics.windows_closed.with_label_values(&[summary.closed_by.as_str()]).inc();
         self.raw.merge(&closed.raw_counts);
-        self.selected.merge(&closed.selected_counts);
+        closed.selected_counts.iter().for_each(|counts| self.selected.merge(counts));
         self.sources.merge(&closed.sources);
         if let Some(kl_reduction) = summary.kl_reduction {
             metrics.window_kl_reduction.set(kl_reduction);
@@ -46,53 +63,42 @@ impl Quality {
             metrics.target_divergence.with_label_values(&["stream"]).set(divergence.0);
             metrics.target_divergence.with_label_values(&["selected"]).set(divergence.1);
         }
-        let random = (&metrics.window_random_kl_reduction, summary.random_kl_reduction);
-        let diagnostics = summary.diagnostics.unwrap_or_default();
-        let numbers = [
-            random,
-            (&metrics.window_effective_sample_ratio, diagnostics.effective_sample_share),
-            (&metrics.window_weight_length_correlation, diagnostics.weight_length_correlation),
-            (&metrics.window_top_k_overlap_ratio, diagnostics.top_k_overlap),
-        ];
-        for (gauge, number) in numbers {
-            // What cannot be said of this window keeps the number of the one before.
-            if let Some(number) = number {
-                gauge.set(number);
-            }
-        }
-        for (point, value) in diagnostics.log_weights.iter().flat_map(|q| q.named()) {
-            metrics.window_log_weight.with_label_values(&[point]).set(value);
-        }
-        // Weights against what was selected take the best of a window on purpose, and correct themselves after it.
-        let change = match shared.config.against {
-            Against::Selected { .. } => None,
-            Against::Raw => {
-                metrics.collapsed_windows.inc_by(diagnostics.is_collapsed.into());
-                let mut collapse = shared.collapse.lock().unwrap_or_else(PoisonError::into_inner);
-                collapse.observe(&diagnostics, shared.config.selector.length_normalise)
-            }
-        };
+        let draws = draws(summary);
+        show_diagnostics(&draws, summary, shared);
+        let targets = self.observe_targets(closed, shared);
+        let warning = watch_collapses(&draws, summary, shared);
         let mut status = shared.telemetry.status();
-        match change {
-            Some(Change::Collapsed(warning)) => {
-                tracing::warn!("window {}: {warning}", summary.id());
-                status.warning = Some(warning);
-            }
-            Some(Change::Recovered) => {
-                tracing::info!("the last {RECOVERED_AFTER} windows were samples again, not collapsed ones");
-                status.warning = None;
-            }
-            None => {}
-        }
-        status.lacking = self.lacking(shared);
+        status.warning = warning;
+        status.lacking = self.lacking(&shared.model.target, &self.selected);
+        status.targets = targets;
         status.sources = self.sources.top(TOP_SOURCES);
         status.last_window = Some(summary.clone());
     }
-}
 
-impl Quality {
-    fn lacking(&self, shared: &Shared) -> Vec<Lack> {
-        let worst = shared.model.target.largest_parts(&self.selected, N_LACKING);
+    /// The same for each of several targets.
+    fn observe_targets(&mut self, closed: &ClosedWindow, shared: &Shared) -> Vec<TargetStatus> {
+        let metrics = &shared.telemetry.metrics.of_targets;
+        let counts = closed.selected_counts.iter().zip(&closed.summary.targets);
+        for (of, (counts, summary)) in self.of_targets.iter_mut().zip(counts) {
+            of.selected.merge(counts);
+            of.n_selected += summary.diagnostics.n_selected;
+            metrics.show_window(summary);
+        }
+        let of_target = |(of, target): (&OfTarget, &TargetDistribution)| {
+            let (stream, selected) = (target.divergence_from(&self.raw), target.divergence_from(&of.selected));
+            metrics.show_divergence(&of.name, stream, selected);
+            TargetStatus {
+                target: of.name.clone(),
+                n_selected: of.n_selected,
+                kl_reduction: (of.n_selected > 0).then_some(stream - selected),
+                lacking: self.lacking(target, &of.selected),
+            }
+        };
+        self.of_targets.iter().zip(shared.model.target.parts()).map(of_target).collect()
+    }
+
+    fn lacking(&self, target: &TargetDistribution, selected: &NgramCounts) -> Vec<Lack> {
+        let worst = target.largest_parts(selected, N_LACKING);
         let lack = |(bucket, nats)| {
             let ngrams = self.ngrams.get(&bucket).cloned().unwrap_or_default();
             Lack { bucket, ngrams, nats }
@@ -101,83 +107,55 @@ impl Quality {
     }
 }
 
-/// Windows in a row without a collapse that count as recovered.
-const RECOVERED_AFTER: u32 = 10;
-/// A draw of fewer cannot be told from a collapsed one.
-const LEAST_SELECTED: u64 = 11;
-
-/// Says once that draws collapse, and once that they do not any more.
-#[derive(Debug, Default)]
-pub(super) struct CollapseWatch {
-    warned: bool,
-    sound_in_a_row: u32,
-}
-
-/// Shared by all sessions of a daemon.
-pub(super) type SharedCollapseWatch = Mutex<CollapseWatch>;
-
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    /// With a warning for people.
-    Collapsed(String),
-    Recovered,
-}
-
-impl CollapseWatch {
-    pub fn observe(&mut self, diagnostics: &Diagnostics, length_normalised: bool) -> Option<Change> {
-        if diagnostics.is_collapsed {
-            self.sound_in_a_row = 0;
-            let first = !std::mem::replace(&mut self.warned, true);
-            let warning = diagnostics.warning("selection.temperature =").filter(|_| first)?;
-            let or = if length_normalised { "" } else { ", or try `selection.length_normalise = true`" };
-            return Some(Change::Collapsed(format!(
-                "{warning}{or}. Windows like this one are counted in winnowd_collapsed_windows_total and not logged again \
-                 until {RECOVERED_AFTER} in a row were sound"
-            )));
-        }
-        if diagnostics.n_selected < LEAST_SELECTED || !self.warned {
-            return None;
-        }
-        self.sound_in_a_row += 1;
-        if self.sound_in_a_row < RECOVERED_AFTER {
-            return None;
-        }
-        *self = CollapseWatch::default();
-        Some(Change::Recovered)
+/// The diagnostics of a window, for each target.
+fn draws(summary: &WindowSummary) -> Vec<Diagnostics> {
+    match &summary.targets[..] {
+        [] => summary.diagnostics.into_iter().collect(),
+        targets => targets.iter().map(|target| target.diagnostics).collect(),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_collapse_is_told_once_until_it_is_over() {
-        let sound = Diagnostics { n_candidates: 1_000, n_selected: 100, ..Diagnostics::default() };
-        let collapsed = Diagnostics {
-            effective_sample_size: Some(1.5),
-            is_collapsed: true,
-            suggested_temperature: Some(120.0),
-            ..sound
-        };
-        let tiny = Diagnostics { n_selected: 3, ..sound };
-        let mut watch = CollapseWatch::default();
-        assert_eq!(watch.observe(&sound, false), None);
-        let Some(Change::Collapsed(warning)) = watch.observe(&collapsed, false) else { panic!("the first is told") };
-        assert!(warning.contains("`selection.temperature = 120`"), "{warning}");
-        assert!(warning.contains("`selection.length_normalise = true`"), "{warning}");
-        let Some(Change::Collapsed(warning)) = CollapseWatch::default().observe(&collapsed, true) else {
-            panic!("told")
-        };
-        assert!(!warning.contains("length_normalise"), "it is set already: {warning}");
-        for _ in 0..3 {
-            assert_eq!(watch.observe(&collapsed, false), None);
-            (0..9).for_each(|_| assert_eq!(watch.observe(&sound, false), None));
+/// Of several targets the one whose weights leave least to chance.
+fn show_diagnostics(draws: &[Diagnostics], summary: &WindowSummary, shared: &Shared) {
+    let metrics = &shared.telemetry.metrics;
+    let share = |d: &Diagnostics| d.effective_sample_share.unwrap_or(1.0);
+    let worst = draws.iter().min_by(|a, b| share(a).total_cmp(&share(b)));
+    let diagnostics = worst.copied().unwrap_or_default();
+    let numbers = [
+        (&metrics.window_random_kl_reduction, summary.random_kl_reduction),
+        (&metrics.window_effective_sample_ratio, diagnostics.effective_sample_share),
+        (&metrics.window_weight_length_correlation, diagnostics.weight_length_correlation),
+        (&metrics.window_top_k_overlap_ratio, diagnostics.top_k_overlap),
+    ];
+    for (gauge, number) in numbers {
+        // What cannot be said of this window keeps the number of the one before.
+        if let Some(number) = number {
+            gauge.set(number);
         }
-        assert_eq!(watch.observe(&collapsed, false), None, "nine sound windows are no recovery");
-        (0..100).for_each(|_| assert_eq!(watch.observe(&tiny, false), None, "tiny windows say nothing"));
-        (0..9).for_each(|_| assert_eq!(watch.observe(&sound, false), None));
-        assert_eq!(watch.observe(&sound, false), Some(Change::Recovered));
-        assert!(matches!(watch.observe(&collapsed, false), Some(Change::Collapsed(_))));
     }
+    for (point, value) in diagnostics.log_weights.iter().flat_map(|q| q.named()) {
+        metrics.window_log_weight.with_label_values(&[point]).set(value);
+    }
+}
+
+/// Counts and logs draws that are no samples; gives what a person should change.
+fn watch_collapses(draws: &[Diagnostics], summary: &WindowSummary, shared: &Shared) -> Option<String> {
+    // Weights against what was selected take the best of a window on purpose, and correct themselves after it.
+    if shared.config.against != Against::Raw {
+        return None;
+    }
+    let is_collapsed = draws.iter().any(|draw| draw.is_collapsed);
+    shared.telemetry.metrics.collapsed_windows.inc_by(is_collapsed.into());
+    let of_target = |i: usize| summary.targets.get(i).map(|of| format!("target {}: ", of.target)).unwrap_or_default();
+    let mut watches = shared.collapse.lock().unwrap_or_else(PoisonError::into_inner);
+    for (i, change) in watches.observe(draws, shared.config.selector.length_normalise) {
+        match change {
+            Change::Collapsed(warning) => tracing::warn!("window {}: {}{warning}", summary.id(), of_target(i)),
+            Change::Recovered => tracing::info!(
+                "{}the last {RECOVERED_AFTER} windows were samples again, not collapsed ones",
+                of_target(i)
+            ),
+        }
+    }
+    watches.warning().map(|(i, warning)| format!("{}{warning}", of_target(i)))
 }

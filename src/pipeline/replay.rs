@@ -15,7 +15,7 @@ use crate::catalog::{CatalogError, CountsCatalog, CountsKind, ReplayCatalog, Sql
 use crate::config::Config;
 use crate::manifest::ShardManifest;
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
-use crate::select::Noise;
+use crate::select::{Noise, Quotas};
 use crate::source::{Batch, Probe, RangeReader, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
@@ -38,7 +38,7 @@ pub struct Replay {
     /// Topics that were made again since: their offsets name other documents.
     recreated: Vec<String>,
     /// Used last; windows of a shard share them.
-    model: Option<Arc<LoadedModel>>,
+    model: Option<(Quotas, Arc<LoadedModel>)>,
     weight: Option<(ModelId, Arc<VersionedWeight>)>,
 }
 
@@ -56,7 +56,7 @@ impl Replay {
         if self.recreated.iter().any(|topic| *topic == *window.at.topic) {
             return Ok(Replayed::Impossible("its topic was deleted and made again".to_owned()));
         }
-        let model = self.model(&manifest.model).await?;
+        let model = self.model(manifest).await?;
         let version = WeightVersion { raw: window.raw_version, selected: window.against_selected };
         let weight = match self.weight(&model, &manifest.pipeline, version).await? {
             Ok(weight) => weight,
@@ -88,7 +88,7 @@ impl Replay {
             max_age_ms: i64::MAX,
         };
         let buckets = model.model.featuriser.buckets as usize;
-        let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, buckets);
+        let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, &model.division, buckets);
         let noise = Noise::new(selector.seed, at);
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
@@ -101,19 +101,22 @@ impl Replay {
     }
 
     fn score(&self, batch: &Batch, weight: &VersionedWeight) -> Vec<crate::window::ScoredRecord> {
-        score_batch(batch, &self.config.decoder, 0, |_| &weight.weight)
+        score_batch(batch, &self.config.decoder, 0, |_| weight)
     }
 
-    async fn model(&mut self, id: &ModelId) -> Result<Arc<LoadedModel>, DaemonError> {
-        if let Some(model) = self.model.as_ref().filter(|model| model.id == *id) {
+    /// The model of a shard, in the proportions of the shard.
+    async fn model(&mut self, manifest: &ShardManifest) -> Result<Arc<LoadedModel>, DaemonError> {
+        let (id, quotas) = (&manifest.model, &manifest.selector.quotas);
+        if let Some((_, model)) = self.model.as_ref().filter(|(known, model)| model.id == *id && known == quotas) {
             return Ok(model.clone());
         }
         let Some(bytes) = self.catalog.model(id).await? else {
             let (catalog, problem) = (self.config.catalog.url.to_string(), format!("model {id} is missing"));
             return Err(CatalogError::Damaged { catalog, problem }.into());
         };
-        let model = Arc::new(LoadedModel::from_bytes(id.as_str(), bytes)?);
-        Ok(self.model.insert(model).clone())
+        let model = Arc::new(LoadedModel::from_bytes(id.as_str(), bytes)?.divided_by(quotas)?);
+        self.model = Some((quotas.clone(), model.clone()));
+        Ok(model)
     }
 
     /// The inner error: a version has been forgotten.
@@ -153,7 +156,7 @@ impl Replay {
             }
         };
         let weight = if version == WeightVersion::default() {
-            VersionedWeight::pinned(model.weight.clone())
+            model.weight.clone()
         } else {
             versioned_weight(model, raw.as_ref(), selected.as_ref().map(|(counts, share)| (counts, *share)))
         };

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::features::{BucketList, Scratch};
 use crate::record::{Decoder, TextScratch};
-use crate::score::{ImportanceWeight, Score};
+use crate::score::{Score, VersionedWeight};
 use crate::source::{Batch, Record};
 use crate::window::{DeadLetter, ScoredDocument, ScoredRecord};
 
@@ -17,13 +17,13 @@ thread_local! {
 
 const LONG_TEXT_BYTES: usize = 256 << 10;
 
-/// In: a batch, and the weights of each record by number. Out: one outcome a record, in the same order; the same whatever the
+/// In: a batch, and the weights of each record by number, for all targets. Out: one outcome a record, in the same order; the same whatever the
 /// number of threads.
 pub fn score_batch<'a>(
     batch: &Batch,
     decoder: &Decoder,
     kept_payload_bytes: usize,
-    weight: impl Fn(usize) -> &'a ImportanceWeight + Sync,
+    weight: impl Fn(usize) -> &'a VersionedWeight + Sync,
 ) -> Vec<ScoredRecord> {
     let score = |i| {
         SCRATCH.with_borrow_mut(|(text_scratch, scratch)| {
@@ -37,7 +37,7 @@ fn score_record(
     record: Record<'_>,
     decoder: &Decoder,
     kept_payload_bytes: usize,
-    weight: &ImportanceWeight,
+    weights: &VersionedWeight,
     text_scratch: &mut TextScratch,
     scratch: &mut Scratch,
 ) -> ScoredRecord {
@@ -46,6 +46,7 @@ fn score_record(
     let outcome = match decoder.decode_ref(payload, at, offset, timestamp_ms, text_scratch) {
         Ok(document) => {
             // A long text's buckets are found again later: all together they could take more memory than is accounted for.
+            let weight = &weights.weight;
             let is_long = document.text.len() > LONG_TEXT_BYTES;
             let mut buckets = BucketList::new(weight.featuriser().buckets);
             let score = if is_long {
@@ -58,7 +59,9 @@ fn score_record(
                 });
                 Score { n_tokens, log_importance_weight }
             };
-            Ok(ScoredDocument { document: document.to_document(), score, buckets: (!is_long).then_some(buckets) })
+            let buckets = (!is_long).then_some(buckets);
+            let other_weights = weights.for_others(&document.text, buckets.as_ref(), scratch);
+            Ok(ScoredDocument { document: document.to_document(), score, other_weights, buckets })
         }
         Err(reject) => Err(DeadLetter {
             offset,

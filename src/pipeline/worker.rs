@@ -14,7 +14,7 @@ use super::{DaemonError, Shared, score_batch};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
 use crate::score::{VersionedWeight, WeightVersion};
-use crate::select::Noise;
+use crate::select::{Division, Noise};
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
 use crate::window::{CloseReason, OpenWindow, ScoredRecord};
@@ -76,6 +76,8 @@ pub(super) struct Worker {
     partitions: BTreeMap<TopicPartition, Partition>,
     quality: Quality,
     weights: watch::Receiver<Arc<VersionedWeight>>,
+    /// How windows are divided that open from now on.
+    division: Arc<Division>,
     dead_letters: DeadLetterRatio,
 }
 
@@ -96,6 +98,7 @@ impl Worker {
         weights: watch::Receiver<Arc<VersionedWeight>>,
     ) -> Self {
         let quality = Quality::new(&shared.model.model);
+        let division = shared.model.division.clone();
         Worker {
             shared,
             queue,
@@ -104,6 +107,7 @@ impl Worker {
             partitions: BTreeMap::new(),
             quality,
             weights,
+            division,
             dead_letters: DeadLetterRatio::default(),
         }
     }
@@ -180,7 +184,7 @@ impl Worker {
         let kept_bytes = shared.config.dead_letters.payload_bytes;
         let weights = self.weights_of(batch, &weight);
         let of_record = |i: usize| weights.get(i).unwrap_or(&weight);
-        let scored = score_batch(batch, &shared.config.decoder, kept_bytes, |i| &of_record(i).weight);
+        let scored = score_batch(batch, &shared.config.decoder, kept_bytes, |i| of_record(i));
         timer.observe_duration();
         for (i, record) in scored.into_iter().enumerate() {
             let seen = batch.get(i);
@@ -229,7 +233,6 @@ impl Worker {
             metrics.scored_tokens.inc_by(document.score.n_tokens.into());
         }
         let policy = self.shared.config.window;
-        let selector = self.shared.config.selector;
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
         let expected = partition.window.next_offset();
         if record.offset < expected {
@@ -244,7 +247,7 @@ impl Worker {
         }
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
         partition.window.pin(newest);
-        partition.window.push(record, scored_with, &selector, &partition.noise);
+        partition.window.push(record, scored_with, &self.shared.config.selector, &partition.noise);
         match partition.window.closes_now(&policy) {
             Some(reason) => self.close(at, reason),
             None => Ok(()),
@@ -296,6 +299,7 @@ impl Worker {
         let window = std::mem::replace(&mut partition.window, next);
         let held_bytes = window.held_bytes();
         let closed = window.close(reason, &self.shared.config.selector, &noise, &self.shared.model.target);
+        let held_bytes = held_bytes + closed.selected_counts_bytes();
         self.quality.observe(&closed, &self.shared);
         self.in_flight.add(held_bytes);
         self.send(ToPublisher::Window { window: Box::new(closed), owner_epoch, held_bytes })
@@ -308,6 +312,7 @@ impl Worker {
             from,
             &config.window,
             &config.selector,
+            &self.division,
             self.shared.model.model.featuriser.buckets as usize,
         )
     }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{ImportanceWeight, NgramCounts, Probabilities};
-use crate::features::Featuriser;
+use crate::features::{BucketList, Featuriser, Scratch};
 
 const MAGIC: &[u8; 8] = b"WNWCOUNT";
 const FORMAT_VERSION: u32 = 1;
@@ -145,13 +145,43 @@ pub struct SelectedVersion {
 #[derive(Debug, Clone)]
 pub struct VersionedWeight {
     pub version: WeightVersion,
+    /// For the model's only target, or the first of several.
     pub weight: ImportanceWeight,
+    /// For the other targets, in the model's order.
+    pub others: Vec<ImportanceWeight>,
 }
 
 impl VersionedWeight {
-    /// By what the model says alone.
+    /// By what the model says alone, for its only target.
     pub fn pinned(weight: ImportanceWeight) -> Arc<Self> {
-        Arc::new(VersionedWeight { version: WeightVersion::default(), weight })
+        Arc::new(VersionedWeight { version: WeightVersion::default(), weight, others: Vec::new() })
+    }
+
+    /// One weight for every target, in the model's order.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn of_targets(version: WeightVersion, weights: Vec<ImportanceWeight>) -> Arc<Self> {
+        let mut weights = weights.into_iter();
+        let weight = weights.next().expect("a model has targets");
+        Arc::new(VersionedWeight { version, weight, others: weights.collect() })
+    }
+
+    /// The log importance weights of a text for the targets but the first, from its buckets where they were kept. Nothing, at
+    /// no cost, for one target.
+    pub fn for_others(&self, text: &str, buckets: Option<&BucketList>, scratch: &mut Scratch) -> Vec<f64> {
+        let mut sums = vec![0.0; self.others.len()];
+        let mut add = |chunk: &[u32]| {
+            sums.iter_mut().zip(&self.others).for_each(|(sum, weight)| *sum = weight.add(*sum, chunk));
+        };
+        match buckets {
+            _ if self.others.is_empty() => {}
+            Some(buckets) => buckets.for_each_chunk(add),
+            None => {
+                self.weight.featuriser().for_each_chunk(text, scratch, &mut add);
+            }
+        }
+        sums
     }
 }
 

@@ -108,12 +108,24 @@ pub struct TargetDistribution {
     smoothing: f64,
     /// Σ p ln(p + smoothing).
     negative_entropy: f64,
+    /// Of a mixture of several targets: each of them.
+    parts: Vec<TargetDistribution>,
 }
 
 impl TargetDistribution {
     pub fn new(featuriser: Featuriser, probabilities: Probabilities, smoothing: f64) -> Self {
         let negative_entropy = probabilities.0.iter().map(|p| p * (p + smoothing).ln()).sum();
-        TargetDistribution { featuriser, probabilities, smoothing, negative_entropy }
+        TargetDistribution { featuriser, probabilities, smoothing, negative_entropy, parts: Vec::new() }
+    }
+
+    /// The same, and the targets that it is a mixture of.
+    pub fn mixture_of(self, parts: Vec<TargetDistribution>) -> Self {
+        TargetDistribution { parts, ..self }
+    }
+
+    /// Several targets, in the model's order; nothing of one.
+    pub fn parts(&self) -> &[TargetDistribution] {
+        &self.parts
     }
 
     pub fn featuriser(&self) -> &Featuriser {

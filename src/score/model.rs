@@ -178,10 +178,14 @@ impl Model {
         by_bucket
     }
 
-    /// The distribution that is wanted, with what it takes to measure a selection by it.
+    /// The distribution that is wanted, with what it takes to measure a selection by it, and by each of several targets.
     pub fn target_distribution(&self) -> TargetDistribution {
-        let (featuriser, smoothing) = (self.featuriser, self.smoothing);
-        TargetDistribution::new(featuriser, self.target_probabilities(), smoothing)
+        let of = |probabilities| TargetDistribution::new(self.featuriser, probabilities, self.smoothing);
+        let whole = of(self.target_probabilities());
+        match &self.targets[..] {
+            [_] => whole,
+            targets => whole.mixture_of(targets.iter().map(|target| of(target.side.counts.probabilities())).collect()),
+        }
     }
 
     /// # Panics

@@ -5,56 +5,7 @@
 //! (`separate_targets` of the published package). What one part cannot fill goes to the others: exactly the requested
 //! number is selected whenever so many documents may be chosen.
 
-/// `total` in whole parts that are in proportion to `shares` as nearly as can be, none above what is `available`; what
-/// the full parts leave goes to the others by their shares, and at last to those whose share is 0. The parts sum to
-/// `total`, or to all that is available.
-///
-/// # Panics
-/// If the two have different lengths.
-pub fn apportion(total: u64, shares: &[f64], available: &[u64]) -> Vec<u64> {
-    assert_eq!(shares.len(), available.len(), "every part has a share");
-    let mut parts = vec![0; shares.len()];
-    let mut left = total.min(available.iter().sum());
-    let mut open: Vec<usize> = (0..shares.len()).filter(|&i| available[i] > 0).collect();
-    while left > 0 {
-        let sum: f64 = open.iter().map(|&i| shares[i]).sum();
-        let share = |i: usize| {
-            if sum > 0.0 {
-                shares[i] / sum
-            } else {
-                available[i] as f64 / open.iter().map(|&j| available[j] as f64).sum::<f64>()
-            }
-        };
-        let (full, rest): (Vec<_>, Vec<_>) = open.iter().partition(|&&i| share(i) * left as f64 >= available[i] as f64);
-        if full.is_empty() {
-            round(left, &rest, share, &mut parts);
-            break;
-        }
-        for i in full {
-            parts[i] = available[i].min(left);
-            left -= parts[i];
-        }
-        open = rest;
-    }
-    parts
-}
-
-/// Largest remainders: each gets the whole part of its due, and those with the largest rest one more, the first of
-/// equals first.
-fn round(total: u64, open: &[usize], share: impl Fn(usize) -> f64, parts: &mut [u64]) {
-    let due = |i: usize| share(i) * total as f64;
-    let mut left = total;
-    for &i in open {
-        // Not more than there is, should the shares round up.
-        parts[i] = (due(i) as u64).min(left);
-        left -= parts[i];
-    }
-    let mut by_rest = open.to_vec();
-    by_rest.sort_by(|&a, &b| due(b).fract().total_cmp(&due(a).fract()));
-    for &i in by_rest.iter().cycle().take(left as usize) {
-        parts[i] += 1;
-    }
-}
+use super::apportion::{Rounding, apportion};
 
 /// One target's choice from one pool.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -83,24 +34,35 @@ pub struct BudgetedSelection {
     pub turns: Vec<Turn>,
 }
 
-/// In: the documents that may be chosen, by pool; the share of every pool and target; the key of a document for a target.
-/// Out: the `count` documents that are selected, or all if there are fewer.
+/// How many documents every target chooses from every pool: `count` in all, or all that are `available`.
+pub fn budgets(
+    count: u64,
+    pool_shares: &[f64],
+    target_shares: &[f64],
+    available: &[u64],
+    of_pools: Rounding,
+    of_targets: impl Fn(usize) -> Rounding,
+) -> Vec<Vec<u64>> {
+    let pools = apportion(count, pool_shares, available, of_pools);
+    // A document may be chosen for any target, so no target falls short before the pool is empty.
+    let of_pool = |(pool, budget): (usize, u64)| {
+        apportion(budget, target_shares, &vec![budget; target_shares.len()], of_targets(pool))
+    };
+    pools.into_iter().enumerate().map(of_pool).collect()
+}
+
+/// In: the documents that may be chosen, by pool; how many each target chooses from each pool; the key of a document for a
+/// target. Out: the documents that are selected.
 ///
 /// The best keys are chosen; of equal ones the document with the lower number.
 pub fn select_within_budgets(
-    count: u64,
     mut pools: Vec<Vec<u32>>,
-    pool_shares: &[f64],
-    target_shares: &[f64],
+    budgets: &[Vec<u64>],
     key: impl Fn(u32, usize) -> f64,
 ) -> BudgetedSelection {
-    let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
-    let budgets = apportion(count, pool_shares, &available);
     let mut selection = BudgetedSelection::default();
-    for (pool, (documents, budget)) in pools.iter_mut().zip(budgets).enumerate() {
-        // A document may be chosen for any target, so no target falls short before the pool is empty.
-        let shares = apportion(budget, target_shares, &vec![budget; target_shares.len()]);
-        for (target, count) in shares.into_iter().enumerate() {
+    for (pool, (documents, of_targets)) in pools.iter_mut().zip(budgets).enumerate() {
+        for (target, &count) in of_targets.iter().enumerate() {
             selection.take_turn(pool, target, documents, count, |document| key(document, target));
         }
     }
@@ -163,7 +125,7 @@ impl Schedule {
         let left: Vec<u64> = self.budgets.iter().zip(&self.taken).map(|(budget, taken)| budget - taken).collect();
         let behind = |(budget, taken): (&u64, &u64)| (due(*budget) as f64 / whole as f64 - *taken as f64).max(0.0);
         let behind: Vec<f64> = self.budgets.iter().zip(&self.taken).map(behind).collect();
-        let counts = apportion(count, &behind, &left);
+        let counts = apportion(count, &behind, &left, Rounding::Nearest);
         self.taken.iter_mut().zip(&counts).for_each(|(taken, count)| *taken += count);
         counts
     }
@@ -198,28 +160,20 @@ mod tests {
 
     use super::*;
 
-    fn parts() -> impl Strategy<Value = Vec<(f64, u64)>> {
-        proptest::collection::vec((prop_oneof![Just(0.0), 0.01f64..1.0], 0u64..500), 1..8)
+    /// As files have it: the nearest whole numbers.
+    fn select(
+        count: u64,
+        pools: Vec<Vec<u32>>,
+        pool_shares: &[f64],
+        target_shares: &[f64],
+        key: impl Fn(u32, usize) -> f64,
+    ) -> BudgetedSelection {
+        let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
+        let budgets = budgets(count, pool_shares, target_shares, &available, Rounding::Nearest, |_| Rounding::Nearest);
+        select_within_budgets(pools, &budgets, key)
     }
 
     proptest! {
-        #[test]
-        fn parts_sum_up_and_fit(parts in parts(), total in 0u64..3_000) {
-            let (shares, available): (Vec<f64>, Vec<u64>) = parts.into_iter().unzip();
-            let given = apportion(total, &shares, &available);
-            prop_assert_eq!(given.iter().sum::<u64>(), total.min(available.iter().sum()));
-            prop_assert!(given.iter().zip(&available).all(|(g, a)| g <= a), "{:?} of {:?}", given, available);
-        }
-
-        #[test]
-        fn enough_for_all_gives_every_part_its_share(shares in proptest::collection::vec(0.01f64..1.0, 1..8), total in 0u64..100_000) {
-            let given = apportion(total, &shares, &vec![total; shares.len()]);
-            let sum: f64 = shares.iter().sum();
-            for (given, share) in given.iter().zip(&shares) {
-                prop_assert!((*given as f64 - total as f64 * share / sum).abs() <= 1.0, "{} of {}", given, total);
-            }
-        }
-
         #[test]
         fn one_pool_and_target_is_a_full_sort(keys in proptest::collection::vec(-5i32..5, 0..80), count in 0u64..100, rotate in 0usize..80) {
             let mut documents: Vec<u32> = (0..keys.len() as u32).collect();
@@ -231,7 +185,7 @@ mod tests {
             // The order in which documents come does not matter.
             let middle = rotate.min(documents.len());
             documents.rotate_left(middle);
-            let selection = select_within_budgets(count, vec![documents], &[1.0], &[1.0], |d, _| f64::from(keys[d as usize]));
+            let selection = select(count, vec![documents], &[1.0], &[1.0], |d, _| f64::from(keys[d as usize]));
             prop_assert_eq!(selection.picks.iter().map(|p| p.document).collect::<Vec<_>>(), sorted);
             prop_assert_eq!(selection.turns[0].threshold, threshold);
         }
@@ -245,7 +199,7 @@ mod tests {
         ) {
             let documents: u64 = windows.iter().sum();
             let budget = (documents as f64 * share) as u64;
-            let budgets = apportion(budget, &shares, &vec![budget; shares.len()]);
+            let budgets = apportion(budget, &shares, &vec![budget; shares.len()], Rounding::Nearest);
             let mut schedule = Schedule::new(documents, budgets.clone());
             let (mut taken, mut seen) = (vec![0; shares.len()], 0);
             for window in windows {
@@ -277,12 +231,12 @@ mod tests {
             let sizes: Vec<u64> = pools.iter().map(|p| p.len() as u64).collect();
             let key = |d: u32, target: usize| if target == 0 { keys[d as usize].1 } else { keys[d as usize].2 };
             let shares = [0.5, 0.3, 0.2];
-            let selection = select_within_budgets(count, pools, &shares, &[share, 1.0 - share], key);
+            let selection = select(count, pools, &shares, &[share, 1.0 - share], key);
 
             let documents: Vec<u32> = selection.picks.iter().map(|p| p.document).collect();
             prop_assert!(documents.is_sorted_by(|a, b| a < b), "a document was chosen twice");
             prop_assert_eq!(documents.len() as u64, count.min(keys.len() as u64));
-            let budgets = apportion(count, &shares, &sizes);
+            let budgets = apportion(count, &shares, &sizes, Rounding::Nearest);
             for (pool, budget) in budgets.into_iter().enumerate() {
                 let of_pool = |p: &&Pick| keys[p.document as usize].0 == pool;
                 let chosen = selection.picks.iter().filter(of_pool).count() as u64;
@@ -298,16 +252,5 @@ mod tests {
                 prop_assert_eq!(beats, documents.binary_search(&(d as u32)).is_ok());
             }
         }
-    }
-
-    #[test]
-    fn what_one_part_cannot_fill_goes_to_the_others() {
-        assert_eq!(apportion(10, &[0.6, 0.4], &[100, 100]), [6, 4]);
-        assert_eq!(apportion(10, &[0.6, 0.4], &[2, 100]), [2, 8]);
-        assert_eq!(apportion(10, &[1.0, 0.0], &[2, 100]), [2, 8]);
-        assert_eq!(apportion(10, &[1.0, 0.0], &[100, 100]), [10, 0]);
-        assert_eq!(apportion(10, &[0.5, 0.5], &[2, 3]), [2, 3]);
-        assert_eq!(apportion(10, &[1.0, 1.0, 1.0], &[9, 9, 9]), [4, 3, 3]);
-        assert_eq!(apportion(0, &[1.0], &[9]), [0]);
     }
 }

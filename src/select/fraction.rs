@@ -19,10 +19,20 @@ impl Fraction {
     /// So windows too small for a whole document still give their share on average, and a window for which
     /// `fraction * n` is whole gives exactly that many.
     pub fn of(self, n: u64, uniform: f64) -> u64 {
+        let (whole, remainder) = self.whole_and_remainder(n);
+        whole + u64::from(uniform * (self.denominator as f64) < remainder as f64)
+    }
+
+    /// What [`Fraction::of`] gives at least, and the probability that it gives one more.
+    pub fn whole_and_chance(self, n: u64) -> (u64, f64) {
+        let (whole, remainder) = self.whole_and_remainder(n);
+        (whole, remainder as f64 / self.denominator as f64)
+    }
+
+    fn whole_and_remainder(self, n: u64) -> (u64, u64) {
         let product = u128::from(n) * u128::from(self.numerator);
         let denominator = u128::from(self.denominator);
-        let remainder = (product % denominator) as f64;
-        (product / denominator) as u64 + u64::from(uniform * (self.denominator as f64) < remainder)
+        ((product / denominator) as u64, (product % denominator) as u64)
     }
 
     /// The most that [`Fraction::of`] can give for up to `n`.

@@ -4,11 +4,14 @@
 //! the way documents are batched never matter: the noise of a document is a function of the seed and its position.
 
 mod acceptance;
+mod apportion;
 mod budget;
 mod diagnostics;
 mod fraction;
 mod noise;
+mod quotas;
 mod reservoir;
+mod reservoirs;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,14 +19,17 @@ use crate::features::Featuriser;
 use crate::score::Score;
 
 pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
-pub use budget::{BudgetedSelection, Pick, Schedule, Turn, apportion, select_within_budgets};
+pub use apportion::{Rounding, apportion};
+pub use budget::{BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
 pub use diagnostics::{
     Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
     weight_length_correlation,
 };
 pub use fraction::Fraction;
 pub use noise::Noise;
+pub use quotas::{Division, Quotas, pool_shares_of};
 pub use reservoir::{Chosen, Reservoir, Selection};
+pub use reservoirs::{BudgetedReservoirs, ChosenFor};
 
 /// How keys are made from log importance weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +54,7 @@ impl SelectorKind {
 }
 
 /// What is selected of a window. Recorded with every shard, so that a selection can be repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SelectorSettings {
     pub kind: SelectorKind,
     /// Share of a window's documents that is kept.
@@ -62,6 +68,9 @@ pub struct SelectorSettings {
     /// Documents with fewer tokens are never chosen.
     pub min_tokens: u32,
     pub seed: u64,
+    /// How the selection of a window is divided among sources and targets.
+    #[serde(default, skip_serializing_if = "Quotas::is_empty")]
+    pub quotas: Quotas,
 }
 
 impl SelectorSettings {

@@ -22,6 +22,8 @@ enum Use {
     Rounding = 1,
     Baseline = 2,
     Sampling = 3,
+    PoolRounding = 4,
+    TargetRounding = 5,
 }
 
 impl Noise {
@@ -47,6 +49,16 @@ impl Noise {
         self.uniform(from_offset, Use::Rounding)
     }
 
+    /// A number in (0, 1) that decides how the shares of sources in the window from this offset are rounded.
+    pub fn pool_rounding(&self, from_offset: i64) -> f64 {
+        self.uniform(from_offset, Use::PoolRounding)
+    }
+
+    /// The same for the shares of targets in a pool, another number for each pool.
+    pub fn target_rounding(&self, from_offset: i64, pool: usize) -> f64 {
+        self.numbered(from_offset, Use::TargetRounding, pool as u32)
+    }
+
     /// Whether a document belongs to a random sample of this share, which a selection is compared with. Independent of
     /// its Gumbel number, so of whether it is selected.
     pub fn in_baseline(&self, offset: i64, share: f64) -> bool {
@@ -58,9 +70,14 @@ impl Noise {
         self.uniform(offset, Use::Sampling)
     }
 
-    /// Uniform on the odd multiples of 2⁻⁵³: never 0, never 1.
     fn uniform(&self, offset: i64, usage: Use) -> f64 {
-        let [a, b, ..] = philox4x32_10([offset as u32, (offset >> 32) as u32, usage as u32, self.salt], self.key);
+        self.numbered(offset, usage, 0)
+    }
+
+    /// Uniform on the odd multiples of 2⁻⁵³: never 0, never 1. `number` (below 2²⁴) tells several of one use apart.
+    fn numbered(&self, offset: i64, usage: Use, number: u32) -> f64 {
+        let counter = [offset as u32, (offset >> 32) as u32, usage as u32 | number << 8, self.salt];
+        let [a, b, ..] = philox4x32_10(counter, self.key);
         let bits = (u64::from(b) << 32 | u64::from(a)) >> 12;
         (2 * bits + 1) as f64 * (-53f64).exp2()
     }
@@ -114,9 +131,13 @@ mod tests {
         assert_ne!(noise.gumbel(0), Noise::new(2, &at).gumbel(0));
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("documents", 4)).gumbel(0));
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("document", 3)).gumbel(0));
-        let uses = [Use::Gumbel, Use::Rounding, Use::Baseline].map(|usage| noise.uniform(7, usage));
-        assert!(uses.iter().all(|number| *number != noise.sampling(7)));
-        assert!(uses[0] != uses[1] && uses[0] != uses[2] && uses[1] != uses[2], "{uses:?}");
+        let mut uses =
+            [Use::Gumbel, Use::Rounding, Use::Baseline, Use::Sampling].map(|usage| noise.uniform(7, usage)).to_vec();
+        uses.push(noise.pool_rounding(7));
+        uses.extend((0..300).map(|pool| noise.target_rounding(7, pool)));
+        uses.sort_by(f64::total_cmp);
+        uses.dedup();
+        assert_eq!(uses.len(), 5 + 300);
     }
 
     #[test]

@@ -51,6 +51,18 @@ impl<T> Reservoir<T> {
         self.heap.len() <= self.capacity || self.heap.peek().is_none_or(|worst| key >= worst.0.key)
     }
 
+    /// From now on at most `capacity` items will be chosen; gives back those that no longer can be.
+    pub fn narrow(&mut self, capacity: usize) -> Vec<T> {
+        self.capacity = self.capacity.min(capacity);
+        let n_out = self.heap.len().saturating_sub(self.capacity + 1);
+        (0..n_out).filter_map(|_| self.heap.pop()).map(|worst| worst.0.item).collect()
+    }
+
+    /// What it holds, best first.
+    pub fn into_ranked(self) -> Vec<Chosen<T>> {
+        self.heap.into_sorted_vec().into_iter().map(|ranked| ranked.0).collect()
+    }
+
     /// Chooses the best `k`.
     ///
     /// # Panics

@@ -5,7 +5,15 @@ use crate::record::TopicPartition;
 
 fn settings(kind: SelectorKind) -> SelectorSettings {
     let fraction = "0.1".parse().unwrap();
-    SelectorSettings { kind, fraction, temperature: 2.0, length_normalise: false, min_tokens: 0, seed: 3 }
+    SelectorSettings {
+        kind,
+        fraction,
+        temperature: 2.0,
+        length_normalise: false,
+        min_tokens: 0,
+        seed: 3,
+        quotas: Quotas::default(),
+    }
 }
 
 proptest! {
@@ -85,7 +93,7 @@ fn top_k_ignores_the_noise_and_resampling_uses_it() {
 fn length_normalised_documents_compete_by_the_mean_of_their_ngrams() {
     let featuriser = Featuriser::default();
     let sum = settings(SelectorKind::TopK);
-    let mean = SelectorSettings { length_normalise: true, ..sum };
+    let mean = SelectorSettings { length_normalise: true, ..sum.clone() };
     let score = |n_tokens, log_importance_weight| Score { n_tokens, log_importance_weight };
     // Ten tokens have ten unigrams and nine bigrams.
     assert_eq!(mean.total_log_weight(&score(10, -38.0), &featuriser), -2.0);

@@ -12,6 +12,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::PageIndexPolicy;
 
 use super::SinkError;
+use super::shard::weight_column;
 
 /// What identifies a row of a shard, and what its selection rests on.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +23,9 @@ pub struct PublishedRow {
     pub selection_key: f64,
     pub inclusion_probability: f64,
     pub window: String,
+    /// The target that chose it, and its log importance weight for each; nothing where there was one.
+    pub target: Option<String>,
+    pub log_importance_weights: Vec<(String, f64)>,
 }
 
 const COLUMNS: [&str; 6] =
@@ -56,7 +60,11 @@ impl ShardReader {
         }
         let selection = RowSelection::from(vec![RowSelector::skip(skip), RowSelector::select(n)]);
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.try_clone()?, self.metadata.clone());
-        let columns = ProjectionMask::columns(builder.parquet_schema(), COLUMNS);
+        let is_of_targets = |name: &str| name == "target" || name.starts_with(&weight_column(""));
+        let of_targets = builder.schema().fields().iter().map(|f| f.name().clone()).filter(|n| is_of_targets(n));
+        let of_targets: Vec<String> = of_targets.collect();
+        let names = COLUMNS.into_iter().chain(of_targets.iter().map(String::as_str));
+        let columns = ProjectionMask::columns(builder.parquet_schema(), names);
         let mut rows = Vec::with_capacity(n);
         for batch in builder.with_projection(columns).with_row_selection(selection).build()? {
             push_rows(&batch?, &mut rows)?;
@@ -75,6 +83,13 @@ fn push_rows(batch: &RecordBatch, rows: &mut Vec<PublishedRow>) -> Result<(), Pa
     let numbers = |name| column::<Float64Array>(batch, name);
     let (weights, keys) = (numbers("log_importance_weight")?, numbers("selection_key")?);
     let probabilities = numbers("inclusion_probability")?;
+    let targets = batch.column_by_name("target").map(|_| column::<StringArray>(batch, "target")).transpose()?;
+    let mut by_target = Vec::new();
+    for field in batch.schema_ref().fields() {
+        if let Some(target) = field.name().strip_prefix(&weight_column("")) {
+            by_target.push((target.to_owned(), numbers(field.name())?));
+        }
+    }
     rows.extend((0..batch.num_rows()).map(|i| PublishedRow {
         id: ids.value(i).to_owned(),
         offset: offsets.value(i),
@@ -82,6 +97,8 @@ fn push_rows(batch: &RecordBatch, rows: &mut Vec<PublishedRow>) -> Result<(), Pa
         selection_key: keys.value(i),
         inclusion_probability: probabilities.value(i),
         window: windows.value(i).to_owned(),
+        target: targets.map(|targets| targets.value(i).to_owned()),
+        log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
     }));
     Ok(())
 }

@@ -13,7 +13,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 
-use super::shard::{WriterSettings, properties};
+use super::shard::{WriterSettings, properties, weight_column};
 
 /// Rows of one file, at most.
 const FILE_ROWS: usize = 1 << 20;
@@ -163,7 +163,7 @@ fn schema(targets: &[String]) -> SchemaRef {
         fields.push(Field::new("target", DataType::Utf8, false));
     }
     for name in targets {
-        fields.push(Field::new(format!("log_importance_weight_{name}"), DataType::Float64, false));
+        fields.push(Field::new(weight_column(name), DataType::Float64, false));
     }
     fields.extend(
         ["selection_key", "inclusion_probability", "sample_weight"].map(|n| Field::new(n, DataType::Float64, false)),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    Float64Builder, Int32Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder,
+    ArrayRef, Float64Builder, Int32Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
@@ -17,7 +17,8 @@ use super::{FullDisk, SinkError};
 use crate::score::ModelId;
 use crate::window::{ClosedWindow, SelectedDocument};
 
-/// Names, types and nullability of the columns, in order. Only ever added to, at the end.
+/// Names, types and nullability of the columns, in order. Only ever added to, at the end. Several targets have further ones
+/// after them: see [`schema`].
 pub const COLUMNS: [(&str, DataType, bool); 15] = [
     ("text", DataType::Utf8, false),
     ("id", DataType::Utf8, false),
@@ -36,13 +37,24 @@ pub const COLUMNS: [(&str, DataType, bool); 15] = [
     ("metadata", DataType::Utf8, true),
 ];
 
-/// The schema of every shard.
-pub fn schema() -> SchemaRef {
+/// The schema of every shard of a model with one target, or with several of these names: then it also tells which of them
+/// chose a document, and its weight for each, under the names that selections of files have.
+pub fn schema(targets: &[String]) -> SchemaRef {
     let field = |(name, data_type, nullable): (&str, DataType, bool)| match data_type {
         DataType::Timestamp(unit, _) => Field::new(name, DataType::Timestamp(unit, Some("UTC".into())), nullable),
         other => Field::new(name, other, nullable),
     };
-    Arc::new(Schema::new(COLUMNS.map(field).to_vec()))
+    let mut fields = COLUMNS.map(field).to_vec();
+    if !targets.is_empty() {
+        fields.push(Field::new("target", DataType::Utf8, false));
+    }
+    fields.extend(targets.iter().map(|name| Field::new(weight_column(name), DataType::Float64, false)));
+    Arc::new(Schema::new(fields))
+}
+
+/// The column of the weights for one of several targets.
+pub(super) fn weight_column(target: &str) -> String {
+    format!("log_importance_weight_{target}")
 }
 
 /// Limits of a file's parts.
@@ -62,6 +74,7 @@ const BATCH_BYTES: usize = 4 << 20;
 pub struct ShardWriter {
     file: ScratchParquet,
     settings: WriterSettings,
+    schema: SchemaRef,
     batch: Batch,
     rows: u64,
     row_group_rows: usize,
@@ -69,15 +82,19 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Where the disk is full, this and all else here waits for room, as long as `full_disk` does.
+    /// `targets`: their names if there are several, else nothing. Where the disk is full, this and all else here waits for
+    /// room, as long as `full_disk` does.
     pub fn create(
         shard: &str,
         scratch_dir: Option<&Path>,
         settings: WriterSettings,
+        targets: &[String],
         full_disk: Arc<dyn FullDisk>,
     ) -> Result<Self, SinkError> {
-        let file = ScratchParquet::create(shard, scratch_dir, schema(), properties(&settings), full_disk)?;
-        Ok(ShardWriter { file, settings, batch: Batch::default(), rows: 0, row_group_rows: 0, row_group_bytes: 0 })
+        let schema = schema(targets);
+        let file = ScratchParquet::create(shard, scratch_dir, schema.clone(), properties(&settings), full_disk)?;
+        let batch = Batch::of_targets(targets);
+        Ok(ShardWriter { file, settings, schema, batch, rows: 0, row_group_rows: 0, row_group_bytes: 0 })
     }
 
     /// Adds the selection of a window.
@@ -125,7 +142,7 @@ impl ShardWriter {
         if self.batch.rows == 0 {
             return Ok(());
         }
-        let batch = self.batch.take();
+        let batch = self.batch.take(&self.schema);
         self.file.write(&batch)
     }
 
@@ -157,9 +174,11 @@ pub(super) fn properties(settings: &WriterSettings) -> WriterProperties {
     properties.build()
 }
 
-/// Rows on their way into Arrow arrays, in the order of [`COLUMNS`].
+/// Rows on their way into Arrow arrays, in the order of the schema.
 #[derive(Default)]
 struct Batch {
+    /// Names of several targets.
+    targets: Vec<String>,
     rows: usize,
     bytes: usize,
     text: StringBuilder,
@@ -177,9 +196,16 @@ struct Batch {
     window: StringBuilder,
     model: StringBuilder,
     metadata: StringBuilder,
+    target: StringBuilder,
+    by_target: Vec<Float64Builder>,
 }
 
 impl Batch {
+    fn of_targets(targets: &[String]) -> Self {
+        let by_target = targets.iter().map(|_| Float64Builder::new()).collect();
+        Batch { targets: targets.to_vec(), by_target, ..Batch::default() }
+    }
+
     fn push(&mut self, row: &SelectedDocument, window: &ClosedWindow, window_id: &str, model: &ModelId) {
         self.rows += 1;
         self.bytes += row.document.size_bytes();
@@ -198,13 +224,17 @@ impl Batch {
         self.window.append_value(window_id);
         self.model.append_value(model.as_str());
         self.metadata.append_option(row.document.metadata.as_deref());
+        if let Some(name) = self.targets.get(row.target) {
+            self.target.append_value(name);
+        }
+        self.by_target.iter_mut().zip(&row.log_importance_weights).for_each(|(column, w)| column.append_value(*w));
     }
 
-    fn take(&mut self) -> RecordBatch {
+    fn take(&mut self, schema: &SchemaRef) -> RecordBatch {
         self.rows = 0;
         self.bytes = 0;
         let timestamp = self.timestamp.finish().with_timezone("UTC");
-        let columns: Vec<arrow::array::ArrayRef> = vec![
+        let mut columns: Vec<ArrayRef> = vec![
             Arc::new(self.text.finish()),
             Arc::new(self.id.finish()),
             Arc::new(self.source.finish()),
@@ -221,7 +251,11 @@ impl Batch {
             Arc::new(self.model.finish()),
             Arc::new(self.metadata.finish()),
         ];
-        RecordBatch::try_new(schema(), columns).expect("the builders follow the schema")
+        if !self.targets.is_empty() {
+            columns.push(Arc::new(self.target.finish()));
+        }
+        columns.extend(self.by_target.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        RecordBatch::try_new(schema.clone(), columns).expect("the builders follow the schema")
     }
 }
 

@@ -1,10 +1,12 @@
-//! Every metric with its name, help and labels, in one place. No label takes values from the data.
+//! Every metric with its name, help and labels; those of several targets stand in their own file. No label takes values from
+//! the data.
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
+use super::target_metrics::TargetMetrics;
 use crate::record::RejectReason;
 use crate::select::Quantiles;
 use crate::window::CloseReason;
@@ -75,6 +77,7 @@ pub struct Metrics {
     pub raw_version: IntGauge,
     pub selected_version: IntGauge,
     pub raw_drift: Gauge,
+    pub of_targets: TargetMetrics,
 }
 
 pub const DECISIONS: [&str; 3] = ["selected", "rejected", "dead_letter"];
@@ -270,6 +273,7 @@ impl Default for Metrics {
                 "raw_drift_nats",
                 "KL(adaptive raw distribution, the one fitted in the model); 0 where it is pinned.",
             ),
+            of_targets: TargetMetrics::new(&r),
             registry: r,
         };
         for part in ["queue", "windows", "shard"] {
@@ -296,7 +300,10 @@ impl Metrics {
     }
 }
 
-fn register<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+pub(super) fn register<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
     let metric = metric.expect("names and labels are valid");
     registry.register(Box::new(metric.clone())).expect("every metric has a name of its own");
     metric

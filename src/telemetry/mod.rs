@@ -3,7 +3,9 @@
 mod metrics;
 mod server;
 mod status;
+mod target_metrics;
 
 pub use metrics::{Metrics, Step};
 pub use server::{HttpServer, TelemetryError};
-pub use status::{Lack, PartitionStatus, Readiness, Status, Telemetry};
+pub use status::{Lack, PartitionStatus, Readiness, Status, TargetStatus, Telemetry};
+pub use target_metrics::TargetMetrics;

@@ -51,8 +51,22 @@ pub struct Status {
     pub sources: AcceptanceBySource,
     /// What the selection lacks most: the largest parts of KL(target ‖ selected), of the same windows.
     pub lacking: Vec<Lack>,
+    /// The same for each of several targets; nothing of one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<TargetStatus>,
     /// The last error that ended a session, until a publication succeeds.
     pub last_error: Option<String>,
+}
+
+/// What one of several targets has selected, of the windows closed since the last beginning at the checkpoints.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TargetStatus {
+    pub target: String,
+    pub n_selected: u64,
+    /// KL(this target ‖ stream) − KL(this target ‖ what it selected), in nats.
+    pub kl_reduction: Option<f64>,
+    /// The largest parts of KL(this target ‖ what it selected).
+    pub lacking: Vec<Lack>,
 }
 
 /// A bucket of which the selection has too little.

@@ -2,20 +2,26 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::candidates::{Candidate, Choice, ChosenCandidate, Deciding};
 use super::statistics::Statistics;
-use super::{Candidate, CloseReason, DeadLetter, OpenWindow};
+use super::{CloseReason, DeadLetter, OpenWindow};
 use crate::checkpoint::Interval;
 use crate::features::Scratch;
 use crate::record::{Document, TopicPartition};
 use crate::score::{NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
-use crate::select::{Chosen, Diagnostics, Noise, SelectorSettings, SourceCounts};
+use crate::select::{Diagnostics, Noise, SelectorSettings, SourceCounts};
 
 /// A document of the selection.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SelectedDocument {
     pub offset: i64,
     pub document: Document,
+    /// For the target that chose it.
     pub score: Score,
+    /// The number of that target in the model.
+    pub target: usize,
+    /// For every target; nothing of one.
+    pub log_importance_weights: Vec<f64>,
     pub selection_key: f64,
     pub inclusion_probability: f64,
 }
@@ -26,9 +32,9 @@ pub struct ClosedWindow {
     pub summary: WindowSummary,
     pub selected: Vec<SelectedDocument>,
     pub dead_letters: Vec<DeadLetter>,
-    /// N-grams of all documents, and of the selected ones.
+    /// N-grams of all documents, and of those that each target has selected.
     pub raw_counts: NgramCounts,
-    pub selected_counts: NgramCounts,
+    pub selected_counts: Vec<NgramCounts>,
     /// Documents and selected ones by source.
     pub sources: SourceCounts,
 }
@@ -49,7 +55,7 @@ pub struct WindowSummary {
     pub n_too_short: u64,
     pub n_dead_letters: u64,
     pub payload_bytes: u64,
-    /// Highest selection key that was not selected.
+    /// Highest selection key that was not selected; `None` as well where there were turns, which have their own.
     pub threshold: Option<f64>,
     /// KL(target ‖ all documents) − KL(target ‖ selected), in nats; `None` without a selection.
     pub kl_reduction: Option<f64>,
@@ -62,9 +68,39 @@ pub struct WindowSummary {
     /// Version of the counts of what was selected that is in the denominator; `None`: the raw distribution alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against_selected: Option<SelectedVersion>,
-    /// `None` of windows published by earlier versions.
+    /// `None` of windows published by earlier versions, and of several targets, which have their own.
     #[serde(default)]
     pub diagnostics: Option<Diagnostics>,
+    /// Where quotas or several targets divided the window: what each target chose from each pool, in turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub turns: Vec<TurnSummary>,
+    /// Several targets, in the model's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<TargetSummary>,
+}
+
+/// What one target chose from one pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TurnSummary {
+    /// The source that is a pool of its own; `None`: the pool of all others.
+    pub source: Option<String>,
+    /// `None`: the model's only one.
+    pub target: Option<String>,
+    /// In the pool, before the first turn.
+    pub n_candidates: u64,
+    pub n_selected: u64,
+    /// Highest selection key that was left; `None` when nothing was left, or nothing was to be chosen.
+    pub threshold: Option<f64>,
+}
+
+/// What a window comes to for one of several targets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TargetSummary {
+    pub target: String,
+    /// KL(this target ‖ all documents) − KL(this target ‖ what it selected), in nats; `None` without a selection.
+    pub kl_reduction: Option<f64>,
+    /// Of all candidates by their weights for this target, and of what it selected.
+    pub diagnostics: Diagnostics,
 }
 
 impl WindowSummary {
@@ -97,34 +133,41 @@ impl OpenWindow {
             pinned,
             ..
         } = self;
-        let k = selector.fraction.of(n_documents, noise.rounding(from)) as usize;
-        let selection = candidates.select(k);
-        let threshold = selection.threshold;
-        // Whether there is a selection at all was left to chance where the share is less than one document.
-        let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
-        let mut numbers = Vec::with_capacity(selection.chosen.len());
+        let by = Deciding { selector, noise, from, n_documents, log_weights: &log_weights };
+        let Choice { chosen, threshold, turns, other_log_weights, targets: names } = candidates.choose(&by);
+        let n_targets = names.len().max(1);
+        let mut numbers = vec![Vec::new(); n_targets];
         let mut scratch = Scratch::default();
-        let mut selected_counts = NgramCounts::zero(target.featuriser().buckets as usize);
-        let to_selected = |Chosen { offset, key, item: Candidate { document, score, buckets, number } }| {
-            numbers.push(number);
+        let mut selected_counts = vec![NgramCounts::zero(target.featuriser().buckets as usize); n_targets];
+        let to_selected = |ChosenCandidate { offset, target: of, key, inclusion_probability, candidate }| {
+            let Candidate { document, score, other_weights, buckets, number } = candidate;
+            numbers[of].push(number);
             match buckets {
-                Some(buckets) => selected_counts.add_list(&buckets),
+                Some(buckets) => selected_counts[of].add_list(&buckets),
                 None => {
-                    selected_counts.add_text(&document.text, target.featuriser(), &mut scratch);
+                    selected_counts[of].add_text(&document.text, target.featuriser(), &mut scratch);
                 }
             }
             sources.selected(document.source.as_deref());
-            let probability = selector.inclusion_probability(log_weights[number], threshold);
+            let (score, log_importance_weights) = for_target(of, score, &other_weights);
+            let selection_key = key;
             SelectedDocument {
                 offset,
                 document,
                 score,
-                selection_key: key,
-                inclusion_probability: chance * probability,
+                target: of,
+                log_importance_weights,
+                selection_key,
+                inclusion_probability,
             }
         };
-        let selected: Vec<_> = selection.chosen.into_iter().map(to_selected).collect();
+        let selected: Vec<_> = chosen.into_iter().map(to_selected).collect();
 
+        let log_weights: Vec<&[f64]> =
+            std::iter::once(&log_weights).chain(&other_log_weights).map(Vec::as_slice).collect();
+        let draws = log_weights.iter().zip(&numbers);
+        let diagnostics: Vec<_> =
+            draws.map(|(weights, numbers)| Diagnostics::of(selector, weights, &n_tokens, numbers)).collect();
         let raw_divergence = target.divergence_from(&raw);
         let reduction =
             |counts: &NgramCounts| (counts.total() > 0).then(|| raw_divergence - target.divergence_from(counts));
@@ -141,12 +184,64 @@ impl OpenWindow {
             n_dead_letters: dead_letters.len() as u64,
             payload_bytes,
             threshold,
-            kl_reduction: reduction(&selected_counts),
+            kl_reduction: match &selected_counts[..] {
+                [one] => reduction(one),
+                several => reduction(&sum(several)),
+            },
             random_kl_reduction: reduction(&baseline),
             raw_version: version.raw,
             against_selected: version.selected,
-            diagnostics: Some(Diagnostics::of(selector, &log_weights, &n_tokens, &numbers)),
+            diagnostics: diagnostics.first().copied().filter(|_| n_targets == 1),
+            turns,
+            targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),
         };
         ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources }
     }
+}
+
+impl ClosedWindow {
+    /// N-grams of all selected documents.
+    pub fn all_selected_counts(&self) -> NgramCounts {
+        sum(&self.selected_counts)
+    }
+
+    /// Bytes of the counts that were made when it closed.
+    pub fn selected_counts_bytes(&self) -> usize {
+        self.selected_counts.iter().map(|counts| size_of_val(counts.as_slice())).sum()
+    }
+}
+
+fn sum(counts: &[NgramCounts]) -> NgramCounts {
+    let mut sum = counts[0].clone();
+    counts[1..].iter().for_each(|counts| sum.merge(counts));
+    sum
+}
+
+/// The score for one target, and of several the weights for all.
+fn for_target(target: usize, first: Score, others: &[f64]) -> (Score, Vec<f64>) {
+    if others.is_empty() {
+        return (first, Vec::new());
+    }
+    let mut weights = Vec::with_capacity(1 + others.len());
+    weights.push(first.log_importance_weight);
+    weights.extend_from_slice(others);
+    (Score { log_importance_weight: weights[target], ..first }, weights)
+}
+
+/// Nothing of one target, which has no name.
+fn target_summaries(
+    names: Vec<String>,
+    target: &TargetDistribution,
+    raw: &NgramCounts,
+    selected: &[NgramCounts],
+    diagnostics: &[Diagnostics],
+) -> Vec<TargetSummary> {
+    let parts = target.parts().iter().zip(selected).zip(diagnostics);
+    let of =
+        |(name, ((target, selected), diagnostics)): (String, ((&TargetDistribution, &NgramCounts), &Diagnostics))| {
+            let reduction = || target.divergence_from(raw) - target.divergence_from(selected);
+            let kl_reduction = (selected.total() > 0).then(reduction);
+            TargetSummary { target: name, kl_reduction, diagnostics: *diagnostics }
+        };
+    names.into_iter().zip(parts).map(of).collect()
 }

@@ -4,6 +4,7 @@
 //! A window closes by what its records say (number, bytes, age), so the same records always make the same windows;
 //! idleness and memory pressure also close one, and the recorded extent lets a replay repeat it.
 
+mod candidates;
 mod closed;
 mod statistics;
 
@@ -11,13 +12,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use closed::{ClosedWindow, SelectedDocument, WindowSummary};
+pub use closed::{ClosedWindow, SelectedDocument, TargetSummary, TurnSummary, WindowSummary};
 
 use crate::checkpoint::Interval;
 use crate::features::{BucketList, Scratch};
 use crate::record::{Document, Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Noise, Reservoir, SelectorSettings};
+use crate::select::{Division, Noise, SelectorSettings};
+use candidates::{Candidate, Candidates};
 use statistics::Statistics;
 
 /// When a window closes by its content.
@@ -70,7 +72,10 @@ pub struct ScoredRecord {
 #[derive(Debug)]
 pub struct ScoredDocument {
     pub document: Document,
+    /// Of several targets for the first.
     pub score: Score,
+    /// Log importance weights for the other targets, in the model's order; nothing of one target.
+    pub other_weights: Vec<f64>,
     /// Buckets of its n-grams, for the counts of the window. `None` of a text so long that nobody wants to hold them: the
     /// window finds them again.
     pub buckets: Option<BucketList>,
@@ -79,10 +84,12 @@ pub struct ScoredDocument {
 impl ScoredDocument {
     /// The same document by other weights of the same featuriser.
     fn score_again(&mut self, by: &VersionedWeight) {
+        let (text, scratch) = (&self.document.text, &mut Scratch::default());
         self.score.log_importance_weight = match &self.buckets {
             Some(buckets) => by.weight.of_list(buckets),
-            None => by.weight.score(&self.document.text, &mut Scratch::default()).log_importance_weight,
+            None => by.weight.score(text, scratch).log_importance_weight,
         };
+        self.other_weights = by.for_others(text, self.buckets.as_ref(), scratch);
     }
 }
 
@@ -117,37 +124,23 @@ pub struct OpenWindow {
     payload_bytes: u64,
     held_bytes: usize,
     dead_letters: Vec<DeadLetter>,
-    candidates: Reservoir<Candidate>,
+    candidates: Candidates,
     statistics: Statistics,
     /// What all its documents are scored with, whatever came into force since its first record.
     pinned: Option<Arc<VersionedWeight>>,
 }
 
-#[derive(Debug)]
-struct Candidate {
-    document: Document,
-    score: Score,
-    buckets: Option<BucketList>,
-    /// Among the candidates of the window.
-    number: usize,
-}
-
-impl Candidate {
-    fn size_bytes(&self) -> usize {
-        size_of::<Candidate>() + self.document.size_bytes() + self.buckets.as_ref().map_or(0, BucketList::held_bytes)
-    }
-}
-
 impl OpenWindow {
-    /// An empty window that begins at `from`.
+    /// An empty window that begins at `from`. It will be divided as is said now, whatever comes into force meanwhile.
     pub fn new(
         at: TopicPartition,
         from: i64,
         policy: &WindowPolicy,
         selector: &SelectorSettings,
+        division: &Arc<Division>,
         buckets: usize,
     ) -> Self {
-        let capacity = selector.fraction.at_most(policy.max_documents) as usize;
+        let at_most = selector.fraction.at_most(policy.max_documents);
         OpenWindow {
             at,
             from,
@@ -159,7 +152,7 @@ impl OpenWindow {
             payload_bytes: 0,
             held_bytes: 0,
             dead_letters: Vec::new(),
-            candidates: Reservoir::new(capacity),
+            candidates: Candidates::new(division, at_most),
             statistics: Statistics::new(buckets, selector),
             pinned: None,
         }
@@ -176,7 +169,7 @@ impl OpenWindow {
 
     /// Bytes of the statistics, candidates and dead letters that it holds.
     pub fn held_bytes(&self) -> usize {
-        self.held_bytes + self.statistics.held_bytes()
+        self.held_bytes + self.statistics.held_bytes() + self.candidates.held_bytes()
     }
 
     /// Whether a record with this timestamp is too late for this window, so that it must be closed first.
@@ -249,7 +242,7 @@ impl OpenWindow {
         selector: &SelectorSettings,
         noise: &Noise,
     ) {
-        let ScoredDocument { document, score, buckets } = scored;
+        let ScoredDocument { document, score, other_weights, buckets } = scored;
         let featuriser = scored_with.weight.featuriser();
         self.n_documents += 1;
         self.statistics.count(offset, document.source.as_deref(), noise, |count| match &buckets {
@@ -262,13 +255,14 @@ impl OpenWindow {
             self.n_too_short += 1;
             return;
         }
-        let total_log_weight = selector.total_log_weight(&score, featuriser);
+        let of_score = |score: &Score| selector.total_log_weight(score, featuriser);
+        let total_log_weight = of_score(&score);
         let number = self.statistics.candidate(&score, total_log_weight);
-        let candidate = Candidate { document, score, buckets, number };
+        let candidate = Candidate { document, score, other_weights, buckets, number };
         self.held_bytes += candidate.size_bytes();
-        if let Some(out) = self.candidates.offer(offset, selector.key(noise, offset, total_log_weight), candidate) {
-            self.held_bytes -= out.size_bytes();
-        }
+        let key = |total_log_weight| selector.key(noise, offset, total_log_weight);
+        let Self { candidates, held_bytes, .. } = self;
+        candidates.offer(offset, candidate, total_log_weight, of_score, key, |out| *held_bytes -= out.size_bytes());
     }
 
     /// Covers offsets below `offset` that hold no record for us (control records, compacted ones).

@@ -1,3 +1,5 @@
+mod divided;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -5,7 +7,7 @@ use crate::features::Featuriser;
 use crate::record::RejectReason;
 use crate::score::WeightVersion;
 use crate::score::{ImportanceWeight, Model, NgramCounts, Side};
-use crate::select::SelectorKind;
+use crate::select::{Quotas, SelectorKind};
 
 const BUCKETS: u32 = 64;
 
@@ -26,7 +28,15 @@ fn weight(model: &Model) -> Arc<VersionedWeight> {
 fn selector(fraction: &str) -> SelectorSettings {
     let kind = SelectorKind::ImportanceResampling;
     let fraction = fraction.parse().unwrap();
-    SelectorSettings { kind, fraction, temperature: 1.0, length_normalise: false, min_tokens: 2, seed: 11 }
+    SelectorSettings {
+        kind,
+        fraction,
+        temperature: 1.0,
+        length_normalise: false,
+        min_tokens: 2,
+        seed: 11,
+        quotas: Quotas::default(),
+    }
 }
 
 fn policy() -> WindowPolicy {
@@ -39,7 +49,12 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
     let score = ImportanceWeight::of_targets(model)[0].score(text, &mut Scratch::default());
     let source = Some(format!("s{}", offset % 3));
     let document = Document { id: offset.to_string(), text: text.into(), source, timestamp_ms: None, metadata: None };
-    let outcome = Ok(ScoredDocument { document, score, buckets: (offset % 2 == 0).then_some(buckets) });
+    let outcome = Ok(ScoredDocument {
+        document,
+        score,
+        other_weights: Vec::new(),
+        buckets: (offset % 2 == 0).then_some(buckets),
+    });
     ScoredRecord { offset, record_timestamp_ms: Some(offset * 10), payload_bytes: text.len() as u64, outcome }
 }
 
@@ -53,7 +68,7 @@ fn dead(offset: i64) -> ScoredRecord {
 fn open(selector: &SelectorSettings) -> (OpenWindow, Noise) {
     let at = TopicPartition::new("docs", 1);
     let noise = Noise::new(selector.seed, &at);
-    (OpenWindow::new(at, 100, &policy(), selector, BUCKETS as usize), noise)
+    (OpenWindow::new(at, 100, &policy(), selector, &Arc::new(Division::whole()), BUCKETS as usize), noise)
 }
 
 #[derive(Debug, Clone)]
@@ -203,7 +218,7 @@ fn a_window_keeps_the_version_that_it_opened_with() {
         counts.add_text(raw, &model.featuriser, &mut Scratch::default());
         let raw = counts.probabilities();
         let weight = ImportanceWeight::new(model.featuriser, target.probabilities(), &raw, model.smoothing);
-        Arc::new(VersionedWeight { version: WeightVersion { raw: Some(raw_version), selected: None }, weight })
+        VersionedWeight::of_targets(WeightVersion { raw: Some(raw_version), selected: None }, vec![weight])
     };
     let (old, new) = (version(7, "bad noise good words noise"), version(8, "good good good words only noise bad"));
     let texts = ["good words only", "bad noise", "good noise bad words", "only bad words", "noise noise only"];
@@ -241,7 +256,7 @@ fn the_baseline_is_a_sample_of_all_documents() {
     let policy = WindowPolicy { max_documents: 4_000, ..policy() };
     let at = TopicPartition::new("docs", 1);
     let noise = Noise::new(selector.seed, &at);
-    let mut window = OpenWindow::new(at, 100, &policy, &selector, BUCKETS as usize);
+    let mut window = OpenWindow::new(at, 100, &policy, &selector, &Arc::new(Division::whole()), BUCKETS as usize);
     for offset in 100..4_100 {
         let text = if offset % 4 == 0 { "good words only" } else { "bad noise bad" };
         window.push(record(offset, text, &model), &weight, &selector, &noise);

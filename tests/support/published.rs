@@ -26,6 +26,9 @@ pub struct Row {
     pub inclusion_probability: f64,
     pub sample_weight: f64,
     pub window: String,
+    /// Of several targets: the one that chose it, and its weight for each.
+    pub target: Option<String>,
+    pub log_importance_weights: Vec<(String, f64)>,
 }
 
 /// Everything that a deployment has published.
@@ -123,6 +126,12 @@ fn read_rows(path: &Path, rows: &mut Vec<Row>) {
         let floats = |name| column(name).downcast_ref::<Float64Array>().expect("numbers");
         let partitions = column("partition").downcast_ref::<Int32Array>().expect("partitions");
         let offsets = column("offset").downcast_ref::<Int64Array>().expect("offsets");
+        let schema = batch.schema();
+        let of_target = |column: &str| column.strip_prefix("log_importance_weight_").map(str::to_owned);
+        let columns = schema.fields().iter().zip(batch.columns());
+        let by_target: Vec<(String, &Float64Array)> = columns
+            .filter_map(|(field, column)| Some((of_target(field.name())?, column.as_any().downcast_ref()?)))
+            .collect();
         rows.extend((0..batch.num_rows()).map(|i| Row {
             id: strings("id").value(i).to_owned(),
             partition: partitions.value(i),
@@ -132,6 +141,8 @@ fn read_rows(path: &Path, rows: &mut Vec<Row>) {
             inclusion_probability: floats("inclusion_probability").value(i),
             sample_weight: floats("sample_weight").value(i),
             window: strings("window").value(i).to_owned(),
+            target: (!by_target.is_empty()).then(|| strings("target").value(i).to_owned()),
+            log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
         }));
     }
 }

@@ -25,6 +25,7 @@ const SQLITE: &Migrations = &[
     (5, "gaps", include_str!("../../../migrations/sqlite/0005_gaps.sql")),
     (6, "topics", include_str!("../../../migrations/sqlite/0006_topics.sql")),
     (7, "against selected", include_str!("../../../migrations/sqlite/0007_against_selected.sql")),
+    (8, "divided windows", include_str!("../../../migrations/sqlite/0008_divided_windows.sql")),
 ];
 const POSTGRES: &Migrations = &[
     (1, "catalog", include_str!("../../../migrations/postgres/0001_catalog.sql")),
@@ -34,6 +35,7 @@ const POSTGRES: &Migrations = &[
     (5, "gaps", include_str!("../../../migrations/postgres/0005_gaps.sql")),
     (6, "topics", include_str!("../../../migrations/postgres/0006_topics.sql")),
     (7, "against selected", include_str!("../../../migrations/postgres/0007_against_selected.sql")),
+    (8, "divided windows", include_str!("../../../migrations/postgres/0008_divided_windows.sql")),
 ];
 
 const MAX_CONNECTIONS: u32 = 4;

@@ -103,8 +103,8 @@ async fn insert_windows(tx: &mut Tx, manifest: &ShardManifest) -> Result<(), sql
         tx.execute(
             r#"INSERT INTO windows (pipeline, topic, "partition", from_offset, to_offset, shard, model, closed_by,
                    n_records, n_selected, n_rejected, n_too_short, n_dead_letters, payload_bytes, threshold, kl_reduction,
-                   random_kl_reduction, raw_version, diagnostics, selected_version, selected_share)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)"#,
+                   random_kl_reduction, raw_version, diagnostics, selected_version, selected_share, turns, targets)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)"#,
             values![
                 manifest.pipeline.as_str(),
                 &*window.at.topic,
@@ -127,6 +127,8 @@ async fn insert_windows(tx: &mut Tx, manifest: &ShardManifest) -> Result<(), sql
                 window.diagnostics.as_ref().map(to_json),
                 window.against_selected.map(|selected| selected.version),
                 window.against_selected.map(|selected| selected.share),
+                Some(&window.turns).filter(|turns| !turns.is_empty()).map(to_json),
+                Some(&window.targets).filter(|targets| !targets.is_empty()).map(to_json),
             ],
         )
         .await?;

@@ -103,9 +103,13 @@ impl CatalogReader for SqlCatalog {
             let (closed_by, diagnostics): (String, Option<String>) = (row.get(4)?, row.get(15)?);
             let reason = CloseReason::ALL.into_iter().find(|reason| reason.as_str() == closed_by);
             let Some(reason) = reason else { return Ok(Err(format!("a window was closed by `{closed_by}`"))) };
-            let diagnostics = match diagnostics.map(|json| serde_json::from_str(&json)).transpose() {
+            let diagnostics = match of_json(diagnostics, "diagnostics") {
                 Ok(diagnostics) => diagnostics,
-                Err(e) => return Ok(Err(format!("diagnostics of a window: {e}"))),
+                Err(problem) => return Ok(Err(problem)),
+            };
+            let (turns, targets) = match (of_json(row.get(18)?, "turns"), of_json(row.get(19)?, "targets")) {
+                (Ok(turns), Ok(targets)) => (turns.unwrap_or_default(), targets.unwrap_or_default()),
+                (Err(problem), _) | (_, Err(problem)) => return Ok(Err(problem)),
             };
             let (selected_version, selected_share): (Option<i64>, Option<f64>) = (row.get(16)?, row.get(17)?);
             Ok(Ok(WindowSummary {
@@ -126,12 +130,14 @@ impl CatalogReader for SqlCatalog {
                     .zip(selected_share)
                     .map(|(version, share)| SelectedVersion { version, share }),
                 diagnostics,
+                turns,
+                targets,
             }))
         };
         let windows = self.select(
             r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
                    n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics,
-                   selected_version, selected_share
+                   selected_version, selected_share, turns, targets
                FROM windows WHERE pipeline = $1 ORDER BY topic, "partition", from_offset"#,
             values![pipeline],
             window,
@@ -170,6 +176,11 @@ impl CatalogReader for SqlCatalog {
         };
         rows.await?.into_iter().map(pending).collect()
     }
+}
+
+/// A column of a window that holds JSON, or nothing.
+fn of_json<T: serde::de::DeserializeOwned>(json: Option<String>, what: &str) -> Result<Option<T>, String> {
+    json.map(|json| serde_json::from_str(&json)).transpose().map_err(|e| format!("{what} of a window: {e}"))
 }
 
 impl SqlCatalog {

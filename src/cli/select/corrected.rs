@@ -18,7 +18,7 @@ use crate::cli::progress::Progress;
 use crate::features::BucketWidth;
 use crate::record::TopicPartition;
 use crate::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts, Probabilities, Target};
-use crate::select::{BudgetedSelection, Noise, Schedule, SelectorSettings, Turn, apportion};
+use crate::select::{BudgetedSelection, Noise, Rounding, Schedule, SelectorSettings, Turn, budgets};
 
 /// Documents that a thread takes at once.
 const PIECE: usize = 256;
@@ -129,7 +129,7 @@ pub fn draw(
         let problem = "--temperature auto: weights against what was selected change as it grows; give a number";
         return Err(UsageError(problem.to_owned()).into());
     };
-    let (requested, settings) = draw::settings(&featurised.scores, plan, temperature)?;
+    let (requested, settings) = draw::settings(&featurised.scores, model, plan, temperature)?;
     let mut candidates = draw::candidates(&featurised.scores, plan);
     if correction.is_shuffled {
         shuffle(&mut candidates, plan.seed);
@@ -193,13 +193,10 @@ fn schedules(
 ) -> Vec<Schedule> {
     let mut sizes = vec![0; plan.sources.len() + 1];
     candidates.iter().for_each(|&document| sizes[scores.pool(document)] += 1);
-    let budgets = apportion(requested, &draw::pool_shares(plan), &sizes);
     let shares: Vec<f64> = model.targets.iter().map(|target| target.proportion).collect();
-    let of_pool = |(size, budget): (&u64, u64)| {
-        let of_targets = apportion(budget, &shares, &vec![budget; shares.len()]);
-        Schedule::new(*size, of_targets)
-    };
-    sizes.iter().zip(budgets).map(of_pool).collect()
+    let nearest = Rounding::Nearest;
+    let budgets = budgets(requested, &draw::pool_shares(plan), &shares, &sizes, nearest, |_| nearest);
+    sizes.iter().zip(budgets).map(|(size, of_targets)| Schedule::new(*size, of_targets)).collect()
 }
 
 /// A selection that grows window by window.

@@ -7,8 +7,8 @@ use crate::cli::UsageError;
 use crate::record::TopicPartition;
 use crate::score::{Model, Score};
 use crate::select::{
-    BudgetedSelection, Diagnostics, Noise, Pick, SelectorSettings, select_within_budgets,
-    temperature_for_effective_sample_size,
+    BudgetedSelection, Diagnostics, Noise, Pick, Quotas, Rounding, SelectorSettings, budgets, pool_shares_of,
+    select_within_budgets, temperature_for_effective_sample_size,
 };
 
 /// Documents of files have no partition: their numbers are the offsets of this one.
@@ -32,7 +32,7 @@ pub struct Draw {
 
 pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Result<Draw> {
     let candidates = candidates(scores, plan);
-    let (requested, mut settings) = settings(scores, plan, 1.0)?;
+    let (requested, mut settings) = settings(scores, model, plan, 1.0)?;
     let totals: Vec<Vec<f64>> =
         (0..scores.n_targets).map(|target| totals(scores, model, &settings, &candidates, target)).collect();
     settings.temperature = temperature(plan.temperature, &totals)?;
@@ -46,7 +46,10 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
         let weight = total_weight(scores, model, &settings, document, scores.weight(document, target));
         settings.key(&noise, i64::from(document), weight)
     };
-    let selection = select_within_budgets(requested, pools, &pool_shares(plan), &target_shares, key);
+    let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
+    let nearest = Rounding::Nearest;
+    let budgets = budgets(requested, &pool_shares(plan), &target_shares, &available, nearest, |_| nearest);
+    let selection = select_within_budgets(pools, &budgets, key);
     let diagnostics = diagnostics(scores, model, &settings, &candidates, &selection);
     let candidates = candidates.len() as u64;
     Ok(Draw { settings, noise, requested, candidates, selection, probabilities: None, correction: None, diagnostics })
@@ -60,6 +63,7 @@ pub fn candidates(scores: &Scores, plan: &SelectionPlan) -> Vec<u32> {
 /// How many are to be selected, and how.
 pub fn settings(
     scores: &Scores,
+    model: &Model,
     plan: &SelectionPlan,
     temperature: f64,
 ) -> Result<(u64, SelectorSettings), UsageError> {
@@ -75,6 +79,7 @@ pub fn settings(
         length_normalise: plan.length_normalise,
         min_tokens: plan.min_tokens,
         seed: plan.seed,
+        quotas: Quotas { sources: plan.sources.iter().cloned().collect(), ..Quotas::default() }.of_model(model),
     };
     Ok((requested, settings))
 }
@@ -85,9 +90,7 @@ pub fn noise(seed: u64) -> Noise {
 
 /// Of all sources without a share of their own, and of each that has one.
 pub fn pool_shares(plan: &SelectionPlan) -> Vec<f64> {
-    let named: f64 = plan.sources.iter().map(|(_, share)| share).sum();
-    let rest = if named > 1.0 - 1e-9 { 0.0 } else { 1.0 - named };
-    std::iter::once(rest).chain(plan.sources.iter().map(|(_, share)| *share)).collect()
+    pool_shares_of(plan.sources.iter().map(|(_, share)| *share))
 }
 
 /// One for each target: of all candidates, and of what that target chose.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use crate::sink::PublishedRow;
-use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
+use crate::window::{ClosedWindow, SelectedDocument, TurnSummary, WindowSummary};
 
 /// What differs, in the order of offsets; nothing if all is the same to the last bit. `rows` are those that the shard has of
 /// the window.
@@ -31,6 +31,15 @@ pub fn differences(published: &WindowSummary, rows: &[PublishedRow], again: &Clo
         let shown = |threshold: Option<f64>| threshold.map_or("none".to_owned(), |t| t.to_string());
         differ("threshold", &shown(published.threshold), &shown(now.threshold));
     }
+    if published.turns.len() != now.turns.len() {
+        differ("turns", &published.turns.len(), &now.turns.len());
+    }
+    for (i, (published, now)) in published.turns.iter().zip(&now.turns).enumerate() {
+        let bits = |turn: &TurnSummary| turn.threshold.map(f64::to_bits);
+        if (published, bits(published)) != (now, bits(now)) {
+            differ(&format!("turn {i}"), &shown(published), &shown(now));
+        }
+    }
     let mut by_offset: BTreeMap<i64, (Option<&PublishedRow>, Option<&SelectedDocument>)> = BTreeMap::new();
     rows.iter().for_each(|row| by_offset.entry(row.offset).or_default().0 = Some(row));
     again.selected.iter().for_each(|document| by_offset.entry(document.offset).or_default().1 = Some(document));
@@ -53,6 +62,13 @@ pub fn differences(published: &WindowSummary, rows: &[PublishedRow], again: &Clo
     found
 }
 
+fn shown(turn: &TurnSummary) -> String {
+    let TurnSummary { source, target, n_candidates, n_selected, threshold } = turn;
+    let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
+    let threshold = threshold.map_or("none".to_owned(), |t| t.to_string());
+    format!("{} for {}: {n_selected} of {n_candidates}, threshold {threshold}", name(source), name(target))
+}
+
 fn compare(row: &PublishedRow, document: &SelectedDocument, window: &str, found: &mut Vec<String>) {
     let mut differ = |what: &str, published: &dyn Display, now: &dyn Display| {
         found.push(format!("offset {}: {what}: published {published}, now {now}", row.offset));
@@ -62,6 +78,19 @@ fn compare(row: &PublishedRow, document: &SelectedDocument, window: &str, found:
     }
     if row.window != window {
         differ("window", &row.window, &window);
+    }
+    if row.log_importance_weights.len() != document.log_importance_weights.len() {
+        let (published, now) = (row.log_importance_weights.len(), document.log_importance_weights.len());
+        differ("weights for targets", &published, &now);
+    }
+    let by_target = row.log_importance_weights.iter().zip(&document.log_importance_weights).enumerate();
+    for (number, ((name, published), now)) in by_target {
+        if published.to_bits() != now.to_bits() {
+            differ(&format!("log importance weight for {name}"), published, now);
+        }
+        if row.target.as_ref() == Some(name) && number != document.target {
+            differ("target", name, &row.log_importance_weights[document.target].0);
+        }
     }
     for (what, published, now) in [
         ("log importance weight", row.log_importance_weight, document.score.log_importance_weight),

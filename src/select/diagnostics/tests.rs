@@ -1,10 +1,19 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::select::Quotas;
 
 fn settings(kind: SelectorKind) -> SelectorSettings {
     let fraction = "0.1".parse().unwrap();
-    SelectorSettings { kind, fraction, temperature: 1.0, length_normalise: false, min_tokens: 0, seed: 3 }
+    SelectorSettings {
+        kind,
+        fraction,
+        temperature: 1.0,
+        length_normalise: false,
+        min_tokens: 0,
+        seed: 3,
+        quotas: Quotas::default(),
+    }
 }
 
 fn weights() -> impl Strategy<Value = Vec<f64>> {
@@ -145,10 +154,10 @@ fn a_collapsed_draw_is_told_in_plain_words_with_a_way_out() {
         assert!(text.contains(said), "`{said}` is not in: {text}");
     }
 
-    let mended = SelectorSettings { temperature: suggested, ..settings };
+    let mended = SelectorSettings { temperature: suggested, ..settings.clone() };
     let d = Diagnostics::of(&mended, &weights, &lengths, &selected);
     assert!(!d.is_collapsed && d.suggested_temperature.is_none() && d.warning("").is_none(), "{d:?}");
-    let top_k = SelectorSettings { kind: SelectorKind::TopK, ..settings };
+    let top_k = SelectorSettings { kind: SelectorKind::TopK, ..settings.clone() };
     assert!(!Diagnostics::of(&top_k, &weights, &lengths, &selected).is_collapsed, "top-k is no draw");
     let all: Vec<usize> = (0..1_000).collect();
     assert!(!Diagnostics::of(&settings, &weights, &lengths, &all).is_collapsed, "nothing was left to chance");

@@ -26,6 +26,8 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
                 metadata: None,
             },
             score: Score { n_tokens: 3, log_importance_weight: -0.5 },
+            target: 0,
+            log_importance_weights: vec![],
             selection_key: 1.25,
             inclusion_probability: 0.25,
         })
@@ -47,14 +49,20 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         raw_version: None,
         against_selected: None,
         diagnostics: None,
+        turns: vec![],
+        targets: vec![],
     };
     let (counts, sources) = (NgramCounts::zero(2), SourceCounts::default());
-    let (raw_counts, selected_counts) = (counts.clone(), counts);
+    let (raw_counts, selected_counts) = (counts.clone(), vec![counts]);
     ClosedWindow { summary, selected, dead_letters: vec![], raw_counts, selected_counts, sources }
 }
 
 fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
-    let mut writer = ShardWriter::create("s", None, settings, Arc::new(GiveUp)).unwrap();
+    write_for(&[], window, settings)
+}
+
+fn write_for(targets: &[String], window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
+    let mut writer = ShardWriter::create("s", None, settings, targets, Arc::new(GiveUp)).unwrap();
     writer.append(window, &ModelId::of(b"m")).unwrap();
     assert!(writer.bytes() > 0 && writer.rows() == window.selected.len() as u64);
     writer.finish(vec![("winnowd.pipeline".into(), "p".into())]).unwrap()
@@ -72,7 +80,7 @@ fn rows_come_back_with_the_documented_schema() {
     assert_eq!(finished.digest, format!("sha256:{}", crate::hex(&Sha256::digest(&bytes))));
 
     let reader = ParquetRecordBatchReaderBuilder::try_new(finished.file.rewound().unwrap()).unwrap();
-    assert_eq!(reader.schema().fields(), schema().fields());
+    assert_eq!(reader.schema().fields(), schema(&[]).fields());
     let footer = reader.metadata().file_metadata().key_value_metadata().unwrap();
     assert!(footer.iter().any(|kv| kv.key == "winnowd.pipeline" && kv.value.as_deref() == Some("p")));
     let batches: Vec<_> = reader.build().unwrap().map(Result::unwrap).collect();
@@ -82,6 +90,33 @@ fn rows_come_back_with_the_documented_schema() {
     for expected in ["text 0", "d0", "web", "docs/2/0-3000", "sha256:"] {
         assert!(json.contains(expected), "{json}");
     }
+}
+
+/// After the columns of one target: the one that chose, and the weight for each, as in selections of files.
+#[test]
+fn several_targets_have_columns_of_their_own() {
+    let targets = ["code".to_owned(), "a b".to_owned()];
+    let mut window = window((0..600).map(|i| format!("text {i}")));
+    for (i, row) in window.selected.iter_mut().enumerate() {
+        row.target = i % 2;
+        row.log_importance_weights = vec![i as f64, -(i as f64)];
+        row.score.log_importance_weight = row.log_importance_weights[row.target];
+    }
+    let finished = write_for(&targets, &window, SETTINGS);
+    let file = finished.file.rewound().unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file.try_clone().unwrap()).unwrap();
+    let names: Vec<_> = reader.schema().fields().iter().map(|field| field.name().clone()).collect();
+    assert_eq!(names[..15], schema(&[]).fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>());
+    assert_eq!(names[15..], ["target", "log_importance_weight_code", "log_importance_weight_a b"]);
+    let rows = crate::sink::ShardReader::open("s", finished.file.rewound().unwrap()).unwrap().rows(597, 2).unwrap();
+    let of =
+        |row: &crate::sink::PublishedRow| (row.offset, row.target.clone().unwrap(), row.log_importance_weights.clone());
+    let weights = |n: f64| vec![("code".to_owned(), n), ("a b".to_owned(), -n)];
+    assert_eq!(
+        rows.iter().map(of).collect::<Vec<_>>(),
+        [(597, "a b".to_owned(), weights(597.0)), (598, "code".to_owned(), weights(598.0))]
+    );
+    assert_eq!(rows[0].log_importance_weight, -597.0);
 }
 
 #[test]
@@ -109,9 +144,9 @@ fn a_document_larger_than_a_row_group_stands_alone() {
 #[test]
 fn a_crash_leaves_no_scratch_file() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = ShardWriter::create("s", Some(folder.path()), SETTINGS, Arc::new(GiveUp)).unwrap();
+    let writer = ShardWriter::create("s", Some(folder.path()), SETTINGS, &[], Arc::new(GiveUp)).unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a file with a name would outlive a kill -9");
     drop(writer);
-    let missing = ShardWriter::create("s", Some(&folder.path().join("none")), SETTINGS, Arc::new(GiveUp));
+    let missing = ShardWriter::create("s", Some(&folder.path().join("none")), SETTINGS, &[], Arc::new(GiveUp));
     assert!(missing.err().unwrap().to_string().contains("scratch file in"));
 }

@@ -1,0 +1,204 @@
+//! What can still be selected of a window: one reservoir, or one for each part where quotas or several targets divide it.
+
+use std::sync::Arc;
+
+use super::TurnSummary;
+use crate::features::BucketList;
+use crate::record::Document;
+use crate::score::Score;
+use crate::select::{
+    BudgetedReservoirs, Chosen, ChosenFor, Division, Noise, Reservoir, Rounding, SelectorSettings, Turn,
+};
+
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub document: Document,
+    pub score: Score,
+    /// See [`super::ScoredDocument::other_weights`].
+    pub other_weights: Vec<f64>,
+    pub buckets: Option<BucketList>,
+    /// Among the candidates of the window.
+    pub number: usize,
+}
+
+impl Candidate {
+    pub fn size_bytes(&self) -> usize {
+        size_of::<Candidate>()
+            + self.document.size_bytes()
+            + self.other_weights.len() * size_of::<f64>()
+            + self.buckets.as_ref().map_or(0, BucketList::held_bytes)
+    }
+
+    /// What it competes with for every target, in order: the only place where weights become what keys, probabilities and
+    /// diagnostics are made from.
+    pub fn total_log_weights(&self, of_score: impl Fn(&Score) -> f64) -> impl Iterator<Item = f64> {
+        let others = self.other_weights.iter().map(|&weight| Score { log_importance_weight: weight, ..self.score });
+        std::iter::once(self.score).chain(others).map(move |score| of_score(&score))
+    }
+}
+
+/// All of them compete for one target, or each pool for targets in turn.
+#[derive(Debug)]
+pub(super) enum Candidates {
+    Whole(Reservoir<Candidate>),
+    Divided(Box<Divided>),
+}
+
+#[derive(Debug)]
+pub(super) struct Divided {
+    reservoirs: BudgetedReservoirs<Candidate>,
+    /// Total log weights of every candidate for the targets but the first, whose the statistics have.
+    other_log_weights: Vec<Vec<f64>>,
+}
+
+/// What a window is decided by, beside its candidates.
+pub(super) struct Deciding<'a> {
+    pub selector: &'a SelectorSettings,
+    pub noise: &'a Noise,
+    /// Its first offset.
+    pub from: i64,
+    pub n_documents: u64,
+    /// Total log weights of every candidate for the first target.
+    pub log_weights: &'a [f64],
+}
+
+/// The candidates that are chosen, by ascending offset.
+pub(super) struct Choice {
+    pub chosen: Vec<ChosenCandidate>,
+    /// See [`super::WindowSummary`].
+    pub threshold: Option<f64>,
+    pub turns: Vec<TurnSummary>,
+    /// Total log weights of every candidate for the targets but the first.
+    pub other_log_weights: Vec<Vec<f64>>,
+    /// Names of several targets; nothing of one.
+    pub targets: Vec<String>,
+}
+
+pub(super) struct ChosenCandidate {
+    pub offset: i64,
+    pub target: usize,
+    pub key: f64,
+    pub inclusion_probability: f64,
+    pub candidate: Candidate,
+}
+
+impl Candidates {
+    /// From which at most `at_most` will be chosen.
+    pub fn new(division: &Arc<Division>, at_most: u64) -> Self {
+        if division.is_whole() {
+            return Candidates::Whole(Reservoir::new(at_most as usize));
+        }
+        Candidates::Divided(Box::new(Divided {
+            other_log_weights: vec![Vec::new(); division.n_targets() - 1],
+            reservoirs: BudgetedReservoirs::new(division.clone(), at_most),
+        }))
+    }
+
+    /// Takes one, with the key that a total log weight makes; gives those that can no longer be chosen to `out`.
+    pub fn offer(
+        &mut self,
+        offset: i64,
+        candidate: Candidate,
+        total_log_weight: f64,
+        of_score: impl Fn(&Score) -> f64,
+        key: impl Fn(f64) -> f64,
+        out: impl FnMut(Candidate),
+    ) {
+        match self {
+            Candidates::Whole(reservoir) => {
+                reservoir.offer(offset, key(total_log_weight), candidate).into_iter().for_each(out);
+            }
+            Candidates::Divided(divided) => divided.offer(offset, candidate, of_score, key, out),
+        }
+    }
+
+    /// Bytes of what is remembered of every candidate, chosen or not.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Candidates::Whole(_) => 0,
+            Candidates::Divided(divided) => {
+                divided.other_log_weights.iter().map(|weights| weights.capacity() * size_of::<f64>()).sum()
+            }
+        }
+    }
+
+    pub fn choose(self, by: &Deciding<'_>) -> Choice {
+        match self {
+            Candidates::Whole(reservoir) => whole(reservoir, by),
+            Candidates::Divided(divided) => divided.choose(by),
+        }
+    }
+}
+
+fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
+    let Deciding { selector, noise, from, n_documents, log_weights } = *by;
+    let k = selector.fraction.of(n_documents, noise.rounding(from)) as usize;
+    let selection = candidates.select(k);
+    let threshold = selection.threshold;
+    // Whether there is a selection at all was left to chance where the share is less than one document.
+    let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
+    let chosen = selection.chosen.into_iter().map(|Chosen { offset, key, item: candidate }| {
+        let probability = selector.inclusion_probability(log_weights[candidate.number], threshold);
+        ChosenCandidate { offset, target: 0, key, inclusion_probability: chance * probability, candidate }
+    });
+    Choice {
+        chosen: chosen.collect(),
+        threshold,
+        turns: Vec::new(),
+        other_log_weights: Vec::new(),
+        targets: Vec::new(),
+    }
+}
+
+impl Divided {
+    fn offer(
+        &mut self,
+        offset: i64,
+        candidate: Candidate,
+        of_score: impl Fn(&Score) -> f64,
+        key: impl Fn(f64) -> f64,
+        out: impl FnMut(Candidate),
+    ) {
+        let totals: Vec<f64> = candidate.total_log_weights(of_score).collect();
+        self.other_log_weights.iter_mut().zip(&totals[1..]).for_each(|(weights, total)| weights.push(*total));
+        let pool = self.reservoirs.division().pool_of(candidate.document.source.as_deref());
+        // One document has one noise, whichever target looks at it.
+        self.reservoirs.offer(pool, offset, |target| key(totals[target]), candidate, out);
+    }
+
+    fn choose(self, by: &Deciding<'_>) -> Choice {
+        let Deciding { selector, noise, from, n_documents, log_weights } = *by;
+        let Divided { reservoirs, other_log_weights } = self;
+        let count = selector.fraction.of(n_documents, noise.rounding(from));
+        let sizes = reservoirs.sizes().to_vec();
+        let division = reservoirs.division().clone();
+        let of_targets = |pool| Rounding::Random(noise.target_rounding(from, pool));
+        let budgets = division.budgets(count, &sizes, Rounding::Random(noise.pool_rounding(from)), of_targets);
+        let chances = division.chances(selector.fraction, n_documents, &sizes);
+        let summary = |turn: &Turn| TurnSummary {
+            source: division.source_of(turn.pool).map(str::to_owned),
+            target: division.targets().get(turn.target).cloned(),
+            n_candidates: sizes[turn.pool],
+            n_selected: turn.count,
+            threshold: turn.threshold,
+        };
+        let (chosen, turns) = reservoirs.select(&budgets);
+        let log_weight = |target: usize, number: usize| match target.checked_sub(1) {
+            None => log_weights[number],
+            Some(other) => other_log_weights[other][number],
+        };
+        let to_candidate = |chosen: ChosenFor<Candidate>| {
+            let ChosenFor { offset, pool, target, key, item: candidate } = chosen;
+            // All turns look at the same noise, so a document is chosen exactly if it beats the most favourable of them.
+            let of_turn =
+                |turn: &Turn| selector.inclusion_probability(log_weight(turn.target, candidate.number), turn.threshold);
+            let of_pool = turns.iter().filter(|turn| turn.pool == pool && turn.count > 0);
+            // Whether anything of its pool is chosen at all may have been left to chance.
+            let inclusion_probability = chances[pool] * of_pool.map(of_turn).fold(0.0, f64::max);
+            ChosenCandidate { offset, target, key, inclusion_probability, candidate }
+        };
+        let chosen = chosen.into_iter().map(to_candidate).collect();
+        let turns = turns.iter().map(summary).collect();
+        Choice { chosen, threshold: None, turns, other_log_weights, targets: division.targets().to_vec() }
+    }
+}

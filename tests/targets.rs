@@ -1,0 +1,232 @@
+//! The daemon with several targets and with shares of sources: what stands in shards and manifests, decided again to the last
+//! bit.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use support::*;
+use winnowd::catalog::{Access, CatalogReader, SqlCatalog};
+use winnowd::features::{Featuriser, Scratch};
+use winnowd::manifest::ShardManifest;
+use winnowd::score::{ImportanceWeight, Model, NgramCounts, Side, Target};
+use winnowd::window::CloseReason;
+
+/// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
+#[test]
+fn embedded_broker_process() {
+    support::embedded_broker_process();
+}
+
+const PARTITIONS: u64 = 4;
+const TARGETS: [&str; 2] = ["code", "math"];
+
+/// A fifth of the documents are code, as many mathematics, and the rest neither.
+fn text(n: u64) -> String {
+    const CODE: [&str; 8] = ["kernel", "thread", "mutex", "page", "fault", "cache", "signal", "futex"];
+    const MATH: [&str; 8] = ["lemma", "proof", "group", "field", "prime", "kernel", "limit", "sum"];
+    const OTHER: [&str; 8] = ["king", "thou", "night", "sword", "love", "crown", "ghost", "sum"];
+    let mut random = Random::new(n.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x7A36);
+    let words = match random.below(5) {
+        0 => CODE,
+        1 => MATH,
+        _ => OTHER,
+    };
+    (0..24).map(|_| words[random.below(8) as usize]).collect::<Vec<_>>().join(" ")
+}
+
+/// Of ten documents in a partition four are from the web and two from books.
+fn source(n: u64) -> &'static str {
+    match n / PARTITIONS % 10 {
+        0..=3 => "web",
+        4..=5 => "books",
+        6..=8 => "mail",
+        _ => "news",
+    }
+}
+
+fn count(texts: impl Iterator<Item = String>) -> NgramCounts {
+    let featuriser = Featuriser::default();
+    let (mut counts, mut scratch) = (NgramCounts::zero(featuriser.buckets as usize), Scratch::default());
+    texts.for_each(|text| {
+        counts.add_text(&text, &featuriser, &mut scratch);
+    });
+    counts
+}
+
+fn model() -> Model {
+    let is = |n: &u64, word: &str| text(*n).split(' ').any(|w| w == word);
+    let of = |word: &'static str| count((1_000_000..1_004_000).filter(|n| is(n, word)).map(text));
+    let target =
+        |(name, word): (&str, &'static str)| Target { name: name.into(), proportion: 0.5, side: Side::of(of(word)) };
+    let targets = [(TARGETS[0], "mutex"), (TARGETS[1], "lemma")].map(target).to_vec();
+    let raw = Side::of(count((2_000_000..2_004_000).map(text)));
+    let one = Model::of_one_target(Featuriser::default(), targets[0].side.clone(), raw).unwrap();
+    Model { targets, ..one }.validated().unwrap()
+}
+
+fn produce(broker: &Broker, numbers: std::ops::Range<u64>) {
+    let producer = broker.producer();
+    for n in numbers {
+        let payload = serde_json::json!({ "id": n.to_string(), "text": text(n), "source": source(n) }).to_string();
+        producer.send((n % PARTITIONS) as i32, Some(payload.as_bytes()));
+    }
+    producer.flush();
+}
+
+fn deployment(broker: &Broker, extra: &str, postgres: Option<&url::Url>) -> Deployment {
+    let extra =
+        format!("shard.max_rows = 100\nselection.length_normalise = true\nselection.temperature = 0.3\n{extra}");
+    let deployment = Deployment::with(broker, &extra, postgres, None);
+    std::fs::write(deployment.folder.path().join("model.wnw"), model().to_bytes()).unwrap();
+    deployment
+}
+
+fn wait_decided(deployment: &Deployment, n: u64) {
+    wait_for("all documents", || (deployment.totals().n_records as u64 >= n).then_some(()));
+}
+
+fn shards(deployment: &Deployment) -> Vec<ShardManifest> {
+    block_on(async {
+        let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
+        let shards = catalog.shards("test").await.unwrap();
+        shards.into_iter().map(|(_, shard)| shard).collect()
+    })
+}
+
+fn assert_once(published: &Published, n: u64) {
+    published.assert_exactly_once(&(0..PARTITIONS as i32).map(|p| (p, (n / PARTITIONS) as i64)).collect());
+}
+
+/// All windows are decided again, and are the same.
+fn verify(deployment: &Deployment, n_windows: usize) {
+    let output = deployment.winnowd(&["replay", "--verify"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains(&format!("{n_windows} windows are the same to the last bit, 0 differ, 0 cannot")), "{said}");
+}
+
+const QUOTAS: &str = "selection.sources.web = 0.5\nselection.sources.books = 0.2";
+
+/// Every window of 200 documents selects ten documents from the web, four from books and six others, 70 % of them for the first
+/// target, and shards say for which, by which weights.
+#[test]
+fn targets_choose_in_turn_within_the_shares_of_sources() {
+    const N: u64 = 8_000;
+    let broker = Broker::with_topic("targets", PARTITIONS as i32);
+    let proportions = "selection.proportions.code = 0.7\nselection.proportions.math = 0.3";
+    let deployment = deployment(&broker, &format!("window.max_documents = 200\n{QUOTAS}\n{proportions}"), None);
+    let check = deployment.winnowd(&["check"]);
+    let said = String::from_utf8_lossy(&check.stdout);
+    assert!(
+        said.contains("50.0 % of source web") && said.contains("target code: ") && said.contains("70.0 %"),
+        "{said}"
+    );
+    let daemon = deployment.start();
+    produce(&broker, 0..N);
+    wait_decided(&deployment, N);
+    let status: serde_json::Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
+    let published = deployment.published();
+    assert_once(&published, N);
+
+    // Exactly, in every window.
+    for window in &published.windows {
+        assert_eq!((window.closed_by, window.n_selected), (CloseReason::Documents, 20));
+        let of = |keep: &dyn Fn(&winnowd::window::TurnSummary) -> bool| {
+            window.turns.iter().filter(|turn| keep(turn)).map(|turn| turn.n_selected).sum::<u64>()
+        };
+        let of_source = |source: Option<&str>| of(&|turn| turn.source.as_deref() == source);
+        assert_eq!([Some("web"), Some("books"), None].map(of_source), [10, 4, 6], "{window:?}");
+        let for_code = of(&|turn| turn.target.as_deref() == Some("code"));
+        assert!((13..=15).contains(&for_code), "7, 2.8 and 4.2 documents are {for_code}");
+        let rows = published.rows.iter().filter(|row| row.window == window.id());
+        let rows_for_code = rows.filter(|row| row.target.as_deref() == Some("code")).count() as u64;
+        let in_summary = window.targets.iter().map(|target| target.diagnostics.n_selected).collect::<Vec<_>>();
+        assert_eq!(([rows_for_code, 20 - rows_for_code], for_code), ([in_summary[0], in_summary[1]], rows_for_code));
+    }
+    let by_source =
+        |source: &str| published.rows.iter().filter(|row| self::source(row.id.parse().unwrap()) == source).count();
+    assert_eq!((by_source("web"), by_source("books"), published.rows.len()), (400, 160, 800));
+    let n_code = published.rows.iter().filter(|row| row.target.as_deref() == Some("code")).count();
+    assert!(n_code.abs_diff(560) < 30, "{n_code} of 800 for the target that shall have 70 %");
+
+    // By the weights that files get: to the last bit.
+    let weights = ImportanceWeight::of_targets(&model());
+    for row in &published.rows {
+        let text = text(row.id.parse().unwrap());
+        let of = |weight: &ImportanceWeight| weight.score(&text, &mut Scratch::default()).log_importance_weight;
+        let expected: Vec<(String, f64)> =
+            TARGETS.iter().map(|t| (*t).to_owned()).zip(weights.iter().map(of)).collect();
+        assert_eq!(row.log_importance_weights, expected);
+        let chosen_for = expected.iter().find(|(name, _)| Some(name) == row.target.as_ref()).unwrap();
+        assert_eq!(row.log_importance_weight, chosen_for.1);
+        assert_eq!(row.sample_weight, row.inclusion_probability.recip());
+    }
+
+    // What was in force is recorded.
+    for shard in shards(&deployment) {
+        let quotas = &shard.selector.quotas;
+        assert_eq!(quotas.sources, BTreeMap::from([("books".to_owned(), 0.2), ("web".to_owned(), 0.5)]));
+        assert_eq!(quotas.proportions, BTreeMap::from([("code".to_owned(), 0.7), ("math".to_owned(), 0.3)]));
+    }
+    let targets = status["targets"].as_array().unwrap();
+    assert_eq!(targets.iter().map(|t| t["target"].as_str().unwrap()).collect::<Vec<_>>(), TARGETS);
+    assert!(
+        targets.iter().all(|t| t["kl_reduction"].as_f64().unwrap() > 0.0 && t["lacking"][0]["nats"].as_f64().is_some()),
+        "{status}"
+    );
+    assert_eq!(daemon.metric("winnowd_by_target_selected_documents_total{target=\"code\"}") as usize, n_code);
+    assert!(daemon.metric("winnowd_by_target_window_effective_sample_ratio{target=\"math\"}") > 0.0);
+    let window = published.windows[0].id();
+    let shown = deployment.winnowd(&["replay", "--window", &window, "--json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let first = published.rows.iter().find(|row| row.window == window).unwrap();
+    let in_json = shown["selected"].as_array().unwrap().iter().find(|row| row["id"] == first.id.as_str()).unwrap();
+    assert_eq!(in_json["target"].as_str(), first.target.as_deref());
+    let listed = deployment.winnowd(&["shards"]);
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    assert!(listed.contains(&format!("{n_code} for code, {} for math", 800 - n_code)), "{listed}");
+    assert_eq!(daemon.stop(), Some(0));
+    verify(&deployment, published.windows.len());
+
+    // Other proportions from now on: each shard is decided again by its own.
+    let config = std::fs::read_to_string(&deployment.config).unwrap();
+    let even = config
+        .replace("code = 0.7", "code = 0.25")
+        .replace("math = 0.3", "math = 0.75")
+        .replace("web = 0.5", "mail = 0.8");
+    std::fs::write(&deployment.config, even).unwrap();
+    let daemon = deployment.start();
+    produce(&broker, N..N + 800);
+    wait_decided(&deployment, N + 800);
+    assert_eq!(daemon.stop(), Some(0));
+    let published = deployment.published();
+    let last = published.windows.iter().filter(|window| window.interval.from >= (N / PARTITIONS) as i64);
+    let mail: u64 = last
+        .flat_map(|window| &window.turns)
+        .filter(|turn| turn.source.as_deref() == Some("mail"))
+        .map(|turn| turn.n_selected)
+        .sum();
+    assert_eq!(mail, 64, "16 of each of four windows");
+    verify(&deployment, published.windows.len());
+}
+
+/// Names of targets are only known with the model.
+#[test]
+fn proportions_of_unknown_targets_are_refused() {
+    let broker = Broker::with_topic("unknown", 1);
+    let deployment = deployment(&broker, "selection.proportions.codes = 0.7\nselection.proportions.math = 0.3", None);
+    for command in [&["check"][..], &["run"]] {
+        let output = deployment.winnowd(command);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{said}");
+        assert!(
+            said.contains(
+                "`selection.proportions.codes` = `0.7`: no target of the model has this name; it has `code`, `math`"
+            ),
+            "{said}"
+        );
+    }
+}
