@@ -1,17 +1,18 @@
 //! The daemon with several targets and with shares of sources: what stands in shards and manifests, decided again to the last
-//! bit.
+//! bit; killed while it works; two workers.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use support::*;
-use winnowd::catalog::{Access, CatalogReader, SqlCatalog};
+use winnowd::catalog::{Access, CatalogReader, CountsCatalog, CountsKind, SqlCatalog};
 use winnowd::features::{Featuriser, Scratch};
 use winnowd::manifest::ShardManifest;
-use winnowd::score::{ImportanceWeight, Model, NgramCounts, Side, Target};
+use winnowd::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts, Side, Target};
 use winnowd::window::CloseReason;
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
@@ -22,6 +23,7 @@ fn embedded_broker_process() {
 
 const PARTITIONS: u64 = 4;
 const TARGETS: [&str; 2] = ["code", "math"];
+const PRIOR_NGRAMS: u64 = 20_000;
 
 /// A fifth of the documents are code, as many mathematics, and the rest neither.
 fn text(n: u64) -> String {
@@ -229,4 +231,144 @@ fn proportions_of_unknown_targets_are_refused() {
             "{said}"
         );
     }
+}
+
+const AGAINST: &str = "model.against = \"selected\"\nmodel.selected_share = 0.75\nmodel.selected_prior_ngrams = 20000\n\
+                       model.selected_half_life_ngrams = 50000";
+const SHARE: f64 = 0.75;
+const HALF_LIFE_NGRAMS: u64 = 50_000;
+
+/// Every version is the one before, for each target decayed, plus the n-grams of what that target selected in one publication;
+/// every document was weighed, for each target, against the version that its window names, to the last bit.
+fn check_versions(deployment: &Deployment, published: &Published) {
+    let model = model();
+    let featuriser = model.featuriser;
+    let (lines, kept) = block_on(async {
+        let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
+        let lines = catalog.counts_lines("test", CountsKind::Selected).await.unwrap();
+        let mut kept = BTreeMap::new();
+        for line in &lines {
+            let version = catalog.counts("test", CountsKind::Selected, line.version).await.unwrap().unwrap();
+            kept.insert(version.version, version.counts);
+        }
+        (lines, kept)
+    });
+    let windows: HashMap<String, Vec<String>> =
+        shards(deployment).into_iter().map(|s| (s.shard, s.windows.iter().map(|w| w.id()).collect())).collect();
+    let raw = model.raw.counts.probabilities();
+    let prior = DecayedCounts::prior(featuriser, &raw, PRIOR_NGRAMS);
+    let mut seen = BTreeSet::new();
+    for (number, target) in TARGETS.iter().enumerate() {
+        let mut state = prior.clone();
+        let of_target: Vec<_> = lines.iter().filter(|line| line.target == *target).collect();
+        assert_eq!((of_target[0].version, &of_target[0].shard), (0, &None));
+        for (i, line) in of_target.iter().enumerate().skip(1) {
+            let shard = line.shard.as_ref().unwrap();
+            assert!(seen.insert((number, shard.clone())), "shard {shard} was added twice for {target}");
+            let ids: BTreeSet<&String> = windows[shard].iter().collect();
+            let rows = published.rows.iter().filter(|row| ids.contains(&row.window));
+            let rows = rows.filter(|row| row.target.as_deref() == Some(*target));
+            let added = count(rows.map(|row| text(row.id.parse().unwrap())));
+            state.add(&added, Some(HALF_LIFE_NGRAMS));
+            assert_eq!((line.version, line.n_ngrams as u64), (i as i64, added.total()));
+            assert_eq!(kept[&line.version][*target], state, "version {i} of {target}");
+        }
+    }
+    assert_eq!(seen.len(), TARGETS.len() * windows.len(), "every publication made a version, once");
+    assert_eq!(lines.len(), TARGETS.len() * (windows.len() + 1));
+
+    let weight = |version: i64, number: usize| {
+        let target = model.targets[number].side.counts.probabilities();
+        let selected = kept[&version][TARGETS[number]].probabilities();
+        let denominator = [(1.0 - SHARE, &raw), (SHARE, &selected)];
+        ImportanceWeight::against(featuriser, &target, &denominator, model.smoothing)
+    };
+    let weights: HashMap<i64, [ImportanceWeight; 2]> =
+        kept.keys().map(|version| (*version, [weight(*version, 0), weight(*version, 1)])).collect();
+    let named: HashMap<String, i64> =
+        published.windows.iter().map(|w| (w.id(), w.against_selected.unwrap().version)).collect();
+    assert!(named.values().collect::<BTreeSet<_>>().len() >= 3, "windows of few versions: {named:?}");
+    let mut scratch = Scratch::default();
+    for row in &published.rows {
+        let text = text(row.id.parse().unwrap());
+        let of = |weight: &ImportanceWeight, scratch: &mut Scratch| weight.score(&text, scratch).log_importance_weight;
+        let expected = weights[&named[&row.window]].each_ref().map(|weight| of(weight, &mut scratch));
+        let found: Vec<f64> = row.log_importance_weights.iter().map(|(_, weight)| *weight).collect();
+        assert_eq!(found, expected, "document {} of {}", row.id, row.window);
+    }
+}
+
+/// Killed while it works: what each target selected is added exactly once, and is what it is weighed against.
+#[test]
+fn what_each_target_selected_is_weighed_against_and_counted_once() {
+    const N: u64 = 12_000;
+    let broker = Broker::with_topic("targets-selected", PARTITIONS as i32);
+    let kills = if broker.is_real() { 8 } else { 1 };
+    let deployment = deployment(&broker, &format!("window.max_documents = 200\n{QUOTAS}\n{AGAINST}"), None);
+    let seed = random_seed();
+    println!("{kills} kills, WINNOWD_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let chunk = N / (kills + 1) / PARTITIONS * PARTITIONS;
+    let mut interrupted = 0;
+    for kill in 0..kills {
+        let daemon = deployment.start();
+        produce(&broker, kill * chunk..(kill + 1) * chunk);
+        // The moment of the fault is the input of this test, not a way to wait.
+        std::thread::sleep(Duration::from_millis(random.below(1500)));
+        daemon.kill_9();
+        interrupted += u64::from((deployment.totals().n_records as u64) < (kill + 1) * chunk);
+    }
+    assert!(interrupted > 0, "no kill met the daemon at work");
+    produce(&broker, kills * chunk..N);
+    let daemon = deployment.start();
+    wait_decided(&deployment, N);
+    assert_eq!(daemon.stop(), Some(0));
+    let published = deployment.published();
+    assert_once(&published, N);
+    check_versions(&deployment, &published);
+    verify(&deployment, published.windows.len());
+}
+
+/// Two workers on one catalog: both weigh against what both have selected, and every window is what one would have decided.
+#[test]
+fn two_workers_select_for_several_targets() {
+    const N: u64 = 12_000;
+    let Some(database) = Database::create() else { return };
+    let broker = Broker::with_topic("targets-fleet", PARTITIONS as i32);
+    if !broker.is_real() {
+        eprintln!("skipped: the in-process cluster cannot balance a group of several members");
+        return;
+    }
+    let extra = format!("window.max_documents = 200\n{QUOTAS}\n{AGAINST}");
+    let deployment = deployment(&broker, &extra, Some(&database.url));
+    let mut workers = Vec::from(["worker-0", "worker-1"].map(|name| deployment.start_worker(name)));
+    let shared = || workers.iter().all(|worker| worker.metric("winnowd_assigned_partitions") == 2.0).then_some(());
+    wait_for("both to have partitions", shared);
+    produce(&broker, 0..N / 2);
+    wait_for("some publications", || (deployment.totals().n_shards >= 3).then_some(()));
+    // One goes without a word in the middle of it, and comes back.
+    workers.remove(1).kill_9();
+    workers.push(deployment.start_worker("worker-1"));
+    produce(&broker, N / 2..N);
+    wait_decided(&deployment, N);
+    let newest = block_on(async {
+        let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
+        let newest = catalog.newest_counts("test", CountsKind::Selected).await.unwrap().unwrap().version;
+        catalog.close().await;
+        newest as f64
+    });
+    let seen = || workers.iter().all(|worker| worker.metric("winnowd_selected_version") == newest).then_some(());
+    wait_for("both to weigh against the newest version", seen);
+    workers.into_iter().for_each(|worker| assert_eq!(worker.stop(), Some(0)));
+    let published = deployment.published();
+    assert_once(&published, N);
+    for window in published.windows.iter().filter(|window| window.closed_by == CloseReason::Documents) {
+        let of_source = |source: Option<&str>| -> u64 {
+            let turns = window.turns.iter().filter(|turn| turn.source.as_deref() == source);
+            turns.map(|turn| turn.n_selected).sum()
+        };
+        assert_eq!([Some("web"), Some("books"), None].map(of_source), [10, 4, 6], "{window:?}");
+    }
+    check_versions(&deployment, &published);
+    verify(&deployment, published.windows.len());
 }

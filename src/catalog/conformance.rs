@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::CatalogUrl;
-use crate::features::Featuriser;
-use crate::score::{Probabilities, SelectedVersion};
+use crate::score::SelectedVersion;
 use crate::select::{Diagnostics, Quantiles, Quotas, SelectorKind, SelectorSettings, SourceCounts};
 use crate::window::{CloseReason, TargetSummary, TurnSummary};
 
@@ -29,7 +28,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 8);
+        assert_eq!(catalog.migrate().await.unwrap(), 9);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -86,7 +85,9 @@ macro_rules! every_catalog {
 }
 
 // Where the macro is known.
+mod counts;
 mod gaps;
+mod migrations;
 mod replay;
 
 every_catalog! {
@@ -103,9 +104,6 @@ every_catalog! {
     racing_publications_of_one_interval_have_one_winner
     pipelines_do_not_touch_each_other
     what_was_abandoned_is_never_published
-    counts_begin_once_and_anew_for_another_featuriser
-    counts_move_with_the_publication_and_only_with_it
-    old_counts_are_forgotten_and_the_newest_never
 }
 
 const PIPELINE: &str = "p";
@@ -422,96 +420,6 @@ async fn what_was_abandoned_is_never_published<C: Catalog + CatalogReader>(catal
     assert_eq!(catalog.shards(PIPELINE).await.unwrap().len(), 1);
 }
 
-const BUCKETS: u32 = 4;
-
-fn initial(buckets: u32) -> DecayedCounts {
-    let featuriser = Featuriser { buckets, ..Featuriser::default() };
-    DecayedCounts::prior(featuriser, &Probabilities::from_weights(vec![1.0; buckets as usize]), 100)
-}
-
-/// Publishes one window of partition 0 that adds `counts`.
-async fn publish_counts<C: Catalog>(
-    catalog: &C,
-    shard: &str,
-    (from, owner_epoch): (i64, i64),
-    counts: &[u64],
-    history_bytes: u64,
-) -> Result<Option<i64>, CatalogError> {
-    let manifest = manifest(shard, vec![window(0, from, from + 10, 1)]);
-    let advances = [advance(0, from, from + 10, owner_epoch)];
-    let counts = NgramCounts::from_vec(counts.to_vec());
-    let addition = CountsAddition { kind: CountsKind::Raw, counts: &counts, half_life_ngrams: Some(50), history_bytes };
-    catalog.stage(PIPELINE, shard, manifest.path.as_deref()).await.unwrap();
-    let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &[addition], forward_to: None };
-    catalog.publish(&request).await
-}
-
-async fn counts_begin_once_and_anew_for_another_featuriser<C: Catalog + CountsCatalog>(catalog: &C) {
-    let epoch = owned(catalog, 0).await;
-    let raw = CountsKind::Raw;
-    assert_eq!(catalog.newest_counts(PIPELINE, raw).await.unwrap(), None);
-    let first = catalog.begin_counts(PIPELINE, raw, &initial(BUCKETS)).await.unwrap();
-    assert_eq!(first, CountsVersion { version: 0, counts: initial(BUCKETS) });
-    assert_eq!(catalog.begin_counts(PIPELINE, raw, &initial(BUCKETS)).await.unwrap(), first);
-    // Nothing was added yet: another prior replaces the first.
-    let flat = Probabilities::from_weights(vec![1.0, 0.0, 0.0, 3.0]);
-    let other = DecayedCounts::prior(*initial(BUCKETS).featuriser(), &flat, 7);
-    assert_eq!(catalog.begin_counts(PIPELINE, raw, &other).await.unwrap().version, 1);
-    publish_counts(catalog, "s1", (100, epoch), &[1, 0, 0, 0], 1 << 20).await.unwrap();
-    let newest = catalog.newest_counts(PIPELINE, raw).await.unwrap().unwrap();
-    assert_eq!((newest.version, newest.counts.total() > 7.0), (2, true));
-    assert_eq!(catalog.begin_counts(PIPELINE, raw, &initial(BUCKETS)).await.unwrap(), newest, "the stream goes on");
-    assert_eq!(catalog.begin_counts(PIPELINE, raw, &initial(8)).await.unwrap().version, 3);
-    let wrong = publish_counts(catalog, "s2", (110, epoch), &[1, 0, 0, 0], 1 << 20).await;
-    assert!(matches!(wrong, Err(CatalogError::Damaged { .. })), "{wrong:?}");
-    let lines = catalog.counts_lines(PIPELINE, raw).await.unwrap();
-    assert_eq!(lines.iter().map(|l| l.shard.as_deref()).collect::<Vec<_>>(), [None, None, Some("s1"), None]);
-}
-
-async fn counts_move_with_the_publication_and_only_with_it<C: Catalog + CatalogReader + CountsCatalog>(catalog: &C) {
-    let epoch = owned(catalog, 0).await;
-    let none = publish_counts(catalog, "s0", (100, epoch), &[5, 0, 0, 0], 1 << 20).await;
-    assert!(matches!(none, Err(CatalogError::Damaged { .. })), "{none:?}");
-    assert_eq!(
-        (next_offset(catalog, 0).await, catalog.shard_state("s0").await.unwrap()),
-        (Some(100), Some(ShardState::Staged))
-    );
-
-    let mut expected = catalog.begin_counts(PIPELINE, CountsKind::Raw, &initial(BUCKETS)).await.unwrap().counts;
-    for (i, counts) in [[10, 0, 40, 0], [0, 3, 0, 0]].iter().enumerate() {
-        publish_counts(catalog, &format!("s{}", i + 1), (100 + 10 * i as i64, epoch), counts, 1 << 20).await.unwrap();
-        expected.add(&NgramCounts::from_vec(counts.to_vec()), Some(50));
-    }
-    let newest = CountsVersion { version: 2, counts: expected };
-    assert_eq!(catalog.newest_counts(PIPELINE, CountsKind::Raw).await.unwrap().as_ref(), Some(&newest));
-
-    // A zombie, a stale interval and a repeated commit change nothing.
-    for (shard, from, epoch) in [("z1", 120, epoch - 1), ("z2", 110, epoch), ("s2", 120, epoch)] {
-        publish_counts(catalog, shard, (from, epoch), &[9, 9, 9, 9], 1 << 20).await.unwrap_err();
-        assert_eq!(catalog.newest_counts(PIPELINE, CountsKind::Raw).await.unwrap().as_ref(), Some(&newest));
-    }
-    let lines = catalog.counts_lines(PIPELINE, CountsKind::Raw).await.unwrap();
-    let line =
-        CountsLine { version: 1, shard: Some("s1".into()), half_life_ngrams: Some(50), n_ngrams: 50, is_kept: true };
-    assert_eq!((lines.len(), &lines[1]), (3, &line));
-    assert_eq!(catalog.counts_lines("other", CountsKind::Raw).await.unwrap(), []);
-}
-
-async fn old_counts_are_forgotten_and_the_newest_never<C: Catalog + CountsCatalog>(catalog: &C) {
-    let epoch = owned(catalog, 0).await;
-    let begin = catalog.begin_counts(PIPELINE, CountsKind::Raw, &initial(BUCKETS)).await.unwrap();
-    let state = begin.counts.to_bytes().len() as u64;
-    let kept = async |version| catalog.counts(PIPELINE, CountsKind::Raw, version).await.unwrap().is_some();
-    for i in 0..5 {
-        publish_counts(catalog, &format!("s{i}"), (100 + 10 * i, epoch), &[1; 4], 3 * state).await.unwrap();
-    }
-    assert_eq!((kept(2).await, kept(3).await, kept(4).await, kept(5).await), (false, true, true, true));
-    publish_counts(catalog, "last", (150, epoch), &[1; 4], 0).await.unwrap();
-    assert_eq!((kept(5).await, kept(6).await, kept(7).await), (false, true, false));
-    let lines = catalog.counts_lines(PIPELINE, CountsKind::Raw).await.unwrap();
-    assert_eq!(lines.iter().map(|l| l.is_kept).collect::<Vec<_>>(), [false, false, false, false, false, false, true]);
-}
-
 #[tokio::test]
 async fn sqlite_refuses_a_second_process_but_lets_people_look() {
     let subject = sqlite().await.unwrap();
@@ -602,11 +510,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("8 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("9 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 8"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 9"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

@@ -10,6 +10,8 @@ mod sql;
 #[cfg(test)]
 mod conformance;
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use serde::Serialize;
 
@@ -88,7 +90,7 @@ pub struct PublishRequest<'a> {
 pub enum CountsKind {
     /// N-grams of all documents.
     Raw,
-    /// N-grams of the selected ones.
+    /// N-grams of the selected ones, for each target.
     Selected,
 }
 
@@ -101,11 +103,15 @@ impl CountsKind {
     }
 }
 
-/// N-grams of all windows of a publication: they make the next version of the counts of a kind.
+/// Counts by the name of the target that they are of. The raw distribution and a model's only target have none: the name is
+/// empty.
+pub type ByTarget<C> = BTreeMap<String, C>;
+
+/// N-grams of all windows of a publication: they make the next version of the counts of a kind, of all its targets together.
 #[derive(Debug, Clone, Copy)]
 pub struct CountsAddition<'a> {
     pub kind: CountsKind,
-    pub counts: &'a NgramCounts,
+    pub counts: &'a ByTarget<NgramCounts>,
     /// `None`: nothing is forgotten.
     pub half_life_ngrams: Option<u64>,
     /// Older versions are forgotten beyond this; the newest one is always kept.
@@ -116,13 +122,14 @@ pub struct CountsAddition<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct CountsVersion {
     pub version: i64,
-    pub counts: DecayedCounts,
+    pub counts: ByTarget<DecayedCounts>,
 }
 
 /// How a version came to be. These lines are kept for ever, so that every version can be computed again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CountsLine {
     pub version: i64,
+    pub target: String,
     /// The publication whose windows were added to the version before; `None` where counts began.
     pub shard: Option<String>,
     pub half_life_ngrams: Option<i64>,
@@ -253,13 +260,13 @@ pub trait CatalogReader: Send + Sync {
 /// [`Catalog::publish`].
 #[async_trait]
 pub trait CountsCatalog: Send + Sync {
-    /// Gives the newest version. Where there is none, or only of another featuriser, or nothing has been added to it yet
-    /// and it is not `initial`, counts begin anew with `initial` as the next version.
+    /// Gives the newest version. Where there is none, or only of another featuriser or of other targets, or nothing has been
+    /// added to it yet and it is not `initial`, counts begin anew with `initial` as the next version.
     async fn begin_counts(
         &self,
         pipeline: &str,
         kind: CountsKind,
-        initial: &DecayedCounts,
+        initial: &ByTarget<DecayedCounts>,
     ) -> Result<CountsVersion, CatalogError>;
 
     async fn newest_counts(&self, pipeline: &str, kind: CountsKind) -> Result<Option<CountsVersion>, CatalogError>;
@@ -272,6 +279,6 @@ pub trait CountsCatalog: Send + Sync {
         version: i64,
     ) -> Result<Option<CountsVersion>, CatalogError>;
 
-    /// Every version, in order.
+    /// Every version, in order, with one line for each target.
     async fn counts_lines(&self, pipeline: &str, kind: CountsKind) -> Result<Vec<CountsLine>, CatalogError>;
 }

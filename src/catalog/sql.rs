@@ -15,6 +15,8 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::crash;
+#[cfg(test)]
+use database::Value;
 use database::{Database, Tx, values};
 pub use open::Access;
 
@@ -219,6 +221,35 @@ fn now_ms() -> i64 {
 
 #[cfg(test)]
 impl SqlCatalog {
+    /// A window, its shard and two versions of counts of what was selected, the first of them forgotten, as they stood in the
+    /// schema of version 7.
+    pub(super) async fn fill_schema_of_version_7(&self, pipeline: &str, model: &ModelId, state: &[u8]) {
+        self.migrate_up_to(7).await;
+        self.register(pipeline, model, b"model").await.unwrap();
+        self.stage(pipeline, "s", Some("shards/s.parquet")).await.unwrap();
+        let window = self.database.execute(
+            r#"INSERT INTO windows (pipeline, topic, "partition", from_offset, to_offset, shard, model, closed_by, n_records,
+                   n_selected, n_rejected, n_too_short, n_dead_letters, payload_bytes, selected_version, selected_share)
+               VALUES ($1, 'docs', 1, 0, 10, 's', $2, 'idle', 10, 3, 7, 0, 0, 5, 1, 0.5)"#,
+            values![pipeline, model.as_str()],
+        );
+        window.await.unwrap();
+        for (version, shard, n_ngrams, state) in [(0, None, 0, None), (1, Some("s"), 9, Some(state))] {
+            let counts = self.database.execute(
+                "INSERT INTO counts (pipeline, kind, version, shard, n_ngrams, state, created_at_ms)
+                 VALUES ($1, 'selected', $2, $3, $4, $5, 0)",
+                vec![
+                    Value::from(pipeline),
+                    Value::Integer(Some(version)),
+                    Value::Text(shard.map(str::to_owned)),
+                    Value::Integer(Some(n_ngrams)),
+                    Value::Bytes(state.map(<[u8]>::to_vec)),
+                ],
+            );
+            counts.await.unwrap();
+        }
+    }
+
     pub(super) async fn pretend_newer_schema(&self) {
         let unknown = self.database.execute(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::quotas::quotas;
 use super::reader::{Reader, is_secret};
 use super::*;
 use crate::record::FieldNames;
-use crate::score::Model;
-use crate::select::{Quotas, SelectorKind};
+use crate::select::SelectorKind;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -115,49 +115,6 @@ pub(super) fn check(r: &mut Reader) -> Config {
         http_listen,
         shutdown_grace: r.duration("shutdown.grace", Duration::ZERO..=HOUR),
         log: LogConfig { level, json: r.choice("log.format", &["text", "json"]) == "json" },
-    }
-}
-
-/// Sources that can have a share of their own: each keeps candidates.
-const MAX_SOURCES: usize = 100;
-
-fn quotas(r: &mut Reader) -> Quotas {
-    let quotas = Quotas { sources: shares(r, "selection.sources"), proportions: shares(r, "selection.proportions") };
-    if let Some((name, problem)) = quotas.source_problem() {
-        share_error(r, "selection.sources", &quotas.sources, name, problem);
-    }
-    if quotas.sources.len() > MAX_SOURCES {
-        let n = quotas.sources.len();
-        r.error("selection.sources", &format!("{n} sources"), format!("at most {MAX_SOURCES} can have a share"));
-    }
-    // A model that is not there or damaged is told where it is loaded.
-    let model = r.optional("model.path").and_then(|path| Model::from_bytes(&std::fs::read(path).ok()?).ok());
-    let names = model.iter().flat_map(|model| &model.targets).map(|target| target.name.as_str());
-    let names: Vec<&str> = names.collect();
-    let problem = if names.is_empty() { None } else { quotas.proportion_problem(&names) };
-    if let Some((name, problem)) = problem {
-        share_error(r, "selection.proportions", &quotas.proportions, name, problem);
-    }
-    quotas
-}
-
-fn shares(r: &mut Reader, section: &str) -> BTreeMap<String, f64> {
-    let mut shares = BTreeMap::new();
-    for (name, value) in r.map(section) {
-        match value.parse::<f64>() {
-            Ok(share) => drop(shares.insert(name, share)),
-            Err(_) => r.error(&format!("{section}.{name}"), &value, "expected a number above 0 and at most 1"),
-        }
-    }
-    shares
-}
-
-/// Of one share, or of all of them.
-fn share_error(r: &mut Reader, section: &str, shares: &BTreeMap<String, f64>, name: Option<&str>, problem: String) {
-    let shown = |(name, share): (&String, &f64)| format!("{name} = {share}");
-    match name {
-        Some(name) => r.error(&format!("{section}.{name}"), &shares[name].to_string(), problem),
-        None => r.error(section, &shares.iter().map(shown).collect::<Vec<_>>().join(", "), problem),
     }
 }
 

@@ -9,24 +9,29 @@ use super::{LoadedModel, Shared};
 use crate::catalog::{CatalogError, CountsKind, CountsVersion};
 use crate::config::{Against, RawDistribution};
 use crate::score::{
-    DecayedCounts, ImportanceWeight, Model, SelectedVersion, Target, VersionedWeight, WeightVersion, kl_divergence,
+    DecayedCounts, ImportanceWeight, Model, Probabilities, SelectedVersion, Target, VersionedWeight, WeightVersion,
+    kl_divergence,
 };
 
 /// The weights that a session begins with.
 pub(super) async fn begin(shared: &Shared) -> Result<Arc<VersionedWeight>, CatalogError> {
     let Shared { config, model, catalog, .. } = shared;
-    let begin = async |kind, prior_ngrams| {
+    let begin = async |kind, targets: Vec<String>, prior_ngrams| {
         let fitted = model.model.raw.counts.probabilities();
         let prior = DecayedCounts::prior(model.model.featuriser, &fitted, prior_ngrams);
-        catalog.begin_counts(&config.pipeline, kind, &prior).await
+        let initial = targets.into_iter().map(|target| (target, prior.clone())).collect();
+        catalog.begin_counts(&config.pipeline, kind, &initial).await
     };
+    let one = || vec![String::new()];
     let raw = match config.raw {
         RawDistribution::Pinned => None,
-        RawDistribution::Adaptive { prior_ngrams, .. } => Some(begin(CountsKind::Raw, prior_ngrams).await?),
+        RawDistribution::Adaptive { prior_ngrams, .. } => Some(begin(CountsKind::Raw, one(), prior_ngrams).await?),
     };
     let selected = match config.against {
         Against::Raw => None,
-        Against::Selected { prior_ngrams, .. } => Some(begin(CountsKind::Selected, prior_ngrams).await?),
+        Against::Selected { prior_ngrams, .. } => {
+            Some(begin(CountsKind::Selected, model.target_names(), prior_ngrams).await?)
+        }
     };
     if let Some(version) = &raw {
         tracing::info!("raw distribution: adaptive, going on with version {}", version.version);
@@ -56,7 +61,7 @@ fn in_force(shared: &Shared, raw: Option<&CountsVersion>, selected: Option<&Coun
     let fitted = || model.model.raw.counts.probabilities();
     if let Some(raw) = raw {
         telemetry.metrics.raw_version.set(raw.version);
-        telemetry.metrics.raw_drift.set(kl_divergence(&raw.counts.probabilities(), &fitted(), smoothing));
+        telemetry.metrics.raw_drift.set(kl_divergence(&probabilities(raw, ""), &fitted(), smoothing));
         telemetry.status().raw_version = Some(raw.version);
     }
     if let Some(selected) = selected {
@@ -73,28 +78,36 @@ fn in_force(shared: &Shared, raw: Option<&CountsVersion>, selected: Option<&Coun
     versioned_weight(model, raw, selected)
 }
 
-/// The weights by versions of the counts, those of the selection with their share.
+/// The weights by versions of the counts, those of the selection with their share: each target is weighed against what it
+/// has selected itself.
+///
+/// # Panics
+/// If the counts are of other targets: those of the catalog begin anew for them.
 pub(super) fn versioned_weight(
     model: &LoadedModel,
     raw: Option<&CountsVersion>,
     selected: Option<(&CountsVersion, f64)>,
 ) -> Arc<VersionedWeight> {
     let Model { featuriser, smoothing, .. } = model.model;
-    let of = |counts: &CountsVersion| counts.counts.probabilities();
-    let raw_distribution = raw.map_or_else(|| model.model.raw.counts.probabilities(), of);
-    let selected_distribution = selected.map(|(counts, share)| (share, of(counts)));
+    let raw_distribution = raw.map_or_else(|| model.model.raw.counts.probabilities(), |raw| probabilities(raw, ""));
     let share = selected.map_or(0.0, |(_, share)| share);
-    let denominator: Vec<_> = [(1.0 - share, &raw_distribution)]
-        .into_iter()
-        .chain(selected_distribution.iter().map(|(share, distribution)| (*share, distribution)))
-        .filter(|(share, _)| *share > 0.0)
-        .collect();
-    let weight = |target: &Target| {
+    let weight = |(target, name): (&Target, String)| {
+        let selected = selected.map(|(counts, share)| (share, probabilities(counts, &name)));
+        let denominator: Vec<_> = [(1.0 - share, &raw_distribution)]
+            .into_iter()
+            .chain(selected.iter().map(|(share, distribution)| (*share, distribution)))
+            .filter(|(share, _)| *share > 0.0)
+            .collect();
         ImportanceWeight::against(featuriser, &target.side.counts.probabilities(), &denominator, smoothing)
     };
     let version = WeightVersion {
         raw: raw.map(|raw| raw.version),
         selected: selected.map(|(selected, share)| SelectedVersion { version: selected.version, share }),
     };
-    VersionedWeight::of_targets(version, model.model.targets.iter().map(weight).collect())
+    let targets = model.model.targets.iter().zip(model.target_names());
+    VersionedWeight::of_targets(version, targets.map(weight).collect())
+}
+
+fn probabilities(version: &CountsVersion, target: &str) -> Probabilities {
+    version.counts[target].probabilities()
 }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, OffsetsCatalog, SqlCatalog};
-use crate::config::{Against, Bootstrap, Config};
+use crate::config::{Bootstrap, Config};
 use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion};
 use crate::select::{Division, Quotas};
 use crate::sink::{ShardStore, SinkError};
@@ -47,8 +47,6 @@ pub enum DaemonError {
     Model { path: String, source: ModelError },
     #[error("selection.proportions{}: {problem}", name.as_ref().map(|name| format!(".{name}")).unwrap_or_default())]
     Proportions { name: Option<String>, problem: String },
-    #[error("model {model} has {n_targets} targets: only one can be weighed against what was selected")]
-    ManyTargets { model: ModelId, n_targets: usize },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
@@ -73,7 +71,6 @@ impl DaemonError {
         match self {
             DaemonError::Model { .. }
             | DaemonError::Proportions { .. }
-            | DaemonError::ManyTargets { .. }
             | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
             DaemonError::Catalog(error) => catalog_exit_code(error),
             DaemonError::Internal(_) => 70,
@@ -113,6 +110,14 @@ impl LoadedModel {
         let weight = VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(&model));
         let division = Arc::new(Division::of(&Quotas::default(), &model));
         Ok(LoadedModel { id: ModelId::of(&bytes), weight, target: model.target_distribution(), division, model, bytes })
+    }
+
+    /// What the catalog calls its targets: nothing where there is one.
+    fn target_names(&self) -> Vec<String> {
+        match self.division.targets() {
+            [] => vec![String::new()],
+            several => several.to_vec(),
+        }
     }
 
     /// With these shares of sources and targets; what they leave open stays as the model has it.
@@ -181,10 +186,6 @@ impl Daemon {
         let model = model.divided_by(&config.selector.quotas)?;
         // Recorded with every shard.
         config.selector.quotas = config.selector.quotas.of_model(&model.model);
-        let n_targets = model.model.targets.len();
-        if n_targets > 1 && config.against != Against::Raw {
-            return Err(DaemonError::ManyTargets { model: model.id, n_targets });
-        }
         let telemetry = Arc::new(Telemetry::new(&config.pipeline, config.kafka.max_poll_interval));
         let catalog = open_catalog(&config).await?;
         telemetry.status().readiness.migrated = true;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::quality::TOP_SOURCES;
-use crate::catalog::{Advance, CountsAddition, CountsKind, PublishRequest};
+use crate::catalog::{Advance, ByTarget, CountsAddition, CountsKind, PublishRequest};
 use crate::checkpoint::Progress;
 use crate::config::{Against, Config, RawDistribution};
 use crate::manifest::{DeadLetterFile, ShardManifest};
@@ -37,7 +37,7 @@ pub(super) struct OpenShard {
     reasons: BTreeMap<RejectReason, u64>,
     log_importance_weights: Vec<f64>,
     sources: SourceCounts,
-    counts: BTreeMap<CountsKind, NgramCounts>,
+    counts: BTreeMap<CountsKind, ByTarget<NgramCounts>>,
     pub opened: Instant,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct FinishedPublication {
     /// Dead letters by reason.
     pub reasons: BTreeMap<RejectReason, u64>,
     advances: Vec<Advance>,
-    counts: BTreeMap<CountsKind, NgramCounts>,
+    counts: BTreeMap<CountsKind, ByTarget<NgramCounts>>,
 }
 
 impl OpenShard {
@@ -80,15 +80,16 @@ impl OpenShard {
         self.append_files(&window, shared).map_err(|e| e.to_string())?;
         let Config { raw, against, .. } = shared.config;
         // Sums of whole numbers: the order of windows within a publication does not matter.
-        let mut add = |kind, counts| match self.counts.entry(kind) {
+        let mut add = |kind, target, counts| match self.counts.entry(kind).or_default().entry(target) {
             Entry::Occupied(sum) => sum.into_mut().merge(counts),
             Entry::Vacant(none) => drop(none.insert(counts.clone())),
         };
         if raw != RawDistribution::Pinned {
-            add(CountsKind::Raw, &window.raw_counts);
+            add(CountsKind::Raw, String::new(), &window.raw_counts);
         }
         if against != Against::Raw {
-            add(CountsKind::Selected, &window.all_selected_counts());
+            let targets = shared.model.target_names().into_iter().zip(&window.selected_counts);
+            targets.for_each(|(target, counts)| add(CountsKind::Selected, target, counts));
         }
         self.sources.merge(&window.sources);
         self.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
@@ -208,7 +209,8 @@ impl FinishedPublication {
             };
             Some(CountsAddition { kind, counts, half_life_ngrams, history_bytes })
         };
-        self.counts.iter().filter(|(_, counts)| counts.total() > 0).filter_map(addition).collect()
+        let has_ngrams = |counts: &ByTarget<NgramCounts>| counts.values().any(|counts| counts.total() > 0);
+        self.counts.iter().filter(|(_, counts)| has_ngrams(counts)).filter_map(addition).collect()
     }
 
     pub fn request<'a>(&'a self, counts: &'a [CountsAddition<'a>], forward_to: Option<&'a str>) -> PublishRequest<'a> {

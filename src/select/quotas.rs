@@ -189,8 +189,7 @@ impl Division {
     pub fn chances(&self, fraction: Fraction, n_documents: u64, available: &[u64]) -> Vec<f64> {
         let (whole, chance_of_more) = fraction.whole_and_chance(n_documents);
         let [less, more] = [whole, whole + 1].map(|count| dues(count, &self.pool_shares, available));
-        let of_pool =
-            |(less, more): (f64, f64)| less.min(1.0) * (1.0 - chance_of_more) + more.min(1.0) * chance_of_more;
+        let of_pool = |(less, more): (f64, f64)| less.min(1.0) + (more.min(1.0) - less.min(1.0)) * chance_of_more;
         less.into_iter().zip(more).map(of_pool).collect()
     }
 }

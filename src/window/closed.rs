@@ -200,11 +200,6 @@ impl OpenWindow {
 }
 
 impl ClosedWindow {
-    /// N-grams of all selected documents.
-    pub fn all_selected_counts(&self) -> NgramCounts {
-        sum(&self.selected_counts)
-    }
-
     /// Bytes of the counts that were made when it closed.
     pub fn selected_counts_bytes(&self) -> usize {
         self.selected_counts.iter().map(|counts| size_of_val(counts.as_slice())).sum()
