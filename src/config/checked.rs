@@ -9,14 +9,14 @@ use super::*;
 use crate::record::FieldNames;
 use crate::select::SelectorKind;
 
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
 /// Doubles count exactly up to here.
 const MAX_NGRAMS: u64 = 1 << 53;
 const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// librdkafka settings that winnowd itself depends on, and the key to use instead.
 const RESERVED: &[(&str, &str)] = &[
@@ -91,9 +91,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
     let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
-    let http_listen = r.parse("http.listen", SocketAddr::from(([127, 0, 0, 1], 0)), |value| {
-        value.parse().map_err(|_| "expected an address and port such as 0.0.0.0:9464".to_owned())
-    });
+    let losses = losses::losses(r, &kafka.topics, memory_budget_bytes);
     let level = r.parse("log.level", tracing::Level::INFO, |value| {
         value.parse().map_err(|_| "expected one of: error, warn, info, debug, trace".to_owned())
     });
@@ -112,7 +110,9 @@ pub(super) fn check(r: &mut Reader) -> Config {
         sink,
         catalog,
         memory_budget_bytes,
-        http_listen,
+        loss_weight: losses::loss_weight(r),
+        losses,
+        http: losses::http(r),
         shutdown_grace: r.duration("shutdown.grace", Duration::ZERO..=HOUR),
         log: LogConfig { level, json: r.choice("log.format", &["text", "json"]) == "json" },
     }

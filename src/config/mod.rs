@@ -3,6 +3,7 @@
 //! Every mistake is reported at once, each with its key and value. What comes out is trusted everywhere else.
 
 mod checked;
+mod losses;
 mod quotas;
 mod reader;
 
@@ -12,7 +13,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::record::Decoder;
+use crate::record::{Decoder, LossDecoder};
+use crate::score::{AssemblySettings, LossWeightSettings};
 use crate::select::SelectorSettings;
 use crate::window::WindowPolicy;
 
@@ -37,7 +39,9 @@ pub struct Config {
     pub sink: SinkConfig,
     pub catalog: CatalogConfig,
     pub memory_budget_bytes: usize,
-    pub http_listen: SocketAddr,
+    pub loss_weight: LossWeightConfig,
+    pub losses: LossesConfig,
+    pub http: HttpConfig,
     pub shutdown_grace: Duration,
     pub log: LogConfig,
 }
@@ -153,6 +157,49 @@ pub struct SinkConfig {
 pub struct CatalogConfig {
     pub url: CatalogUrl,
     pub migrate: bool,
+}
+
+/// How training losses become weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossWeightConfig {
+    /// Valid.
+    pub settings: LossWeightSettings,
+    /// Steps of which it is remembered what their losses were.
+    pub remembered_steps: usize,
+}
+
+/// Reports of losses in a topic, and answers in another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LossesConfig {
+    pub topic: Option<String>,
+    pub weights_topic: Option<String>,
+    /// From the first report of a step to its answer.
+    pub deadline: Duration,
+    /// Older reports are not answered.
+    pub stale_after: Duration,
+    /// Of all reports that wait for others.
+    pub pending_bytes: usize,
+    /// Of one report or request.
+    pub max_bytes: usize,
+    pub max_samples: usize,
+}
+
+impl LossesConfig {
+    pub fn decoder(&self) -> LossDecoder {
+        LossDecoder { max_bytes: self.max_bytes, max_entries: self.max_samples }
+    }
+
+    pub fn assembly(&self, remembered_steps: usize) -> AssemblySettings {
+        let deadline_ms = self.deadline.as_millis() as i64;
+        AssemblySettings { deadline_ms, max_pending_bytes: self.pending_bytes, remembered_steps }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    pub listen: SocketAddr,
+    /// Whoever changes or reveals something must name it.
+    pub token: Option<Secret>,
 }
 
 /// Where the catalog is. Shows no password.

@@ -291,6 +291,14 @@ impl LossReport {
         self.losses.len() + self.bad.len()
     }
 
+    /// Bytes that it holds on to.
+    pub fn size_bytes(&self) -> usize {
+        let ids = self.losses.iter().map(|sample| sample.id.len());
+        let ids = ids.chain(self.bad.iter().map(|bad| bad.id.as_ref().map_or(0, String::len)));
+        let entries = self.losses.len() * size_of::<SampleLoss>() + self.bad.len() * size_of::<BadLoss>();
+        size_of::<LossReport>() + self.run_id.len() + entries + ids.sum::<usize>()
+    }
+
     fn take<'a>(&mut self, entries: impl Iterator<Item = Entry<'a>>) {
         for (place, Entry { id, loss }) in entries.enumerate() {
             let id = id.map(Cow::into_owned);

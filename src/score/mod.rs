@@ -4,12 +4,17 @@
 mod adaptive;
 mod distribution;
 mod importance;
+mod loss_batch;
 mod loss_weight;
 mod model;
 
 pub use adaptive::{DecayedCounts, DecayedCountsError, SelectedVersion, VersionedWeight, WeightVersion};
 pub use distribution::{DEFAULT_SMOOTHING, NgramCounts, Probabilities, TargetDistribution, kl_divergence};
 pub use importance::{ImportanceWeight, Score};
+pub use loss_batch::{
+    Assembled, Assembly, AssemblySettings, BadSample, BatchError, BatchWeights, Entered, GlobalBatch, KnownSteps,
+    RankSamples, SampleWeight, StepKey, Taken, Why,
+};
 pub use loss_weight::{
     LossRange, LossStrategy, LossWeight, LossWeightError, LossWeightSettings, NonFiniteLoss, SettingMistake,
     TemperatureDecay, TemperatureSchedule,
