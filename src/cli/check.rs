@@ -97,8 +97,10 @@ fn connect(config: &Config) -> anyhow::Result<()> {
 
 fn kafka(config: &Config) -> Result<String, DaemonError> {
     let Bootstrap::Servers(servers) = &config.kafka.bootstrap else { return Ok("is in this process".to_owned()) };
-    let found = Probe::open(&config.kafka, servers, CONNECT_TIMEOUT)?.topics()?;
-    if let Some(missing) = config.kafka.topics.iter().find(|topic| found.iter().all(|(name, _)| name != *topic)) {
+    let of_losses = [&config.losses.topic, &config.losses.weights_topic].into_iter().flatten();
+    let wanted: Vec<_> = config.kafka.topics.iter().chain(of_losses).cloned().collect();
+    let found = Probe::open(&config.kafka, servers, CONNECT_TIMEOUT)?.those_of(&wanted)?;
+    if let Some(missing) = wanted.iter().find(|topic| found.iter().all(|(name, _)| name != *topic)) {
         let problem = format!("there is no topic `{missing}`, or it may not be seen");
         return Err(SourceError::Client { bootstrap: servers.clone(), problem }.into());
     }

@@ -6,9 +6,7 @@ use std::time::Duration;
 use super::checked::{DAY, GIB, HOUR, KIB, MIB};
 use super::reader::Reader;
 use super::*;
-use crate::score::{
-    LossRange, LossStrategy, LossWeightSettings, NonFiniteLoss, TemperatureDecay, TemperatureSchedule,
-};
+use crate::score::{LossRange, LossStrategy, LossWeightSettings, NonFiniteLoss, TemperatureDecay, TemperatureSchedule};
 
 /// Shorter ones can be guessed.
 const MIN_TOKEN_CHARS: usize = 16;

@@ -17,6 +17,7 @@ mod replay;
 mod room;
 mod scoring;
 mod session;
+mod weights;
 mod worker;
 
 use std::sync::Arc;
@@ -26,12 +27,12 @@ use tokio::sync::watch;
 
 use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, OffsetsCatalog, SqlCatalog};
 use crate::config::{Bootstrap, Config};
-use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion};
+use crate::score::{ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion};
 use crate::select::{Division, Quotas};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
-use crate::telemetry::{HttpServer, Telemetry, TelemetryError};
+use crate::telemetry::{HttpServer, Telemetry, TelemetryError, WeightsEndpoint};
 
 use collapse::SharedCollapseWatches;
 pub use forward::send_dead_letter;
@@ -39,6 +40,9 @@ pub use lost::recreated_topics;
 pub use replay::{Replay, Replayed, differences};
 pub use scoring::score_batch;
 use session::SessionEnd;
+
+/// For the last commit of what was answered.
+const WEIGHTS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why the daemon could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -191,7 +195,12 @@ impl Daemon {
         telemetry.status().readiness.migrated = true;
         let store = ShardStore::open(&config.sink)?;
         let embedded = match &config.kafka.bootstrap {
-            Bootstrap::Embedded { partitions } => Some(EmbeddedCluster::start(&config.kafka.topics, *partitions)?),
+            Bootstrap::Embedded { partitions } => {
+                let of_losses = [&config.losses.topic, &config.losses.weights_topic];
+                let topics: Vec<_> =
+                    config.kafka.topics.iter().chain(of_losses.into_iter().flatten()).cloned().collect();
+                Some(EmbeddedCluster::start(&topics, *partitions)?)
+            }
             Bootstrap::Servers(_) => None,
         };
         let bootstrap = match (&embedded, &config.kafka.bootstrap) {
@@ -204,8 +213,10 @@ impl Daemon {
                 "kafka: an in-process cluster listens on {bootstrap}; for demos and tests only, nothing in it lasts"
             );
         }
-        let http = HttpServer::start(config.http_listen, telemetry.clone()).await?;
-        tracing::info!("http: /metrics, /healthz, /readyz and /status on http://{}", http.address);
+        let weigh = LossWeight::new(config.loss_weight.settings).expect("the configuration was checked");
+        let endpoint = Arc::new(WeightsEndpoint::new(&config, weigh, telemetry.clone()));
+        let http = HttpServer::start(&config.http, telemetry.clone(), endpoint).await?;
+        tracing::info!("http: /metrics, /healthz, /readyz, /status and /v1/weights on http://{}", http.address);
         telemetry.metrics.memory_budget_bytes.set(config.memory_budget_bytes as i64);
         telemetry.status().model = model.id.to_string();
         let limits = Limits::of_budget(config.memory_budget_bytes, config.shard.row_group_bytes);
@@ -236,6 +247,8 @@ impl Daemon {
 
     /// Runs until `shutdown` turns true, or an error that a person must settle.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> Result<(), DaemonError> {
+        let (stop_weights, weights_stopped) = watch::channel(false);
+        let weights = weights::TopicWeights::of(&self.shared).map(|weights| tokio::spawn(weights.run(weights_stopped)));
         let mut failures = 0u32;
         let result = loop {
             let began = Instant::now();
@@ -255,6 +268,12 @@ impl Daemon {
                 }
             }
         };
+        let _ = stop_weights.send(true);
+        if let Some(weights) = weights
+            && tokio::time::timeout(WEIGHTS_DEADLINE, weights).await.is_err()
+        {
+            tracing::warn!("weights for the topic: still busy; what was not committed is answered again");
+        }
         drop(self.embedded);
         result
     }

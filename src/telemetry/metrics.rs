@@ -1,6 +1,8 @@
 //! Every metric with its name, help and labels; those of several targets stand in their own file. No label takes values from
 //! the data.
 
+mod losses;
+
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -10,6 +12,7 @@ use super::target_metrics::TargetMetrics;
 use crate::record::RejectReason;
 use crate::select::Quantiles;
 use crate::window::CloseReason;
+pub use losses::{BAD, LossMetrics, STALE};
 
 /// The steps of a publication that take time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +81,7 @@ pub struct Metrics {
     pub selected_version: IntGauge,
     pub raw_drift: Gauge,
     pub of_targets: TargetMetrics,
+    pub losses: LossMetrics,
 }
 
 pub const DECISIONS: [&str; 3] = ["selected", "rejected", "dead_letter"];
@@ -274,6 +278,7 @@ impl Default for Metrics {
                 "KL(adaptive raw distribution, the one fitted in the model); 0 where it is pinned.",
             ),
             of_targets: TargetMetrics::new(&r),
+            losses: LossMetrics::new(&r),
             registry: r,
         };
         for part in ["queue", "windows", "shard"] {
@@ -348,6 +353,10 @@ mod tests {
             "winnowd_publish_stalled{step=\"write\"} 0",
             "winnowd_fenced_publications_total 0",
             "winnowd_skipped_offsets_total 0",
+            "winnowd_weighed_batches_total{by=\"topic\",why=\"deadline\"} 0",
+            "winnowd_weights_requests_total{outcome=\"conflict\"} 0",
+            "winnowd_loss_reports_total{outcome=\"late\"} 0",
+            "winnowd_bad_losses_total{reason=\"not_finite\"} 0",
             "winnowd_build_info{version=",
         ] {
             assert!(text.contains(expected), "`{expected}` is not in:\n{text}");

@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::{Metrics, Step};
 use crate::catalog::{Gap, Totals};
 use crate::record::TopicPartition;
-use crate::select::AcceptanceBySource;
+use crate::score::{BatchWeights, Why};
+use crate::select::{AcceptanceBySource, Quantiles};
 use crate::source::PollHeartbeat;
 use crate::window::WindowSummary;
 
@@ -54,6 +55,8 @@ pub struct Status {
     /// The same for each of several targets; nothing of one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<TargetStatus>,
+    /// The global batch that was weighed last, by request or from the topic.
+    pub last_batch: Option<BatchStatus>,
     /// The last error that ended a session, until a publication succeeds.
     pub last_error: Option<String>,
 }
@@ -67,6 +70,23 @@ pub struct TargetStatus {
     pub kl_reduction: Option<f64>,
     /// The largest parts of KL(this target ‖ what it selected).
     pub lacking: Vec<Lack>,
+}
+
+/// A global batch of a trainer, without its samples.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BatchStatus {
+    pub run_id: String,
+    pub step: u64,
+    pub strategy: &'static str,
+    pub temperature: Option<f64>,
+    pub by: &'static str,
+    pub why: &'static str,
+    pub n_samples: usize,
+    pub n_bad: usize,
+    pub n_missing_ranks: usize,
+    pub effective_sample_size: f64,
+    /// Of the weights, times the number of samples.
+    pub weights: Option<Quantiles>,
 }
 
 /// A bucket of which the selection has too little.
@@ -205,6 +225,37 @@ impl Telemetry {
             Step::Upload => readiness.store_writable = true,
             Step::Stage | Step::Commit => readiness.catalog_reachable = true,
         }
+    }
+
+    /// Shows a batch that was given weights.
+    pub fn weighed(&self, batch: &BatchWeights, by: &'static str, why: Why) {
+        let metrics = &self.metrics.losses;
+        metrics.batches.with_label_values(&[by, why.as_str()]).inc();
+        metrics.samples.inc_by(batch.n_samples as u64);
+        metrics.missing_ranks.inc_by(batch.missing_ranks.len() as u64);
+        for bad in &batch.bad {
+            metrics.bad_losses.with_label_values(&[bad.reason]).inc();
+        }
+        let weights = Quantiles::of(batch.multiples());
+        if let Some(weights) = &weights {
+            metrics.effective_sample_ratio.set(batch.effective_sample_size / batch.n_samples as f64);
+            for (point, value) in weights.named() {
+                metrics.weight.with_label_values(&[point]).set(value);
+            }
+        }
+        self.status().last_batch = Some(BatchStatus {
+            run_id: batch.run_id.clone(),
+            step: batch.step,
+            strategy: batch.strategy,
+            temperature: batch.temperature,
+            by,
+            why: why.as_str(),
+            n_samples: batch.n_samples,
+            n_bad: batch.n_bad,
+            n_missing_ranks: batch.missing_ranks.len(),
+            effective_sample_size: batch.effective_sample_size,
+            weights,
+        });
     }
 
     /// Shows the newest of the catalog's gaps.

@@ -143,7 +143,7 @@ fn known_steps_forget_the_oldest() {
 #[test]
 fn ranks_that_are_late_repeat_themselves_or_live_in_another_world_change_nothing() {
     let (mut assembly, at) = (Assembly::new(SETTINGS), partition());
-    let mut take = |assembly: &mut Assembly, report, now| assembly.take(report, &at, 0, now);
+    let take = |assembly: &mut Assembly, report, now| assembly.take(report, &at, 0, now);
     assert_eq!(take(&mut assembly, report("r", 1, 0, 3, &[1.0, 2.0]), 0), Taken::Kept);
     assert_eq!(take(&mut assembly, report("r", 1, 0, 3, &[1.0, 2.0]), 5), Taken::Repeated);
     assert_eq!(take(&mut assembly, report("r", 1, 0, 3, &[1.0, 2.5]), 5), Taken::OtherLosses);
