@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason; a trainer's report → a [`record::LossReport`] |
 //! | [`features`] | a text → tokens, hashed n-grams |
-//! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses of ranks → weights of a global batch |
+//! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses of ranks → weights of a global batch; a document's own loss → what it adds |
 //! | [`select`] | log weights and noise by position → the selection, within budgets, with inclusion probabilities |
 //! | [`checkpoint`] | intervals of offsets → what a publication advances |
 //! | [`window`] | scored records of one partition → a decided [`window::ClosedWindow`] |

@@ -183,7 +183,7 @@ fn report(run: u64, step: u64, rank: u64) -> Vec<u8> {
     let ids: Vec<_> = (0..SAMPLES).map(|sample| format!("{run}-{step}-{rank}-{sample}")).collect();
     let losses = (0..SAMPLES).map(|sample| loss(run, step, rank, sample));
     let mut report = json!({ "run_id": format!("run-{run}"), "step": step, "rank": rank, "world_size": RANKS });
-    if rank % 2 == 0 {
+    if rank.is_multiple_of(2) {
         report["losses"] = ids.iter().zip(losses).map(|(id, loss)| json!({ "id": id, "loss": loss })).collect();
     } else {
         report["doc_ids"] = json!(ids);
@@ -342,4 +342,58 @@ fn whoever_is_missing_at_the_deadline_is_named_and_bad_reports_are_counted() {
     let status: Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
     assert_eq!((&status["last_batch"]["n_missing_ranks"], &status["last_batch"]["by"]), (&json!(2), &json!("topic")));
     assert_eq!(daemon.stop(), Some(0));
+}
+
+/// By how much the loss of document `n` is above its reference; some have only one of both.
+fn excess(n: u64) -> Option<f64> {
+    (n % 7 != 3).then(|| (n * 37 % 101) as f64 / 16.0 - 1.0)
+}
+
+#[test]
+fn losses_of_documents_steer_the_selection_and_it_can_be_repeated() {
+    let broker = Broker::with_topic("excess", 1);
+    let extra = r#"
+documents.loss_field = "nll"
+documents.reference_loss_field = "base"
+selection.selector = "top_k"
+selection.loss_coefficient = 1e6
+selection.loss_strategy = "kl_dro"
+selection.loss_low = 0.0
+selection.loss_high = 5.0
+window.max_documents = 100
+"#;
+    let deployment = Deployment::new(&broker, extra);
+    let producer = broker.producer();
+    for n in 0..400 {
+        let mut record: Value = serde_json::from_slice(&document(n)).unwrap();
+        record["nll"] = json!(2.5 + excess(n).unwrap_or(50.0));
+        record["base"] = excess(n).map_or(Value::Null, |_| json!(2.5));
+        producer.send(0, Some(record.to_string().as_bytes()));
+    }
+    producer.send(0, Some(br#"{"text":"a text of a few words","nll":"2.5"}"#));
+    producer.flush();
+    let daemon = deployment.start();
+    wait_for("the publication", || (deployment.totals().n_records >= 401).then_some(()));
+    assert_eq!(daemon.stop(), Some(0));
+    let published = deployment.published();
+    published.assert_exactly_once(&BTreeMap::from([(0, 401)]));
+    assert_eq!(published.dead_letters[0].reason, "invalid_field");
+
+    // Nothing outweighs a million nats: of each hundred the ten with the highest excess, the middle of the range without one.
+    let weight = |n: u64| excess(n).map_or(2.5, |excess| excess.clamp(0.0, 5.0));
+    for window in 0..4 {
+        let mut weights: Vec<f64> = (window * 100..(window + 1) * 100).map(weight).collect();
+        weights.sort_by(f64::total_cmp);
+        let rows = published.rows.iter().filter(|row| row.offset as u64 / 100 == window);
+        let mut selected: Vec<f64> = rows.map(|row| row.loss_weight.unwrap()).collect();
+        selected.sort_by(f64::total_cmp);
+        assert_eq!(selected, weights[90..]);
+    }
+    for row in &published.rows {
+        let n = row.offset as u64;
+        assert_eq!((row.loss, row.loss_weight), (excess(n), Some(weight(n))));
+        assert_eq!(row.selection_key, row.log_importance_weight + 1e6 * weight(n));
+    }
+    let verified = deployment.winnowd(&["replay", "--verify"]);
+    assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stdout));
 }

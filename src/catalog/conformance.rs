@@ -163,6 +163,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         min_tokens: 1,
         seed: 0,
         quotas: Quotas::default(),
+        loss: None,
     };
     ShardManifest {
         shard: shard.into(),

@@ -32,14 +32,32 @@ pub struct ReadArguments {
     threads: Option<u16>,
 }
 
+#[derive(clap::Args)]
+pub struct LossFieldArguments {
+    /// Field or column that holds the loss of a proxy model, in nats
+    #[arg(long, value_name = "NAME", help_heading = "Reading")]
+    loss_field: Option<String>,
+    /// Field or column that holds the loss of a reference model: what counts is by how much the loss is above it
+    #[arg(long, value_name = "NAME", requires = "loss_field", help_heading = "Reading")]
+    reference_loss_field: Option<String>,
+}
+
+impl LossFieldArguments {
+    pub fn has_losses(&self) -> bool {
+        self.loss_field.is_some()
+    }
+}
+
 impl ReadArguments {
-    pub fn settings(&self) -> ReadSettings {
+    fn settings(&self, losses: Option<&LossFieldArguments>) -> ReadSettings {
         // A timestamp has no column of its own in what is written: it travels along in the metadata.
         let fields = FieldNames {
             text: self.text_field.clone(),
             id: Some(self.id_field.clone()),
             source: Some(self.source_field.clone()),
             timestamp: None,
+            loss: losses.and_then(|losses| losses.loss_field.clone()),
+            reference_loss: losses.and_then(|losses| losses.reference_loss_field.clone()),
         };
         let threads = self
             .threads
@@ -96,7 +114,12 @@ pub struct Files {
 
 impl Files {
     pub fn new(arguments: &ReadArguments) -> anyhow::Result<Self> {
-        Ok(Files { settings: arguments.settings(), stop: stop_on_signal()? })
+        Ok(Files { settings: arguments.settings(None), stop: stop_on_signal()? })
+    }
+
+    /// Of which losses are read as well, where they are named.
+    pub fn with_losses(arguments: &ReadArguments, losses: &LossFieldArguments) -> anyhow::Result<Self> {
+        Ok(Files { settings: arguments.settings(Some(losses)), stop: stop_on_signal()? })
     }
 
     pub fn reader<'a>(&'a self, inputs: &'a [Input]) -> Reader<'a> {

@@ -69,6 +69,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         min_tokens: r.integer("selection.min_tokens", 0..=u64::from(u32::MAX)) as u32,
         seed: r.integer("selection.seed", 0..=u64::MAX),
         quotas: quotas(r),
+        loss: losses::term(r, decoder.fields.loss.is_some()),
     };
     let window = WindowPolicy {
         max_documents: r.integer("window.max_documents", 1..=100_000_000),
@@ -301,6 +302,8 @@ fn decoder(r: &mut Reader) -> Decoder {
         id: r.optional("documents.id_field"),
         source: r.optional("documents.source_field"),
         timestamp: r.optional("documents.timestamp_field"),
+        loss: r.optional("documents.loss_field"),
+        reference_loss: r.optional("documents.reference_loss_field"),
         text,
     };
     let mut names = vec![("documents.text_field", fields.text.clone())];
@@ -308,12 +311,17 @@ fn decoder(r: &mut Reader) -> Decoder {
         ("documents.id_field", &fields.id),
         ("documents.source_field", &fields.source),
         ("documents.timestamp_field", &fields.timestamp),
+        ("documents.loss_field", &fields.loss),
+        ("documents.reference_loss_field", &fields.reference_loss),
     ] {
         let Some(name) = name else { continue };
         if let Some((other, _)) = names.iter().find(|(_, taken)| taken == name) {
             r.error(key, name, format!("the same field as {other}"));
         }
         names.push((key, name.clone()));
+    }
+    if let (None, Some(name)) = (&fields.loss, &fields.reference_loss) {
+        r.error("documents.reference_loss_field", name, "has no effect without documents.loss_field");
     }
     Decoder { fields, max_bytes: r.bytes("documents.max_bytes", 1..=GIB) as usize }
 }

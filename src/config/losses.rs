@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::checked::{DAY, GIB, HOUR, KIB, MIB};
 use super::reader::Reader;
 use super::*;
-use crate::score::{LossRange, LossStrategy, LossWeightSettings, NonFiniteLoss, TemperatureDecay, TemperatureSchedule};
+use crate::score::{
+    LossRange, LossStrategy, LossTerm, LossWeightSettings, NonFiniteLoss, TemperatureDecay, TemperatureSchedule,
+};
 
 /// Shorter ones can be guessed.
 const MIN_TOKEN_CHARS: usize = 16;
@@ -57,6 +59,26 @@ pub(super) fn loss_weight(r: &mut Reader) -> LossWeightConfig {
         r.error(key, &mistake.value, problem);
     }
     LossWeightConfig { settings, remembered_steps: r.integer("loss_weight.remembered_steps", 1..=10_000_000) as usize }
+}
+
+/// What the losses of documents add to their weights; `None`: nothing.
+pub(super) fn term(r: &mut Reader, has_losses: bool) -> Option<LossTerm> {
+    let coefficient = number(r, "selection.loss_coefficient");
+    let (low, high) = (number(r, "selection.loss_low"), number(r, "selection.loss_high"));
+    let name = r.choice("selection.loss_strategy", &LossTerm::STRATEGIES.map(LossStrategy::as_str));
+    if coefficient == 0.0 {
+        return None;
+    }
+    if !has_losses {
+        let problem = "has no effect without documents.loss_field";
+        r.error("selection.loss_coefficient", &coefficient.to_string(), problem);
+    }
+    let strategy = LossTerm::STRATEGIES.into_iter().find(|strategy| strategy.as_str() == name)?;
+    let term = LossTerm { coefficient, strategy, low, high };
+    for mistake in term.validated().err().unwrap_or_default() {
+        r.error(&format!("selection.loss_{}", mistake.key), &mistake.value, mistake.problem);
+    }
+    Some(term)
 }
 
 /// Any; what it may be is said where its meaning is known.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::features::Featuriser;
-use crate::score::{Model, NgramCounts, Side, Target};
+use crate::score::{LossStrategy, LossTerm, Model, NgramCounts, Side, Target};
 
 fn load(toml: &str) -> Result<Config, ConfigErrors> {
     Config::from_toml(toml, [])
@@ -94,6 +94,13 @@ fn weights_from_losses_are_the_published_ones_by_default() {
     );
     let expected = r#"{"strategy":{"cvar":{"share":0.25}},"temperature":{"burn_in_steps":1000,"initial":1.0,"decay":{"half_life_steps":7,"floor":0.4}},"range":"min_max","cap":null,"non_finite":"zero"}"#;
     assert_eq!(serde_json::to_string(&config.unwrap().loss_weight.settings).unwrap(), expected);
+    assert_eq!(load("[selection]\nloss_low = 3").unwrap().selector.loss, None);
+    let config = load(
+        "[documents]\nloss_field = \"nll\"\n[selection]\nloss_coefficient = -0.5\nloss_low = 1\nloss_high = 4.5\nloss_strategy = \"extremes\"",
+    );
+    let (low, high) = (1.0, 4.5);
+    let term = LossTerm { coefficient: -0.5, strategy: LossStrategy::Extremes, low, high };
+    assert_eq!(config.unwrap().selector.loss, Some(term));
     // As `WINNOWD_HTTP__TOKEN=… winnowd run` does.
     let environment = [("WINNOWD_HTTP__TOKEN".to_owned(), "hunter2-hunter2-hunter2".to_owned())];
     let config = Config::from_toml("", environment).unwrap();
@@ -174,6 +181,24 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[selection]\nfraction = 0", "`selection.fraction` = `0`: expected a decimal above 0"),
     ("[selection]\ntemperature = 0.0", "`selection.temperature` = `0`: expected a number above 0"),
     ("[selection]\ntemperature = nan", "`selection.temperature` = `NaN`: expected a number above 0"),
+    (
+        "[selection]\nloss_coefficient = 1.0\nloss_high = 5",
+        "`selection.loss_coefficient` = `1`: has no effect without documents.loss_field",
+    ),
+    (
+        "[documents]\nloss_field = \"loss\"\n[selection]\nloss_coefficient = 1.0",
+        "`selection.loss_high` = `0`: must be above the low loss (0)",
+    ),
+    (
+        "[selection]\nloss_strategy = \"cvar\"",
+        "`selection.loss_strategy` = `cvar`: expected one of: lin_upper, quadratic",
+    ),
+    ("[selection]\nloss_coefficient = \"much\"", "`selection.loss_coefficient` = `much`: expected a number"),
+    ("[documents]\nloss_field = \"id\"", "`documents.loss_field` = `id`: the same field as documents.id_field"),
+    (
+        "[documents]\nreference_loss_field = \"r\"",
+        "`documents.reference_loss_field` = `r`: has no effect without documents.loss_field",
+    ),
     ("[selection]\nmin_tokens = -1", "`selection.min_tokens` = `-1`: expected an integer from 0"),
     ("[selection]\nlength_normalise = 2", "`selection.length_normalise` = `2`: expected true or false"),
     (

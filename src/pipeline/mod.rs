@@ -27,7 +27,9 @@ use tokio::sync::watch;
 
 use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, OffsetsCatalog, SqlCatalog};
 use crate::config::{Bootstrap, Config};
-use crate::score::{ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion};
+use crate::score::{
+    ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
+};
 use crate::select::{Division, Quotas};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;

@@ -49,7 +49,7 @@ fn score_record(
             let weight = &weights.weight;
             let is_long = document.text.len() > LONG_TEXT_BYTES;
             let mut buckets = BucketList::new(weight.featuriser().buckets);
-            let score = if is_long {
+            let mut score = if is_long {
                 weight.score(&document.text, scratch)
             } else {
                 let mut log_importance_weight = 0.0;
@@ -57,8 +57,9 @@ fn score_record(
                     buckets.extend(chunk);
                     log_importance_weight = weight.add(log_importance_weight, chunk);
                 });
-                Score { n_tokens, log_importance_weight }
+                Score { n_tokens, log_importance_weight, loss: None }
             };
+            score.loss = document.loss;
             let buckets = (!is_long).then_some(buckets);
             let other_weights = weights.for_others(&document.text, buckets.as_ref(), scratch);
             Ok(ScoredDocument { document: document.to_document(), score, other_weights, buckets })

@@ -18,6 +18,10 @@ pub struct FieldNames {
     pub id: Option<String>,
     pub source: Option<String>,
     pub timestamp: Option<String>,
+    /// Of a proxy model.
+    pub loss: Option<String>,
+    /// Of a reference model: what counts is by how much the loss is above it.
+    pub reference_loss: Option<String>,
 }
 
 /// Turns the payload of a record into a document.
@@ -31,15 +35,21 @@ impl Decoder {
     /// The field names of the defaults, for files: `text`, `id`, `source`, `timestamp`.
     pub fn for_files() -> Self {
         let name = |s: &str| Some(s.to_owned());
-        let fields =
-            FieldNames { text: "text".into(), id: name("id"), source: name("source"), timestamp: name("timestamp") };
+        let fields = FieldNames {
+            text: "text".into(),
+            id: name("id"),
+            source: name("source"),
+            timestamp: name("timestamp"),
+            loss: None,
+            reference_loss: None,
+        };
         Decoder { fields, max_bytes: 1 << 30 }
     }
 
     /// In: the payload of one record and where it stood. Out: the document, or why it is none. Never fails otherwise.
     ///
     /// `id` may be a string or an integer; `timestamp` an integer (milliseconds since 1970 UTC) or an RFC 3339 string.
-    /// Fields that are null count as absent. Without an id the position is the id; without a timestamp the record's
+    /// Losses are numbers; where a reference is named, the document has a loss only if both are there. Fields that are null count as absent. Without an id the position is the id; without a timestamp the record's
     /// own, `record_timestamp_ms`, is taken. An empty text is a document without tokens.
     pub fn decode(
         &self,
@@ -120,9 +130,30 @@ impl Decoder {
                 return Err(wrong_type(name, "milliseconds or an RFC 3339 string", other.kind()));
             }
         };
+        let loss = number(&parsed.loss, &names.loss)?;
+        let loss = match &names.reference_loss {
+            None => loss,
+            reference => number(&parsed.reference_loss, reference)?.and_then(|reference| Some(loss? - reference)),
+        };
+        // Two numbers at opposite ends of doubles.
+        if loss.is_some_and(|loss| !loss.is_finite()) {
+            return Err(Reject::new(
+                RejectReason::InvalidField,
+                "the loss and its reference have no finite difference",
+            ));
+        }
         let own_id = string_or_integer(parsed.id, &names.id)?;
         let source = string_or_integer(parsed.source, &names.source)?;
-        Ok(DocumentRef { own_id, at, offset, text, source, timestamp_ms, members: parsed.members })
+        Ok(DocumentRef { own_id, at, offset, text, source, timestamp_ms, loss, members: parsed.members })
+    }
+}
+
+fn number(value: &Scalar<'_>, name: &Option<String>) -> Result<Option<f64>, Reject> {
+    match value {
+        Scalar::Null => Ok(None),
+        Scalar::Integer(n) => Ok(Some(*n as f64)),
+        Scalar::Float(number) => Ok(Some(*number)),
+        other => Err(wrong_type(name.as_deref().unwrap_or_default(), "a number", other.kind())),
     }
 }
 
@@ -145,6 +176,8 @@ pub(super) struct Parsed<'a> {
     pub id: Scalar<'a>,
     pub source: Scalar<'a>,
     pub timestamp: Scalar<'a>,
+    pub loss: Scalar<'a>,
+    pub reference_loss: Scalar<'a>,
     /// The other fields, with the bytes of their values.
     pub members: Vec<(Cow<'a, str>, &'a str)>,
 }
@@ -239,7 +272,7 @@ impl<'de> Visitor<'de> for ObjectSeed<'_> {
         let names = self.0;
         let is = |name: &Option<String>, key: &str| name.as_deref() == Some(key);
         let mut parsed = Parsed::default();
-        let mut seen = [false; 4];
+        let mut seen = [false; 6];
         let mut duplicate = None;
         while let Some(Key(key)) = map.next_key()? {
             let (place, slot) = match &*key {
@@ -247,6 +280,8 @@ impl<'de> Visitor<'de> for ObjectSeed<'_> {
                 k if is(&names.id, k) => (1, &mut parsed.id),
                 k if is(&names.source, k) => (2, &mut parsed.source),
                 k if is(&names.timestamp, k) => (3, &mut parsed.timestamp),
+                k if is(&names.loss, k) => (4, &mut parsed.loss),
+                k if is(&names.reference_loss, k) => (5, &mut parsed.reference_loss),
                 _ => {
                     let value: &'de RawValue = map.next_value()?;
                     parsed.members.push((key, value.get()));
@@ -302,6 +337,41 @@ mod tests {
             assert_eq!(document.metadata, None);
         }
         assert_eq!(decode(br#"{"text":"t","id":18446744073709551615}"#).unwrap().id, "18446744073709551615");
+    }
+
+    #[test]
+    fn losses_are_numbers_and_excess_losses_their_differences() {
+        let decode = |json: &str, reference: Option<&str>| {
+            let mut decoder = decoder();
+            (decoder.fields.loss, decoder.fields.reference_loss) = (Some("loss".into()), reference.map(str::to_owned));
+            let at = TopicPartition::new("docs", 3);
+            let mut scratch = TextScratch::default();
+            let document = decoder.decode_ref(Some(json.as_bytes()), &at, 17, None, &mut scratch)?;
+            Ok((document.loss, document.metadata()))
+        };
+        let with = |rest: &str| format!("{{\"text\":\"a\"{rest}}}");
+        for (rest, alone, excess) in [
+            (r#","loss":2.5,"ref":1"#, Some(2.5), Some(1.5)),
+            (r#","loss":3,"ref":1e1"#, Some(3.0), Some(-7.0)),
+            (r#","loss":-0,"ref":0.0"#, Some(0.0), Some(0.0)),
+            (r#","loss":2.5,"ref":null"#, Some(2.5), None),
+            (r#","loss":null,"ref":1"#, None, None),
+            (r#","ref":1"#, None, None),
+        ] {
+            assert_eq!(decode(&with(rest), None).map(|(loss, _)| loss), Ok::<_, Reject>(alone), "{rest}");
+            assert_eq!(decode(&with(rest), Some("ref")), Ok((excess, None)), "{rest}");
+        }
+        for (rest, problem) in [
+            (r#","loss":"2.5""#, "field `loss` is a string, expected a number"),
+            (r#","loss":[2.5]"#, "field `loss` is an array, expected a number"),
+            (r#","loss":1,"ref":true"#, "field `ref` is a boolean, expected a number"),
+            (r#","loss":1.5e308,"ref":-1.5e308"#, "no finite difference"),
+            (r#","loss":1,"loss":1"#, "field `loss` stands twice"),
+        ] {
+            let reject = decode(&with(rest), Some("ref")).unwrap_err();
+            assert!(reject.detail.contains(problem), "{rest}: {}", reject.detail);
+        }
+        assert_eq!(decode(&with(r#","loss":1e999"#), None).unwrap_err().reason, RejectReason::MalformedJson);
     }
 
     /// A JSON string instead of an object, as a producer makes that encodes twice.

@@ -35,6 +35,8 @@ pub struct DocumentRef<'a> {
     pub source: Option<Cow<'a, str>>,
     /// Milliseconds since 1970 UTC: the document's own, else the record's.
     pub timestamp_ms: Option<i64>,
+    /// Of a proxy model, in nats; above that of a reference, where one is named. Finite.
+    pub loss: Option<f64>,
     /// The record's other fields: name, and the bytes of the value.
     pub members: Vec<(Cow<'a, str>, &'a str)>,
 }

@@ -5,6 +5,7 @@ mod adaptive;
 mod distribution;
 mod importance;
 mod loss_batch;
+mod loss_term;
 mod loss_weight;
 mod model;
 
@@ -15,6 +16,7 @@ pub use loss_batch::{
     Assembled, Assembly, AssemblySettings, BadSample, BatchError, BatchWeights, Entered, GlobalBatch, KnownSteps,
     RankSamples, SampleWeight, StepKey, Taken, Why,
 };
+pub use loss_term::LossTerm;
 pub use loss_weight::{
     LossRange, LossStrategy, LossWeight, LossWeightError, LossWeightSettings, NonFiniteLoss, SettingMistake,
     TemperatureDecay, TemperatureSchedule,

@@ -16,7 +16,7 @@ mod reservoirs;
 use serde::{Deserialize, Serialize};
 
 use crate::features::Featuriser;
-use crate::score::Score;
+use crate::score::{LossTerm, Score};
 
 pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
 pub use apportion::{Rounding, apportion};
@@ -71,17 +71,21 @@ pub struct SelectorSettings {
     /// How the selection of a window is divided among sources and targets.
     #[serde(default, skip_serializing_if = "Quotas::is_empty")]
     pub quotas: Quotas,
+    /// What the documents' own losses add to the log weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<LossTerm>,
 }
 
 impl SelectorSettings {
-    /// What a document competes with: its log importance weight, or the mean of that over its n-grams. Keys,
-    /// probabilities and diagnostics are made from it; shards keep the log importance weight itself.
+    /// What a document competes with: its log importance weight, or the mean of that over its n-grams, and what its loss adds.
+    /// Keys, probabilities and diagnostics are made from it; shards keep the log importance weight itself.
     pub fn total_log_weight(&self, score: &Score, featuriser: &Featuriser) -> f64 {
-        if self.length_normalise {
+        let of_text = if self.length_normalise {
             score.log_importance_weight / featuriser.n_ngrams(score.n_tokens).max(1) as f64
         } else {
             score.log_importance_weight
-        }
+        };
+        self.loss.map_or(of_text, |term| of_text + term.added(score.loss))
     }
 
     /// The key by which documents are ranked, highest first.

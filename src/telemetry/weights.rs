@@ -86,9 +86,9 @@ impl WeightsEndpoint {
         let endpoint = self.clone();
         let answer = match self.read(headers, body).await {
             // Milliseconds of a core: not on a thread that others wait for.
-            Ok(body) => tokio::task::spawn_blocking(move || endpoint.answer(&body))
-                .await
-                .unwrap_or_else(|e| Err(Refusal::new(Outcome::Bad, StatusCode::INTERNAL_SERVER_ERROR, "fault", e))),
+            Ok(body) => tokio::task::spawn_blocking(move || endpoint.answer(&body)).await.unwrap_or_else(|e| {
+                Err(Refusal::new(Outcome::Bad, StatusCode::INTERNAL_SERVER_ERROR, "fault", e.to_string()))
+            }),
             Err(refusal) => Err(refusal),
         };
         timer.observe_duration();
@@ -127,7 +127,7 @@ impl WeightsEndpoint {
             Ok(Err(e)) if std::error::Error::source(&e).is_some_and(|s| s.to_string().contains("length limit")) => {
                 Err(too_large())
             }
-            Ok(Err(e)) => Err(Refusal::new(Outcome::Bad, StatusCode::BAD_REQUEST, "cut_off", e)),
+            Ok(Err(e)) => Err(Refusal::new(Outcome::Bad, StatusCode::BAD_REQUEST, "cut_off", e.to_string())),
             Err(_) => {
                 let problem = format!("the request did not come within {} s", BODY_DEADLINE.as_secs());
                 Err(Refusal::new(Outcome::Bad, StatusCode::REQUEST_TIMEOUT, "too_slow", problem))
@@ -166,8 +166,8 @@ impl WeightsEndpoint {
 }
 
 impl Refusal {
-    fn new(outcome: Outcome, status: StatusCode, reason: &'static str, problem: impl ToString) -> Self {
-        Refusal { outcome, status, reason, problem: problem.to_string() }
+    fn new(outcome: Outcome, status: StatusCode, reason: &'static str, problem: impl Into<String>) -> Self {
+        Refusal { outcome, status, reason, problem: problem.into() }
     }
 }
 
@@ -175,15 +175,15 @@ impl From<BadReport> for Refusal {
     fn from(bad: BadReport) -> Self {
         match bad.reason {
             BadReportReason::TooLarge | BadReportReason::TooManyEntries => {
-                Refusal::new(Outcome::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, bad.reason.as_str(), bad)
+                Refusal::new(Outcome::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, bad.reason.as_str(), bad.detail)
             }
-            _ => Refusal::new(Outcome::Bad, StatusCode::BAD_REQUEST, bad.reason.as_str(), bad),
+            _ => Refusal::new(Outcome::Bad, StatusCode::BAD_REQUEST, bad.reason.as_str(), bad.detail),
         }
     }
 }
 
 impl From<BatchError> for Refusal {
     fn from(error: BatchError) -> Self {
-        Refusal::new(Outcome::NotWeighed, StatusCode::UNPROCESSABLE_ENTITY, "bad_losses", error)
+        Refusal::new(Outcome::NotWeighed, StatusCode::UNPROCESSABLE_ENTITY, "bad_losses", error.to_string())
     }
 }

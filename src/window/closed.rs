@@ -24,6 +24,8 @@ pub struct SelectedDocument {
     pub log_importance_weights: Vec<f64>,
     pub selection_key: f64,
     pub inclusion_probability: f64,
+    /// Log of the weight that its loss gives it, where losses count.
+    pub loss_weight: Option<f64>,
 }
 
 /// A decided window, ready for a shard.
@@ -159,6 +161,7 @@ impl OpenWindow {
                 log_importance_weights,
                 selection_key,
                 inclusion_probability,
+                loss_weight: selector.loss.map(|term| term.log_weight(score.loss)),
             }
         };
         let selected: Vec<_> = chosen.into_iter().map(to_selected).collect();

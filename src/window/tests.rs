@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::features::Featuriser;
 use crate::record::RejectReason;
-use crate::score::WeightVersion;
 use crate::score::{ImportanceWeight, Model, NgramCounts, Side};
+use crate::score::{LossStrategy, LossTerm, WeightVersion};
 use crate::select::{Quotas, SelectorKind};
 
 const BUCKETS: u32 = 64;
@@ -36,6 +36,7 @@ fn selector(fraction: &str) -> SelectorSettings {
         min_tokens: 2,
         seed: 11,
         quotas: Quotas::default(),
+        loss: None,
     }
 }
 
@@ -267,4 +268,37 @@ fn the_baseline_is_a_sample_of_all_documents() {
     let summary = window.close(CloseReason::Documents, &selector, &noise, &model.target_distribution()).summary;
     let (selected, random) = (summary.kl_reduction.unwrap(), summary.random_kl_reduction.unwrap());
     assert!(selected > random + 0.1 && random.abs() < 0.05, "{selected} against {random}");
+}
+
+/// A window with losses is the one without, whose log weights have what losses add: the same documents, keys and probabilities.
+#[test]
+fn what_a_loss_adds_counts_as_if_it_were_of_the_text() {
+    let model = model();
+    let weight = weight(&model);
+    let term = LossTerm { coefficient: 1.5, strategy: LossStrategy::Quadratic, low: 0.0, high: 8.0 };
+    let plain = selector("0.3");
+    let decided = |selector: &SelectorSettings, change: &dyn Fn(i64, &mut Score)| {
+        let (mut window, noise) = open(selector);
+        for offset in 100..120 {
+            let mut record = record(offset, "good words only in bad noise", &model);
+            if let Ok(scored) = &mut record.outcome {
+                change(offset, &mut scored.score);
+            }
+            window.push(record, &weight, selector, &noise);
+        }
+        window.close(CloseReason::Idle, selector, &noise, &model.target_distribution())
+    };
+    let loss = |offset: i64| (offset % 4 != 0).then_some((offset - 100) as f64 / 2.0);
+    let with_losses =
+        decided(&SelectorSettings { loss: Some(term), ..plain.clone() }, &|offset, score| score.loss = loss(offset));
+    let added = decided(&plain, &|offset, score| score.log_importance_weight += term.added(loss(offset)));
+    assert_eq!(with_losses.summary.threshold, added.summary.threshold);
+    assert_eq!(with_losses.summary.diagnostics, added.summary.diagnostics);
+    assert_eq!((with_losses.selected.len(), added.selected.len()), (6, 6));
+    for (with_loss, added) in with_losses.selected.iter().zip(&added.selected) {
+        assert_eq!((with_loss.offset, with_loss.selection_key), (added.offset, added.selection_key));
+        assert_eq!(with_loss.inclusion_probability, added.inclusion_probability);
+        assert_eq!(with_loss.loss_weight, Some(term.log_weight(loss(with_loss.offset))));
+        assert_eq!((added.loss_weight, with_loss.score.loss), (None, loss(with_loss.offset)));
+    }
 }

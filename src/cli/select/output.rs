@@ -9,7 +9,7 @@ use anyhow::Context;
 use super::rows::Rows;
 use super::spool::Spool;
 use crate::cli::UsageError;
-use crate::sink::SelectionWriter;
+use crate::sink::{SelectionColumns, SelectionWriter};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -112,9 +112,9 @@ pub enum Output {
 }
 
 impl Output {
-    pub fn new(folder: &Folder, format: Format, targets: Vec<String>, footer: Vec<(String, String)>) -> Self {
+    pub fn new(folder: &Folder, format: Format, columns: SelectionColumns, footer: Vec<(String, String)>) -> Self {
         match format {
-            Format::Parquet => Output::Parquet(Box::new(SelectionWriter::new(folder.path(), targets, footer))),
+            Format::Parquet => Output::Parquet(Box::new(SelectionWriter::new(folder.path(), columns, footer))),
             Format::Jsonl | Format::JsonlZst => Output::Lines(Lines {
                 folder: folder.path().to_owned(),
                 is_compressed: format == Format::JsonlZst,

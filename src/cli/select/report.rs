@@ -26,6 +26,10 @@ fn lacking(model: &Model, parts: &[(u32, f64)]) -> Vec<Lack> {
     parts.iter().map(lack).collect()
 }
 
+fn n_with_loss(scores: &Scores, plan: &SelectionPlan) -> u64 {
+    super::draw::candidates(scores, plan).into_iter().filter(|&document| scores.loss(document).is_some()).count() as u64
+}
+
 pub struct Facts<'a> {
     pub model: &'a Model,
     pub model_id: &'a ModelId,
@@ -84,6 +88,10 @@ struct Selector {
     source_proportions: Vec<(String, f64)>,
     /// `null`: weights against raw alone.
     against_selected: Option<super::corrected::Correction>,
+    /// `null`: losses do not count.
+    loss: Option<crate::score::LossTerm>,
+    /// Candidates that have one.
+    n_with_loss: Option<u64>,
 }
 
 /// A bucket of which the selection has too little.
@@ -134,6 +142,8 @@ impl Report {
                 min_tokens: plan.min_tokens,
                 source_proportions: plan.sources.clone(),
                 against_selected: draw.correction,
+                loss: draw.settings.loss,
+                n_with_loss: plan.loss.map(|_| n_with_loss(scores, plan)),
             },
             documents: scores.n_documents(),
             bad_lines: scores.bad_lines,

@@ -17,7 +17,7 @@ use crate::features::Scratch;
 use crate::record::{DocumentRef, TextScratch};
 use crate::score::{Model, ModelId, NgramCounts};
 use crate::select::Pick;
-use crate::sink::SelectedRow;
+use crate::sink::{SelectedRow, SelectionColumns};
 use crate::source::files::{ChunkPlace, ChunkReader, FileError, Input, Wanted};
 
 /// All that is known when rows are written.
@@ -72,7 +72,7 @@ impl Writing<'_> {
         weights: &Weights,
         model_id: &ModelId,
     ) -> anyhow::Result<Written> {
-        let mut output = Output::new(folder, format, self.target_names(), self.footer(model_id)?);
+        let mut output = Output::new(folder, format, self.columns(), self.footer(model_id)?);
         let buckets = self.model.featuriser.buckets as usize;
         let states = self.files.states(|| Counting {
             scratch: Scratch::default(),
@@ -134,12 +134,13 @@ impl Writing<'_> {
         (first(chunk), first(chunk + 1))
     }
 
-    /// Names for columns: only several targets need them.
-    fn target_names(&self) -> Vec<String> {
-        match &self.model.targets[..] {
+    /// Only several targets need columns of their names.
+    fn columns(&self) -> SelectionColumns {
+        let targets = match &self.model.targets[..] {
             [_] => Vec::new(),
             targets => targets.iter().map(|target| target.name.clone()).collect(),
-        }
+        };
+        SelectionColumns { targets, has_losses: self.plan.loss.is_some() }
     }
 
     fn footer(&self, model_id: &ModelId) -> anyhow::Result<Vec<(String, String)>> {
@@ -220,6 +221,8 @@ impl Writing<'_> {
             selection_key: pick.key,
             inclusion_probability: self.draw.inclusion_probability(self.scores, self.model, document),
             metadata: if is_columns { content.metadata() } else { None },
+            loss: self.scores.loss(document),
+            loss_weight: self.draw.settings.loss.map(|term| term.log_weight(self.scores.loss(document))),
         };
         match &mut found.rows {
             Rows::Columns(rows) => rows.push(row),
@@ -249,6 +252,7 @@ fn fields(row: &SelectedRow, target: Option<&str>, weights: &Weights) -> Vec<(St
     fields.push(("selection_key".to_owned(), row.selection_key.into()));
     fields.push(("inclusion_probability".to_owned(), row.inclusion_probability.into()));
     fields.push(("sample_weight".to_owned(), row.inclusion_probability.recip().into()));
+    fields.extend(row.loss_weight.map(|weight| ("loss_weight".to_owned(), weight.into())));
     fields
 }
 

@@ -21,6 +21,8 @@ pub struct Scores {
     /// The number of the pool that a document's source has of its own, counted from 1; 0 for all others. Empty when there
     /// is only one pool.
     pub pools: Vec<u16>,
+    /// NaN of documents without one. Empty when losses are not read.
+    pub losses: Vec<f64>,
     pub sources: SourceCounts,
     pub bad_lines: u64,
     pub text_bytes: u64,
@@ -43,6 +45,9 @@ impl Scores {
         if !plan.sources.is_empty() {
             self.pools.push(0);
         }
+        if plan.loss.is_some() {
+            self.losses.push(f64::NAN);
+        }
     }
 
     /// Its weights come apart from it.
@@ -53,6 +58,9 @@ impl Scores {
         if !plan.sources.is_empty() {
             let named = plan.sources.iter().position(|(name, _)| Some(name.as_str()) == record.source);
             self.pools.push(named.map_or(0, |pool| pool as u16 + 1));
+        }
+        if plan.loss.is_some() {
+            self.losses.push(record.loss.unwrap_or(f64::NAN));
         }
     }
 }
@@ -83,12 +91,17 @@ impl Scores {
         self.pools.get(document as usize).map_or(0, |pool| usize::from(*pool))
     }
 
+    pub fn loss(&self, document: u32) -> Option<f64> {
+        self.losses.get(document as usize).copied().filter(|loss| loss.is_finite())
+    }
+
     pub fn append(&mut self, mut chunk: Scores, place: Option<ChunkPlace>) -> anyhow::Result<()> {
         self.places.extend(place);
         self.chunks.push(u32::try_from(self.len()).unwrap_or(u32::MAX));
         self.weights.append(&mut chunk.weights);
         self.n_tokens.append(&mut chunk.n_tokens);
         self.pools.append(&mut chunk.pools);
+        self.losses.append(&mut chunk.losses);
         self.sources.merge(&chunk.sources);
         self.bad_lines += chunk.bad_lines;
         self.text_bytes += chunk.text_bytes;

@@ -127,6 +127,7 @@ pub struct Record<'a> {
     pub text: &'a str,
     pub own_id: Option<&'a str>,
     pub source: Option<&'a str>,
+    pub loss: Option<f64>,
 }
 
 impl ChunkReader<'_> {
@@ -167,6 +168,7 @@ impl ChunkReader<'_> {
                         text: &d.text,
                         own_id: d.own_id.as_deref(),
                         source: d.source.as_deref(),
+                        loss: d.loss,
                     }));
                     Ok(())
                 })
@@ -188,8 +190,8 @@ impl ChunkReader<'_> {
             let columns = columns::Columns::of(batch, fields)?;
             for row in 0..batch.num_rows() {
                 if wanted(line) {
-                    let (own_id, source) = (columns.id(row), columns.source(row));
-                    let record = columns.text(row).map(|text| Record { line, text, own_id, source });
+                    let (own_id, source, loss) = (columns.id(row), columns.source(row), columns.loss(row));
+                    let record = columns.text(row).map(|text| Record { line, text, own_id, source, loss });
                     if record.is_none() {
                         let missing = format!("column `{}` is null", fields.text);
                         let bad = self.bad_line(line, &Reject::new(RejectReason::MissingText, missing));

@@ -31,7 +31,7 @@ fn quotas(sources: &[(&str, f64)]) -> Quotas {
 fn scored(offset: i64, text: &str, weight: &VersionedWeight, scratch: &mut Scratch) -> ScoredRecord {
     let mut buckets = BucketList::new(BUCKETS);
     let n_tokens = weight.weight.featuriser().for_each_chunk(text, scratch, |chunk| buckets.extend(chunk));
-    let score = Score { n_tokens, log_importance_weight: weight.weight.of_list(&buckets) };
+    let score = Score { n_tokens, log_importance_weight: weight.weight.of_list(&buckets), loss: None };
     let other_weights = weight.for_others(text, Some(&buckets), scratch);
     let source = Some(format!("s{}", offset % 3));
     let document = Document { id: offset.to_string(), text: text.into(), source, timestamp_ms: None, metadata: None };
