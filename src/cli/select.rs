@@ -5,6 +5,7 @@
 mod corrected;
 mod draw;
 mod featurise;
+mod loss;
 mod output;
 mod report;
 mod rows;
@@ -18,11 +19,12 @@ use super::files::{FeaturiserArguments, Files, LossFieldArguments, ReadArguments
 use super::fit::{FitPlan, SampleArguments, Sampling, TargetArguments, shares};
 use super::weights::Weights;
 use super::{UsageError, print};
-use crate::score::{LossStrategy, LossTerm, Model, ModelId};
+use crate::score::{Model, ModelId};
 use crate::select::{Fraction, SelectorKind};
 use crate::source::files::Input;
 use corrected::Correction;
 use featurise::Featurised;
+use loss::{LossArguments, WantedLoss};
 use output::Folder;
 
 pub use output::Format;
@@ -105,19 +107,8 @@ struct SelectionArguments {
     /// Share of the selection for a source; what is left goes to all other sources together
     #[arg(long, value_name = "NAME=SHARE", num_args = 1..)]
     source_proportion: Vec<String>,
-    /// What a document's own loss adds to its log weight, before the temperature: C times what --loss-strategy says of it
-    #[arg(long, value_name = "C", requires = "loss_field", allow_negative_numbers = true)]
-    loss_coefficient: Option<f64>,
-    /// Which losses count for more, from 0 to 1 (kl_dro: the loss itself, in nats). Documents without a loss get the mean over
-    /// the range
-    #[arg(long, value_enum, requires = "loss_coefficient", default_value_t = LossStrategyName::LinUpper)]
-    loss_strategy: LossStrategyName,
-    /// What a low loss is, in nats [default: 1 % of the candidates have lower ones]
-    #[arg(long, value_name = "NATS", requires = "loss_coefficient", allow_negative_numbers = true)]
-    loss_low: Option<f64>,
-    /// What a high loss is, in nats [default: 1 % of the candidates have higher ones]
-    #[arg(long, value_name = "NATS", requires = "loss_coefficient", allow_negative_numbers = true)]
-    loss_high: Option<f64>,
+    #[command(flatten)]
+    loss: LossArguments,
     /// What documents are weighed against: the raw distribution, or what was selected so far, window by window, so that what is
     /// covered stops paying. Best with --length-normalise and hardly any noise: --selector top_k, or --temperature 0.005
     #[arg(long, value_enum, default_value_t = AgainstName::Raw)]
@@ -156,28 +147,6 @@ struct SelectionArguments {
 enum SelectorName {
     ImportanceResampling,
     TopK,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum LossStrategyName {
-    /// Less, the lower the loss is below the middle of the range
-    LinUpper,
-    /// Medium losses
-    Quadratic,
-    /// Low and high losses
-    Extremes,
-    /// The higher the more
-    KlDro,
-}
-
-/// What a document's own loss adds; what is left open, the losses of all candidates decide.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct WantedLoss {
-    pub coefficient: f64,
-    pub strategy: LossStrategy,
-    pub low: Option<f64>,
-    pub high: Option<f64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -270,23 +239,6 @@ impl SelectionArguments {
         }))
     }
 
-    fn loss(&self) -> Result<Option<WantedLoss>, UsageError> {
-        let Some(coefficient) = self.loss_coefficient else { return Ok(None) };
-        let strategy = match self.loss_strategy {
-            LossStrategyName::LinUpper => LossStrategy::LinUpper,
-            LossStrategyName::Quadratic => LossStrategy::Quadratic,
-            LossStrategyName::Extremes => LossStrategy::Extremes,
-            LossStrategyName::KlDro => LossStrategy::KlDro,
-        };
-        let (low, high) = (self.loss_low, self.loss_high);
-        // What is left open is right when what was given is.
-        let given = LossTerm { coefficient, strategy, low: low.unwrap_or(f64::MIN), high: high.unwrap_or(f64::MAX) };
-        match given.validated() {
-            Ok(_) => Ok(Some(WantedLoss { coefficient, strategy, low, high })),
-            Err(mistakes) => Err(draw::loss_mistakes(&mistakes)),
-        }
-    }
-
     fn scratch_bytes(&self) -> u64 {
         self.scratch_gib.saturating_mul(1 << 30)
     }
@@ -316,7 +268,7 @@ impl SelectionArguments {
             min_tokens: self.min_tokens,
             sources,
             correction: self.correction()?,
-            loss: self.loss()?,
+            loss: self.loss.checked()?,
         })
     }
 }

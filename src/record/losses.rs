@@ -13,12 +13,14 @@
 //! report (no JSON, no step, columns of unequal length, …) is refused as a whole. `NaN` and `Infinity`, which Python's `json`
 //! writes although JSON has no such words, make bad entries, not bad reports.
 
+mod reasons;
 mod wire;
 
 use std::borrow::Cow;
 
 use super::Reject;
 use super::decode::Scalar;
+pub use reasons::{BadLossReason, BadReportReason};
 use wire::{List, Row, Wire};
 
 /// What one rank says about its samples of one step.
@@ -55,102 +57,6 @@ pub struct BadLoss {
     pub place: usize,
     pub id: Option<String>,
     pub reason: BadLossReason,
-}
-
-/// Why an entry cannot be used. A closed set: it labels metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum BadLossReason {
-    /// An entry of rows that is no object, or has a field twice.
-    Malformed,
-    /// No id, or one that is neither a string nor an integer.
-    NoId,
-    /// No loss, or null.
-    NoLoss,
-    /// The loss is something else than a number.
-    NotANumber,
-    NotFinite,
-    /// A cross-entropy is not below zero.
-    Negative,
-    /// Zero tokens: the mean is 0/0.
-    NoTokens,
-    /// The number of tokens is no integer from 1 to [`LossDecoder::MAX_TOKENS`], or is absent from columns.
-    InvalidTokens,
-}
-
-impl BadLossReason {
-    pub const ALL: [BadLossReason; 8] = [
-        BadLossReason::Malformed,
-        BadLossReason::NoId,
-        BadLossReason::NoLoss,
-        BadLossReason::NotANumber,
-        BadLossReason::NotFinite,
-        BadLossReason::Negative,
-        BadLossReason::NoTokens,
-        BadLossReason::InvalidTokens,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            BadLossReason::Malformed => "malformed",
-            BadLossReason::NoId => "no_id",
-            BadLossReason::NoLoss => "no_loss",
-            BadLossReason::NotANumber => "not_a_number",
-            BadLossReason::NotFinite => "not_finite",
-            BadLossReason::Negative => "negative",
-            BadLossReason::NoTokens => "no_tokens",
-            BadLossReason::InvalidTokens => "invalid_tokens",
-        }
-    }
-}
-
-/// Why a report cannot be used. A closed set: it labels metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum BadReportReason {
-    /// The record has no value (a tombstone).
-    NullPayload,
-    TooLarge,
-    InvalidUtf8,
-    MalformedJson,
-    /// JSON, but not an object.
-    NotAnObject,
-    MissingField,
-    /// A field holds a value of the wrong type or out of its range, or contradicts another.
-    InvalidField,
-    /// A field stands in the report twice.
-    DuplicateField,
-    TooManyEntries,
-    /// Columns of unequal length.
-    UnequalColumns,
-}
-
-impl BadReportReason {
-    pub const ALL: [BadReportReason; 10] = [
-        BadReportReason::NullPayload,
-        BadReportReason::TooLarge,
-        BadReportReason::InvalidUtf8,
-        BadReportReason::MalformedJson,
-        BadReportReason::NotAnObject,
-        BadReportReason::MissingField,
-        BadReportReason::InvalidField,
-        BadReportReason::DuplicateField,
-        BadReportReason::TooManyEntries,
-        BadReportReason::UnequalColumns,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            BadReportReason::NullPayload => "null_payload",
-            BadReportReason::TooLarge => "too_large",
-            BadReportReason::InvalidUtf8 => "invalid_utf8",
-            BadReportReason::MalformedJson => "malformed_json",
-            BadReportReason::NotAnObject => "not_an_object",
-            BadReportReason::MissingField => "missing_field",
-            BadReportReason::InvalidField => "invalid_field",
-            BadReportReason::DuplicateField => "duplicate_field",
-            BadReportReason::TooManyEntries => "too_many_entries",
-            BadReportReason::UnequalColumns => "unequal_columns",
-        }
-    }
 }
 
 /// A report that could not be read, with what a person needs to see why.

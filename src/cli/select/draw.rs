@@ -2,13 +2,13 @@
 
 use super::corrected::Correction;
 use super::scores::Scores;
-use super::{Quota, SelectionPlan, Temperature, WantedLoss};
+use super::{Quota, SelectionPlan, Temperature};
 use crate::cli::UsageError;
 use crate::record::TopicPartition;
-use crate::score::{LossTerm, Model, Score, SettingMistake};
+use crate::score::{Model, Score};
 use crate::select::{
-    BudgetedSelection, Diagnostics, Noise, Pick, Quantiles, Quotas, Rounding, SelectorSettings, budgets,
-    pool_shares_of, select_within_budgets, temperature_for_effective_sample_size,
+    BudgetedSelection, Diagnostics, Noise, Pick, Quotas, Rounding, SelectorSettings, budgets, pool_shares_of,
+    select_within_budgets, temperature_for_effective_sample_size,
 };
 
 /// Documents of files have no partition: their numbers are the offsets of this one.
@@ -80,27 +80,9 @@ pub fn settings(
         min_tokens: plan.min_tokens,
         seed: plan.seed,
         quotas: Quotas { sources: plan.sources.iter().cloned().collect(), ..Quotas::default() }.of_model(model),
-        loss: plan.loss.map(|loss| loss_term(scores, plan, loss)).transpose()?,
+        loss: plan.loss.map(|loss| loss.term(scores, plan)).transpose()?,
     };
     Ok((requested, settings))
-}
-
-/// With the range of the candidates' losses, from 1 % to 99 %, where none was given: here all are known before the first is weighed.
-fn loss_term(scores: &Scores, plan: &SelectionPlan, wanted: WantedLoss) -> Result<LossTerm, UsageError> {
-    let WantedLoss { coefficient, strategy, low, high } = wanted;
-    let losses = candidates(scores, plan).into_iter().filter_map(|document| scores.loss(document));
-    let range = Quantiles::of(losses.collect()).map_or((0.0, 0.0), |quantiles| (quantiles.p01, quantiles.p99));
-    let term = LossTerm { coefficient, strategy, low: low.unwrap_or(range.0), high: high.unwrap_or(range.1) };
-    let no_range = "the losses of the candidates have no range: give --loss-low and --loss-high";
-    if term.low == term.high {
-        return Err(UsageError(format!("--loss-coefficient {coefficient}: {no_range}")));
-    }
-    term.validated().map_err(|mistakes| loss_mistakes(&mistakes))
-}
-
-pub fn loss_mistakes(mistakes: &[SettingMistake]) -> UsageError {
-    let mistakes = mistakes.iter().map(|m| format!("--loss-{} {}: {}", m.key, m.value, m.problem));
-    UsageError(mistakes.collect::<Vec<_>>().join("; "))
 }
 
 pub fn noise(seed: u64) -> Noise {
