@@ -187,6 +187,11 @@ fn targets_choose_in_turn_within_the_shares_of_sources() {
     let first = published.rows.iter().find(|row| row.window == window).unwrap();
     let in_json = shown["selected"].as_array().unwrap().iter().find(|row| row["id"] == first.id.as_str()).unwrap();
     assert_eq!(in_json["target"].as_str(), first.target.as_deref());
+    let shown = deployment.winnowd(&["replay", "--window", &window]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    for expected in ["7 of 80 candidates of source web for code, highest key left ", "all other sources for math"] {
+        assert!(shown.contains(expected), "`{expected}` is not in:\n{shown}");
+    }
     let listed = deployment.winnowd(&["shards"]);
     let listed = String::from_utf8_lossy(&listed.stdout);
     assert!(listed.contains(&format!("{n_code} for code, {} for math", 800 - n_code)), "{listed}");

@@ -224,6 +224,14 @@ fn every_mistake_names_key_and_value() {
 }
 
 #[test]
+fn only_so_many_sources_have_shares() {
+    let sources = |n: usize| (0..n).map(|i| format!("s{i} = 0.005\n")).collect::<String>();
+    assert_eq!(load(&format!("[selection.sources]\n{}", sources(100))).unwrap().selector.quotas.sources.len(), 100);
+    let found = mistakes(&format!("[selection.sources]\n{}", sources(101)));
+    assert_eq!(found, ["`selection.sources` = `101 sources`: at most 100 can have a share"]);
+}
+
+#[test]
 fn mistakes_are_reported_all_at_once() {
     let toml = "[selection]\nfraction = 2\ntemperature = -1\n[http]\nlisten = \"x\"\n[oops]\na = 1";
     assert_eq!(mistakes(toml).len(), 4, "{:#?}", mistakes(toml));

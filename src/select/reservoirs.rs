@@ -81,7 +81,7 @@ impl<T> BudgetedReservoirs<T> {
     }
 
     /// Chooses; `budgets` are those of [`Division::budgets`], rounded at random, for the sizes of the pools. Gives what is
-    /// chosen by ascending offset, and the turns.
+    /// chosen by ascending offset, and the turns: pool by pool, one for each target.
     ///
     /// # Panics
     /// If they come to more than `at_most`: candidates that they would need are gone.

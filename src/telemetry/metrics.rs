@@ -352,5 +352,6 @@ mod tests {
         ] {
             assert!(text.contains(expected), "`{expected}` is not in:\n{text}");
         }
+        assert!(!text.contains("winnowd_by_target"), "one target has no series of several");
     }
 }

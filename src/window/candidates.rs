@@ -182,6 +182,7 @@ impl Divided {
             n_selected: turn.count,
             threshold: turn.threshold,
         };
+        let n_targets = division.n_targets();
         let (chosen, turns) = reservoirs.select(&budgets);
         let log_weight = |target: usize, number: usize| match target.checked_sub(1) {
             None => log_weights[number],
@@ -192,9 +193,10 @@ impl Divided {
             // All turns look at the same noise, so a document is chosen exactly if it beats the most favourable of them.
             let of_turn =
                 |turn: &Turn| selector.inclusion_probability(log_weight(turn.target, candidate.number), turn.threshold);
-            let of_pool = turns.iter().filter(|turn| turn.pool == pool && turn.count > 0);
+            let of_pool = &turns[pool * n_targets..][..n_targets];
+            let best = of_pool.iter().filter(|turn| turn.count > 0).map(of_turn).fold(0.0, f64::max);
             // Whether anything of its pool is chosen at all may have been left to chance.
-            let inclusion_probability = chances[pool] * of_pool.map(of_turn).fold(0.0, f64::max);
+            let inclusion_probability = chances[pool] * best;
             ChosenCandidate { offset, target, key, inclusion_probability, candidate }
         };
         let chosen = chosen.into_iter().map(to_candidate).collect();

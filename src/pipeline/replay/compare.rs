@@ -102,3 +102,91 @@ fn compare(row: &PublishedRow, document: &SelectedDocument, window: &str, found:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Interval;
+    use crate::record::{Document, TopicPartition};
+    use crate::score::{NgramCounts, Score};
+    use crate::select::SourceCounts;
+    use crate::window::CloseReason;
+
+    fn turn(target: &str, threshold: f64) -> TurnSummary {
+        let (n_candidates, n_selected) = (5, 1);
+        let threshold = Some(threshold);
+        TurnSummary { source: Some("web".into()), target: Some(target.into()), n_candidates, n_selected, threshold }
+    }
+
+    /// A window of one document for the second of two targets, and its row.
+    fn decided() -> (ClosedWindow, PublishedRow) {
+        let summary = WindowSummary {
+            at: TopicPartition::new("docs", 0),
+            interval: Interval { from: 0, to: 10 },
+            closed_by: CloseReason::Idle,
+            n_records: 10,
+            n_selected: 1,
+            n_rejected: 9,
+            n_too_short: 0,
+            n_dead_letters: 0,
+            payload_bytes: 5,
+            threshold: None,
+            kl_reduction: None,
+            random_kl_reduction: None,
+            raw_version: None,
+            against_selected: None,
+            diagnostics: None,
+            turns: vec![turn("code", 0.5), turn("math", 0.25)],
+            targets: vec![],
+        };
+        let (id, window) = ("d".to_owned(), summary.id());
+        let document = Document { id: id.clone(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
+        let score = Score { n_tokens: 1, log_importance_weight: 2.0 };
+        let (selection_key, inclusion_probability) = (1.5, 0.5);
+        let selected = SelectedDocument {
+            offset: 3,
+            document,
+            score,
+            target: 1,
+            log_importance_weights: vec![1.0, 2.0],
+            selection_key,
+            inclusion_probability,
+        };
+        let row = PublishedRow {
+            id,
+            offset: 3,
+            log_importance_weight: 2.0,
+            selection_key,
+            inclusion_probability,
+            window,
+            target: Some("math".into()),
+            log_importance_weights: vec![("code".into(), 1.0), ("math".into(), 2.0)],
+        };
+        let counts = NgramCounts::zero(1);
+        let (raw_counts, selected_counts, sources) = (counts.clone(), vec![counts], SourceCounts::default());
+        let (selected, dead_letters) = (vec![selected], vec![]);
+        (ClosedWindow { summary, selected, dead_letters, raw_counts, selected_counts, sources }, row)
+    }
+
+    #[test]
+    fn turns_targets_and_their_weights_are_compared_to_the_last_bit() {
+        let (again, row) = decided();
+        let published = again.summary.clone();
+        assert_eq!(differences(&published, std::slice::from_ref(&row), &again), Vec::<String>::new());
+        let differs = |change: fn(&mut WindowSummary, &mut PublishedRow), expected: &str| {
+            let (mut published, mut row) = (published.clone(), row.clone());
+            change(&mut published, &mut row);
+            let found = differences(&published, &[row], &again);
+            assert!(matches!(&found[..], [only] if only.contains(expected)), "{found:?} does not say `{expected}`");
+        };
+        differs(
+            |window, _| window.turns[1].threshold = Some(0.25 + f64::EPSILON),
+            "turn 1: published web for math: 1 of 5",
+        );
+        differs(|window, _| window.turns[0].n_selected = 2, "turn 0: published web for code: 2 of 5");
+        differs(|window, _| drop(window.turns.pop()), "turns: published 1, now 2");
+        differs(|_, row| row.target = Some("code".into()), "offset 3: target: published code, now math");
+        differs(|_, row| row.log_importance_weights[0].1 = -1.0, "log importance weight for code: published -1, now 1");
+        differs(|_, row| row.log_importance_weights.clear(), "weights for targets: published 0, now 2");
+    }
+}
