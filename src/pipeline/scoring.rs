@@ -17,8 +17,8 @@ thread_local! {
 
 const LONG_TEXT_BYTES: usize = 256 << 10;
 
-/// In: a batch, and the weights of each record by number, for all targets. Out: one outcome a record, in the same order; the same whatever the
-/// number of threads.
+/// In: a batch, and the weights of each record by number, for all targets. Out: one outcome a record, in the same order; the
+/// same whatever the number of threads.
 pub fn score_batch<'a>(
     batch: &Batch,
     decoder: &Decoder,
