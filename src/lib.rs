@@ -7,7 +7,7 @@
 //!
 //! | module | takes → gives |
 //! | --- | --- |
-//! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason |
+//! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason; a trainer's report → a [`record::LossReport`] |
 //! | [`features`] | a text → tokens, hashed n-grams |
 //! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses → weights of a batch |
 //! | [`select`] | log weights and noise by position → the selection, within budgets, with inclusion probabilities |

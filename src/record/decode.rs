@@ -97,13 +97,13 @@ impl Decoder {
             Scalar::Null => Ok(None),
             Scalar::String(s) => Ok(Some(s)),
             Scalar::Integer(n) => Ok(Some(Cow::Owned(n.to_string()))),
-            Scalar::Other(kind) => Err(wrong_type(name.as_deref().unwrap_or_default(), "a string or an integer", kind)),
+            other => Err(wrong_type(name.as_deref().unwrap_or_default(), "a string or an integer", other.kind())),
         };
         let text = match parsed.text {
             Scalar::String(text) => text,
             Scalar::Null => return Err(Reject::new(RejectReason::MissingText, format!("no field `{}`", names.text))),
             Scalar::Integer(_) => return Err(wrong_type(&names.text, "a string", "a number")),
-            Scalar::Other(kind) => return Err(wrong_type(&names.text, "a string", kind)),
+            other => return Err(wrong_type(&names.text, "a string", other.kind())),
         };
         let timestamp_ms = match parsed.timestamp {
             Scalar::Null => record_timestamp_ms,
@@ -115,9 +115,9 @@ impl Decoder {
                 Ok(time) => Some(time.timestamp_millis()),
                 Err(_) => return Err(bad_timestamp(names, &s)),
             },
-            Scalar::Other(kind) => {
+            other => {
                 let name = names.timestamp.as_deref().unwrap_or_default();
-                return Err(wrong_type(name, "milliseconds or an RFC 3339 string", kind));
+                return Err(wrong_type(name, "milliseconds or an RFC 3339 string", other.kind()));
             }
         };
         let own_id = string_or_integer(parsed.id, &names.id)?;
@@ -156,7 +156,22 @@ pub(super) enum Scalar<'a> {
     Null,
     String(Cow<'a, str>),
     Integer(i128),
+    /// Written with a point or an exponent, or too large for 64 bits.
+    Float(f64),
     Other(&'static str),
+}
+
+impl Scalar<'_> {
+    /// What it is, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Scalar::Null => "null",
+            Scalar::String(_) => "a string",
+            Scalar::Integer(_) => "an integer",
+            Scalar::Float(_) => "a number that is no 64-bit integer",
+            Scalar::Other(kind) => kind,
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Scalar<'de> {
@@ -179,8 +194,8 @@ impl<'de> Deserialize<'de> for Scalar<'de> {
             fn visit_u64<E>(self, v: u64) -> Result<Scalar<'de>, E> {
                 Ok(Scalar::Integer(v.into()))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Scalar<'de>, E> {
-                Ok(Scalar::Other("a number that is no 64-bit integer"))
+            fn visit_f64<E>(self, v: f64) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Float(v))
             }
             fn visit_bool<E>(self, _: bool) -> Result<Scalar<'de>, E> {
                 Ok(Scalar::Other("a boolean"))
@@ -202,7 +217,7 @@ impl<'de> Deserialize<'de> for Scalar<'de> {
 }
 
 #[derive(Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Key<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 struct ObjectSeed<'n>(&'n FieldNames);
 
