@@ -9,7 +9,8 @@
 //! | --- | --- |
 //! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason; a trainer's report → a [`record::LossReport`] |
 //! | [`features`] | a text → tokens, hashed n-grams |
-//! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses → weights of a batch |
+//! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses → weights of a batch, and the losses to be expected |
+//! | [`feedback`] | reports of trainers and what is known of their documents → loss statistics, a predictor of losses, quotas |
 //! | [`select`] | log weights and noise by position → the selection, within budgets, with inclusion probabilities |
 //! | [`checkpoint`] | intervals of offsets → what a publication advances |
 //! | [`window`] | scored records of one partition → a decided [`window::ClosedWindow`] |
@@ -32,6 +33,7 @@
 pub mod record;
 pub mod features;
 pub mod score;
+pub mod feedback;
 pub mod select;
 pub mod checkpoint;
 pub mod window;
