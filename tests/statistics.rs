@@ -55,7 +55,7 @@ impl Setting {
         for (offset, log_importance_weight) in (0..).zip(LOG_WEIGHTS) {
             let document =
                 Document { id: String::new(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
-            let score = Score { n_tokens: 1, log_importance_weight };
+            let score = Score { n_tokens: 1, log_importance_weight, ..Score::default() };
             let outcome =
                 Ok(ScoredDocument { document, score, other_weights: Vec::new(), buckets: Some(self.buckets.clone()) });
             let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome };

@@ -12,7 +12,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::record::Decoder;
+use crate::feedback::FeedbackSettings;
+use crate::record::{Decoder, LossDecoder};
 use crate::select::SelectorSettings;
 use crate::window::WindowPolicy;
 
@@ -26,6 +27,8 @@ pub struct Config {
     pub kafka: KafkaConfig,
     pub decoder: Decoder,
     pub dead_letters: DeadLetterConfig,
+    /// `None`: trainers are not listened to.
+    pub feedback: Option<FeedbackConfig>,
     /// `None` only while the caller makes the model itself (the demo).
     pub model_path: Option<PathBuf>,
     pub raw: RawDistribution,
@@ -139,6 +142,23 @@ pub struct DeadLetterConfig {
     pub ratio_records: u64,
     /// Where they are sent as well.
     pub topic: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct FeedbackConfig {
+    pub topic: String,
+    pub decoder: LossDecoder,
+    pub settings: FeedbackSettings,
+    /// Of the loss that is expected of a document, in its total log weight; 0: it says nothing there.
+    pub coefficient: f64,
+    /// Published documents that losses can be joined to, the newest ones.
+    pub max_documents: u64,
+    /// Of a document, at most so many are kept to learn from.
+    pub ngrams: usize,
+    pub history_bytes: u64,
+    /// Losses are taken together for so long, or until there are as many.
+    pub interval: Duration,
+    pub batch_losses: u64,
 }
 
 #[derive(Debug, Clone)]

@@ -145,7 +145,6 @@ pub struct FeedbackState {
 struct Numbers {
     /// Raised when documents become other n-grams.
     epoch: i64,
-    featuriser: Featuriser,
     sources: BTreeMap<String, LossStatistics>,
     /// Of sources that are not told apart.
     others: LossStatistics,
@@ -161,7 +160,6 @@ impl FeedbackState {
     pub fn new(featuriser: Featuriser, epoch: i64, settings: &FeedbackSettings) -> Self {
         let numbers = Numbers {
             epoch,
-            featuriser,
             sources: BTreeMap::new(),
             others: LossStatistics::default(),
             strata: vec![LossStatistics::default(); STRATA],
@@ -177,7 +175,7 @@ impl FeedbackState {
     /// The state to go on with: this one, or where documents have become other n-grams a new one in the next epoch. What was counted
     /// stays counted.
     pub fn for_featuriser(self, featuriser: Featuriser, settings: &FeedbackSettings) -> Self {
-        if self.numbers.featuriser == featuriser {
+        if *self.featuriser() == featuriser {
             return self;
         }
         let mut next = FeedbackState::new(featuriser, self.numbers.epoch + 1, settings);
@@ -191,7 +189,7 @@ impl FeedbackState {
     }
 
     pub fn featuriser(&self) -> &Featuriser {
-        &self.numbers.featuriser
+        self.predictor.featuriser()
     }
 
     pub fn predictor(&self) -> &LossPredictor {
@@ -316,9 +314,6 @@ impl FeedbackState {
     pub fn from_parts(json: &str, predictor: &[u8]) -> Result<Self, PredictorError> {
         let numbers: Numbers = serde_json::from_str(json).map_err(|e| PredictorError::Damaged(e.to_string()))?;
         let predictor = LossPredictor::from_bytes(predictor)?;
-        if !predictor.is_for(&numbers.featuriser) {
-            return Err(PredictorError::Damaged("it is of another featuriser than its statistics".to_owned()));
-        }
         Ok(FeedbackState { numbers, predictor })
     }
 

@@ -1,4 +1,5 @@
-//! The weights in force: of the fitted model, or with the newest versions of counts that follow the stream and the selection.
+//! The weights in force: of the fitted model, or with the newest versions of counts that follow the stream and the selection, and of
+//! the losses that are expected.
 //!
 //! A publication makes the next versions in its own transaction; afterwards the publisher reads them back and the worker
 //! finds them at its next batch. Windows that are open keep the versions that they opened with.
@@ -6,11 +7,11 @@
 use std::sync::Arc;
 
 use super::{LoadedModel, Shared};
-use crate::catalog::{CatalogError, CountsKind, CountsVersion};
+use crate::catalog::{CatalogError, CountsKind, CountsVersion, FeedbackVersion};
 use crate::config::{Against, RawDistribution};
 use crate::score::{
-    DecayedCounts, ImportanceWeight, Model, Probabilities, SelectedVersion, Target, VersionedWeight, WeightVersion,
-    kl_divergence,
+    DecayedCounts, ExpectedLoss, ExpectedLossVersion, ImportanceWeight, Model, Probabilities, SelectedVersion, Target,
+    VersionedWeight, WeightVersion, kl_divergence,
 };
 
 /// The weights that a session begins with.
@@ -39,7 +40,15 @@ pub(super) async fn begin(shared: &Shared) -> Result<Arc<VersionedWeight>, Catal
     if let Some(version) = &selected {
         tracing::info!("weights against what was selected, going on with version {}", version.version);
     }
-    Ok(in_force(shared, raw.as_ref(), selected.as_ref()))
+    let feedback = match &config.feedback {
+        None => None,
+        Some(feedback) => {
+            let begun = catalog.begin_feedback(&config.pipeline, &model.model.featuriser, &feedback.settings).await?;
+            tracing::info!("losses are taken from topic {}, going on with version {}", feedback.topic, begun.version);
+            Some(begun)
+        }
+    };
+    Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref()))
 }
 
 /// The newest weights, after a publication; `None` where the model alone makes them.
@@ -52,10 +61,20 @@ pub(super) async fn newest(shared: &Shared) -> Result<Option<Arc<VersionedWeight
     };
     let raw = newest(is_adaptive, CountsKind::Raw).await?;
     let selected = newest(is_against, CountsKind::Selected).await?;
-    Ok((is_adaptive || is_against).then(|| in_force(shared, raw.as_ref(), selected.as_ref())))
+    let feedback = match &config.feedback {
+        Some(_) => catalog.newest_feedback(&config.pipeline).await?,
+        None => None,
+    };
+    let is_versioned = is_adaptive || is_against || feedback.is_some();
+    Ok(is_versioned.then(|| in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref())))
 }
 
-fn in_force(shared: &Shared, raw: Option<&CountsVersion>, selected: Option<&CountsVersion>) -> Arc<VersionedWeight> {
+fn in_force(
+    shared: &Shared,
+    raw: Option<&CountsVersion>,
+    selected: Option<&CountsVersion>,
+    feedback: Option<&FeedbackVersion>,
+) -> Arc<VersionedWeight> {
     let Shared { config, model, telemetry, .. } = shared;
     let Model { smoothing, .. } = model.model;
     let fitted = || model.model.raw.counts.probabilities();
@@ -68,18 +87,28 @@ fn in_force(shared: &Shared, raw: Option<&CountsVersion>, selected: Option<&Coun
         telemetry.metrics.selected_version.set(selected.version);
         telemetry.status().selected_version = Some(selected.version);
     }
+    if let Some(feedback) = feedback {
+        telemetry.set_feedback_version(feedback.version, &feedback.quotas);
+    }
+    let coefficient = config.feedback.as_ref().map_or(0.0, |feedback| feedback.coefficient);
+    // What a worker with another model has begun says nothing of this one's n-grams.
+    let is_ours = |feedback: &&FeedbackVersion| *feedback.expected.featuriser() == model.model.featuriser;
+    let expected = feedback.filter(|_| coefficient != 0.0).filter(is_ours).map(|feedback| {
+        let version = ExpectedLossVersion { version: feedback.version, coefficient };
+        (version, feedback.expected.clone())
+    });
     let selected = match config.against {
         Against::Selected { share, .. } => selected.map(|selected| (selected, share)),
         Against::Raw => None,
     };
-    if raw.is_none() && selected.is_none() {
+    if raw.is_none() && selected.is_none() && expected.is_none() {
         return model.weight.clone();
     }
-    versioned_weight(model, raw, selected)
+    versioned_weight(model, raw, selected, expected)
 }
 
-/// The weights by versions of the counts, those of the selection with their share: each target is weighed against what it
-/// has selected itself.
+/// The weights by versions of the counts, those of the selection with their share, and of what is expected of losses: each target is
+/// weighed against what it has selected itself.
 ///
 /// # Panics
 /// If the counts are of other targets: those of the catalog begin anew for them.
@@ -87,6 +116,7 @@ pub(super) fn versioned_weight(
     model: &LoadedModel,
     raw: Option<&CountsVersion>,
     selected: Option<(&CountsVersion, f64)>,
+    expected: Option<(ExpectedLossVersion, ExpectedLoss)>,
 ) -> Arc<VersionedWeight> {
     let Model { featuriser, smoothing, .. } = model.model;
     let raw_distribution = raw.map_or_else(|| model.model.raw.counts.probabilities(), |raw| probabilities(raw, ""));
@@ -103,9 +133,10 @@ pub(super) fn versioned_weight(
     let version = WeightVersion {
         raw: raw.map(|raw| raw.version),
         selected: selected.map(|(selected, share)| SelectedVersion { version: selected.version, share }),
+        expected_loss: expected.as_ref().map(|(version, _)| *version),
     };
     let targets = model.model.targets.iter().zip(model.target_names());
-    VersionedWeight::of_targets(version, targets.map(weight).collect())
+    VersionedWeight::of_targets(version, targets.map(weight).collect(), expected.map(|e| e.1))
 }
 
 fn probabilities(version: &CountsVersion, target: &str) -> Probabilities {

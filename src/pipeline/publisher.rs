@@ -156,7 +156,7 @@ impl Publisher {
         let finished = finished.map_err(|e| PublisherEnd::Restart(e.to_string()))?;
         crash::point("shard.finished");
         let additions = finished.additions(&self.shared.config);
-        let request = finished.request(&additions, self.shared.config.dead_letters.topic.as_deref());
+        let request = finished.request(&additions, &self.shared);
         let FinishedPublication { manifest, files, reasons, .. } = &finished;
         let mut publication = Publication::new(!files.is_empty());
         let mut problem = None;
@@ -277,7 +277,7 @@ impl Publisher {
 
     /// After the transaction: show it, and tell the group. Nothing here can undo it.
     async fn published(&self, request: &PublishRequest<'_>, took: Duration) {
-        let PublishRequest { manifest, advances, counts, .. } = *request;
+        let PublishRequest { manifest, advances, counts, feedback, .. } = *request;
         let Shared { config, catalog, telemetry, .. } = &*self.shared;
         let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>();
         let (selected, rejected) = (sum(|w| w.n_selected), sum(|w| w.n_rejected));
@@ -316,11 +316,11 @@ impl Publisher {
             Ok(None) => {}
             Err(e) => tracing::warn!("{e}; /metrics shows the sums of the publication before"),
         }
-        if !counts.is_empty() {
+        if !counts.is_empty() || feedback.is_some() {
             match adaptive::newest(&self.shared).await {
                 Ok(Some(weight)) => drop(self.weights.send_replace(weight)),
                 Ok(None) => {}
-                Err(e) => tracing::warn!("{e}; windows go on with the counts of the publication before"),
+                Err(e) => tracing::warn!("{e}; windows go on with what the publication before knew"),
             }
         }
         if request.forward_to.is_some() && manifest.dead_letters.is_some() {

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use super::adaptive::versioned_weight;
 use super::{DaemonError, LoadedModel, recreated_topics, score_batch};
-use crate::catalog::{CatalogError, CountsCatalog, CountsKind, ReplayCatalog, SqlCatalog};
+use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
 use crate::manifest::ShardManifest;
-use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
+use crate::score::{ExpectedLossVersion, ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Noise, Quotas};
 use crate::source::{Batch, Probe, RangeReader, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
@@ -57,7 +57,11 @@ impl Replay {
             return Ok(Replayed::Impossible("its topic was deleted and made again".to_owned()));
         }
         let model = self.model(manifest).await?;
-        let version = WeightVersion { raw: window.raw_version, selected: window.against_selected };
+        let version = WeightVersion {
+            raw: window.raw_version,
+            selected: window.against_selected,
+            expected_loss: window.expected_loss,
+        };
         let weight = match self.weight(&model, &manifest.pipeline, version).await? {
             Ok(weight) => weight,
             Err(forgotten) => return Ok(Replayed::Impossible(forgotten)),
@@ -155,10 +159,22 @@ impl Replay {
                 }
             }
         };
+        let expected = match version.expected_loss {
+            None => None,
+            Some(named) => match self.catalog.feedback_version(pipeline, named.version).await? {
+                Some(found) => Some((named, found.expected)),
+                None => {
+                    let ExpectedLossVersion { version, .. } = named;
+                    return Ok(Err(format!(
+                        "version {version} of the expected losses is forgotten (feedback.history_bytes)"
+                    )));
+                }
+            },
+        };
         let weight = if version == WeightVersion::default() {
             model.weight.clone()
         } else {
-            versioned_weight(model, raw.as_ref(), selected.as_ref().map(|(counts, share)| (counts, *share)))
+            versioned_weight(model, raw.as_ref(), selected.as_ref().map(|(counts, share)| (counts, *share)), expected)
         };
         self.weight = Some((model.id.clone(), weight.clone()));
         Ok(Ok(weight))

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::features::{BucketList, Scratch};
 use crate::record::{Decoder, TextScratch};
-use crate::score::{Score, VersionedWeight};
+use crate::score::VersionedWeight;
 use crate::source::{Batch, Record};
 use crate::window::{DeadLetter, ScoredDocument, ScoredRecord};
 
@@ -37,7 +37,7 @@ fn score_record(
     record: Record<'_>,
     decoder: &Decoder,
     kept_payload_bytes: usize,
-    weights: &VersionedWeight,
+    weight: &VersionedWeight,
     text_scratch: &mut TextScratch,
     scratch: &mut Scratch,
 ) -> ScoredRecord {
@@ -46,21 +46,15 @@ fn score_record(
     let outcome = match decoder.decode_ref(payload, at, offset, timestamp_ms, text_scratch) {
         Ok(document) => {
             // A long text's buckets are found again later: all together they could take more memory than is accounted for.
-            let weight = &weights.weight;
             let is_long = document.text.len() > LONG_TEXT_BYTES;
-            let mut buckets = BucketList::new(weight.featuriser().buckets);
+            let mut buckets = BucketList::new(weight.weight.featuriser().buckets);
             let score = if is_long {
-                weight.score(&document.text, scratch)
+                weight.score(&document.text, scratch, |_| ())
             } else {
-                let mut log_importance_weight = 0.0;
-                let n_tokens = weight.featuriser().for_each_chunk(&document.text, scratch, |chunk| {
-                    buckets.extend(chunk);
-                    log_importance_weight = weight.add(log_importance_weight, chunk);
-                });
-                Score { n_tokens, log_importance_weight }
+                weight.score(&document.text, scratch, |chunk| buckets.extend(chunk))
             };
             let buckets = (!is_long).then_some(buckets);
-            let other_weights = weights.for_others(&document.text, buckets.as_ref(), scratch);
+            let other_weights = weight.for_others(&document.text, buckets.as_ref(), scratch);
             Ok(ScoredDocument { document: document.to_document(), score, other_weights, buckets })
         }
         Err(reject) => Err(DeadLetter {

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::assignments::CatalogAssignments;
+use super::assignments::{CatalogAssignments, Claims};
 use super::forward::Forwarder;
 use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
@@ -48,12 +48,8 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     // The session's own switch: also turned when one of its parts has ended.
     let (stop, stopped) = watch::channel(false);
     let (to_worker, from_source) = queue(shared.limits.queue_bytes);
-    let assignments = CatalogAssignments {
-        shared: shared.clone(),
-        queue: to_worker.clone(),
-        runtime: Handle::current(),
-        shutdown: stopped.clone(),
-    };
+    let claims = Claims { shared: shared.clone(), runtime: Handle::current(), shutdown: stopped.clone() };
+    let assignments = CatalogAssignments { claims, queue: to_worker.clone() };
     let source = KafkaSource::start(
         &shared.config.kafka,
         &shared.bootstrap,

@@ -42,6 +42,8 @@ const MAX_IMPORTANCE: f64 = 8.0;
 /// One version of what is expected, to score with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpectedLoss {
+    /// Of the n-grams that it knows.
+    featuriser: Featuriser,
     bias: f64,
     weights: Arc<[f64]>,
 }
@@ -55,6 +57,10 @@ pub struct ExpectedLossVersion {
 }
 
 impl ExpectedLoss {
+    pub fn featuriser(&self) -> &Featuriser {
+        &self.featuriser
+    }
+
     /// `sum` and the weights of further n-grams, in their order: the same however a document is cut in pieces.
     pub fn add(&self, sum: f64, buckets: &[u32]) -> f64 {
         buckets.iter().fold(sum, |sum, &bucket| sum + self.weights[fold(bucket)])
@@ -86,8 +92,9 @@ pub struct LossPredictor {
 }
 
 /// All but the tables.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Numbers {
+    featuriser: Featuriser,
     n_observed: u64,
     bias: f64,
     /// Decayed number of observations.
@@ -100,13 +107,20 @@ struct Numbers {
 impl LossPredictor {
     /// For the n-grams of a featuriser; `half_life` in observations, above 0.
     pub fn new(featuriser: &Featuriser, half_life: f64) -> Self {
-        let buckets = featuriser.buckets.min(MAX_PREDICTOR_BUCKETS) as usize;
-        LossPredictor {
-            weights: vec![0.0; buckets],
-            squares: vec![0.0; buckets],
-            half_life,
-            numbers: Numbers::default(),
-        }
+        let buckets = n_buckets(featuriser);
+        let numbers = Numbers {
+            featuriser: *featuriser,
+            n_observed: 0,
+            bias: 0.0,
+            weight: 0.0,
+            importance: 0.0,
+            evaluation: Evaluation::default(),
+        };
+        LossPredictor { weights: vec![0.0; buckets], squares: vec![0.0; buckets], half_life, numbers }
+    }
+
+    pub fn featuriser(&self) -> &Featuriser {
+        &self.numbers.featuriser
     }
 
     pub fn n_observed(&self) -> u64 {
@@ -120,12 +134,8 @@ impl LossPredictor {
 
     /// What it expects now.
     pub fn expected(&self) -> ExpectedLoss {
-        ExpectedLoss { bias: self.numbers.bias, weights: self.weights.as_slice().into() }
-    }
-
-    /// Whether its table is one of the featuriser's buckets.
-    pub fn is_for(&self, featuriser: &Featuriser) -> bool {
-        self.weights.len() == featuriser.buckets.min(MAX_PREDICTOR_BUCKETS) as usize
+        let Numbers { featuriser, bias, .. } = self.numbers;
+        ExpectedLoss { featuriser, bias, weights: self.weights.as_slice().into() }
     }
 
     pub fn set_half_life(&mut self, half_life: f64) {
@@ -182,6 +192,11 @@ impl LossPredictor {
         self.weights.iter_mut().for_each(|weight| *weight *= ridge);
         self.squares.iter_mut().for_each(|sum| *sum *= forgotten);
     }
+}
+
+/// Of a table.
+fn n_buckets(featuriser: &Featuriser) -> usize {
+    featuriser.buckets.min(MAX_PREDICTOR_BUCKETS) as usize
 }
 
 /// The place of a bucket in a table.

@@ -10,6 +10,8 @@ pub struct Score {
     pub n_tokens: u32,
     /// Σ over n-grams of log(p_target + ε) − log(p_raw + ε), in nats; 0 for a text without tokens.
     pub log_importance_weight: f64,
+    /// What the loss that is expected of the document adds to its total log weight: a coefficient times nats a token.
+    pub loss_weight: f64,
 }
 
 /// Scores texts against one target: a log ratio per bucket, ready to be summed.
@@ -79,7 +81,7 @@ impl ImportanceWeight {
         let n_tokens = self.featuriser.for_each_chunk(text, scratch, |buckets| {
             log_importance_weight = self.add(log_importance_weight, buckets);
         });
-        Score { n_tokens, log_importance_weight }
+        Score { n_tokens, log_importance_weight, loss_weight: 0.0 }
     }
 
     /// The weight of a text whose buckets were kept: the same number.

@@ -74,14 +74,15 @@ pub struct SelectorSettings {
 }
 
 impl SelectorSettings {
-    /// What a document competes with: its log importance weight, or the mean of that over its n-grams. Keys,
-    /// probabilities and diagnostics are made from it; shards keep the log importance weight itself.
+    /// What a document competes with: its log importance weight, or the mean of that over its n-grams, and what its expected
+    /// loss adds. Keys, probabilities and diagnostics are made from it; shards keep the log importance weight itself.
     pub fn total_log_weight(&self, score: &Score, featuriser: &Featuriser) -> f64 {
-        if self.length_normalise {
+        let importance = if self.length_normalise {
             score.log_importance_weight / featuriser.n_ngrams(score.n_tokens).max(1) as f64
         } else {
             score.log_importance_weight
-        }
+        };
+        importance + score.loss_weight
     }
 
     /// The key by which documents are ranked, highest first.

@@ -94,11 +94,15 @@ fn length_normalised_documents_compete_by_the_mean_of_their_ngrams() {
     let featuriser = Featuriser::default();
     let sum = settings(SelectorKind::TopK);
     let mean = SelectorSettings { length_normalise: true, ..sum.clone() };
-    let score = |n_tokens, log_importance_weight| Score { n_tokens, log_importance_weight };
+    let score = |n_tokens, log_importance_weight| Score { n_tokens, log_importance_weight, loss_weight: 0.0 };
     // Ten tokens have ten unigrams and nine bigrams.
     assert_eq!(mean.total_log_weight(&score(10, -38.0), &featuriser), -2.0);
     assert_eq!(sum.total_log_weight(&score(10, -38.0), &featuriser), -38.0);
     assert_eq!(mean.total_log_weight(&score(0, 0.0), &featuriser), 0.0);
+    // What is expected of its loss is a mean already.
+    let expected = |score: Score| Score { loss_weight: 0.5, ..score };
+    assert_eq!(mean.total_log_weight(&expected(score(10, -38.0)), &featuriser), -1.5);
+    assert_eq!(sum.total_log_weight(&expected(score(10, -38.0)), &featuriser), -37.5);
     // Manifests of the first version do not have the setting.
     let old = r#"{"kind":"top_k","fraction":"0.1","temperature":2.0,"min_tokens":0,"seed":3}"#;
     assert_eq!(serde_json::from_str::<SelectorSettings>(old).unwrap(), sum);

@@ -1,5 +1,5 @@
 //! Every metric with its name, help and labels; those of several targets stand in their own file. No label takes values from
-//! the data.
+//! the data, but for the sources of feedback, of which there are few.
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -7,7 +7,8 @@ use prometheus::{
 };
 
 use super::target_metrics::TargetMetrics;
-use crate::record::RejectReason;
+use crate::feedback::LossOutcome;
+use crate::record::{BadReportReason, RejectReason};
 use crate::select::Quantiles;
 use crate::window::CloseReason;
 
@@ -78,6 +79,17 @@ pub struct Metrics {
     pub selected_version: IntGauge,
     pub raw_drift: Gauge,
     pub of_targets: TargetMetrics,
+    pub feedback_losses: IntCounterVec,
+    pub feedback_reports: IntCounter,
+    pub feedback_bad_reports: IntCounterVec,
+    pub feedback_restarts: IntCounter,
+    pub feedback_lag: IntGauge,
+    pub feedback_version: IntGauge,
+    pub feedback_match_ratio: Gauge,
+    pub feedback_loss: GaugeVec,
+    pub feedback_prediction_error: GaugeVec,
+    pub feedback_explained: Gauge,
+    pub feedback_quota: GaugeVec,
 }
 
 pub const DECISIONS: [&str; 3] = ["selected", "rejected", "dead_letter"];
@@ -274,6 +286,62 @@ impl Default for Metrics {
                 "KL(adaptive raw distribution, the one fitted in the model); 0 where it is pinned.",
             ),
             of_targets: TargetMetrics::new(&r),
+            feedback_losses: counters(
+                &r,
+                "feedback_losses_total",
+                "Losses of documents that this process has taken from reports of trainers, by what became of them.",
+                "outcome",
+                &LossOutcome::all().map(LossOutcome::as_str).collect::<Vec<_>>(),
+            ),
+            feedback_reports: counter(&r, "feedback_reports_total", "Reports of trainers taken by this process."),
+            feedback_bad_reports: counters(
+                &r,
+                "feedback_bad_reports_total",
+                "Records of the losses' topic that are no reports, by reason.",
+                "reason",
+                &BadReportReason::ALL.map(BadReportReason::as_str),
+            ),
+            feedback_restarts: counter(
+                &r,
+                "feedback_restarts_total",
+                "Beginnings at the checkpoints of the losses' topic after an error.",
+            ),
+            feedback_lag: gauge(&r, "feedback_lag_records", "Records of the losses' topic that are not taken yet."),
+            feedback_version: gauge(&r, "feedback_version", "Version of what is learnt from feedback, in force."),
+            feedback_match_ratio: float_gauge(
+                &r,
+                "feedback_match_ratio",
+                "Losses that counted, over those and the ones of unknown documents, since the pipeline began.",
+            ),
+            feedback_loss: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new("winnowd_feedback_loss_nats", "Losses a token by source: the largest sources only."),
+                    &["source", "point"],
+                ),
+            ),
+            feedback_prediction_error: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new(
+                        "winnowd_feedback_prediction_error_nats",
+                        "How far losses were off what was expected before they were learnt.",
+                    ),
+                    &["kind"],
+                ),
+            ),
+            feedback_explained: float_gauge(
+                &r,
+                "feedback_explained_ratio",
+                "R-squared of the expected losses, each before it was learnt.",
+            ),
+            feedback_quota: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new("winnowd_feedback_quota_ratio", "Share of a source by its losses."),
+                    &["source"],
+                ),
+            ),
             registry: r,
         };
         for part in ["queue", "windows", "shard"] {
@@ -349,6 +417,9 @@ mod tests {
             "winnowd_fenced_publications_total 0",
             "winnowd_skipped_offsets_total 0",
             "winnowd_build_info{version=",
+            "winnowd_feedback_losses_total{outcome=\"unknown_id\"} 0",
+            "winnowd_feedback_losses_total{outcome=\"not_finite\"} 0",
+            "winnowd_feedback_bad_reports_total{reason=\"malformed_json\"} 0",
         ] {
             assert!(text.contains(expected), "`{expected}` is not in:\n{text}");
         }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{Metrics, Step};
 use crate::catalog::{Gap, Totals};
+use crate::feedback::FeedbackSummary;
 use crate::record::TopicPartition;
 use crate::select::AcceptanceBySource;
 use crate::source::PollHeartbeat;
@@ -15,6 +16,9 @@ use crate::window::WindowSummary;
 
 /// Gaps that `/status` shows; `winnowd offsets show` has all.
 const MAX_GAPS: usize = 20;
+
+/// Sources whose losses are metrics; `/status` has all that are told apart.
+const MAX_LOSS_SOURCES: usize = 20;
 
 /// Shared by the pipeline and the HTTP server.
 pub struct Telemetry {
@@ -54,6 +58,8 @@ pub struct Status {
     /// The same for each of several targets; nothing of one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<TargetStatus>,
+    /// What trainers reported; `null` where they are not listened to.
+    pub feedback: Option<FeedbackStatus>,
     /// The last error that ended a session, until a publication succeeds.
     pub last_error: Option<String>,
 }
@@ -67,6 +73,19 @@ pub struct TargetStatus {
     pub kl_reduction: Option<f64>,
     /// The largest parts of KL(this target ‖ what it selected).
     pub lacking: Vec<Lack>,
+}
+
+/// The loop back from trainers.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct FeedbackStatus {
+    /// In force.
+    pub version: i64,
+    /// Of that version.
+    pub quotas: BTreeMap<String, f64>,
+    /// Everything that was taken, at the last transaction of this process.
+    pub learnt: Option<FeedbackSummary>,
+    /// Why nothing is taken, until something is.
+    pub problem: Option<String>,
 }
 
 /// A bucket of which the selection has too little.
@@ -212,6 +231,40 @@ impl Telemetry {
         gaps.sort_by_key(|gap| std::cmp::Reverse(gap.noted_at_ms));
         gaps.truncate(MAX_GAPS);
         self.status().gaps = gaps;
+    }
+
+    /// Shows what selection takes of feedback.
+    pub fn set_feedback_version(&self, version: i64, quotas: &BTreeMap<String, f64>) {
+        self.metrics.feedback_version.set(version);
+        self.metrics.feedback_quota.reset();
+        for (source, share) in quotas {
+            self.metrics.feedback_quota.with_label_values(&[source]).set(*share);
+        }
+        let mut status = self.status();
+        let feedback = status.feedback.get_or_insert_default();
+        (feedback.version, feedback.quotas) = (version, quotas.clone());
+    }
+
+    /// Shows what was learnt.
+    pub fn set_feedback(&self, learnt: FeedbackSummary) {
+        let metrics = &self.metrics;
+        metrics.feedback_match_ratio.set(learnt.match_ratio.unwrap_or_default());
+        metrics.feedback_loss.reset();
+        for source in learnt.sources.iter().take(MAX_LOSS_SOURCES) {
+            for (point, loss) in [("q10", source.q10), ("median", source.median), ("q90", source.q90)] {
+                let gauge = metrics.feedback_loss.with_label_values(&[source.source.as_str(), point]);
+                gauge.set(loss.unwrap_or_default());
+            }
+        }
+        let expected = &learnt.expected_loss;
+        let errors = [("absolute", expected.mean_absolute_error), ("squared", expected.root_mean_squared_error)];
+        for (kind, error) in errors {
+            metrics.feedback_prediction_error.with_label_values(&[kind]).set(error.unwrap_or_default());
+        }
+        metrics.feedback_explained.set(expected.explained.unwrap_or_default());
+        let mut status = self.status();
+        let feedback = status.feedback.get_or_insert_default();
+        (feedback.learnt, feedback.problem) = (Some(learnt), None);
     }
 
     /// Shows the catalog's sums.

@@ -85,9 +85,9 @@ impl ScoredDocument {
     /// The same document by other weights of the same featuriser.
     fn score_again(&mut self, by: &VersionedWeight) {
         let (text, scratch) = (&self.document.text, &mut Scratch::default());
-        self.score.log_importance_weight = match &self.buckets {
-            Some(buckets) => by.weight.of_list(buckets),
-            None => by.weight.score(text, scratch).log_importance_weight,
+        self.score = match &self.buckets {
+            Some(buckets) => by.score_list(buckets, self.score.n_tokens),
+            None => by.score(text, scratch, |_| ()),
         };
         self.other_weights = by.for_others(text, self.buckets.as_ref(), scratch);
     }

@@ -218,7 +218,8 @@ fn a_window_keeps_the_version_that_it_opened_with() {
         counts.add_text(raw, &model.featuriser, &mut Scratch::default());
         let raw = counts.probabilities();
         let weight = ImportanceWeight::new(model.featuriser, target.probabilities(), &raw, model.smoothing);
-        VersionedWeight::of_targets(WeightVersion { raw: Some(raw_version), selected: None }, vec![weight])
+        let version = WeightVersion { raw: Some(raw_version), ..WeightVersion::default() };
+        VersionedWeight::of_targets(version, vec![weight], None)
     };
     let (old, new) = (version(7, "bad noise good words noise"), version(8, "good good good words only noise bad"));
     let texts = ["good words only", "bad noise", "good noise bad words", "only bad words", "noise noise only"];

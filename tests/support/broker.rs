@@ -150,10 +150,14 @@ impl Broker {
     }
 
     pub fn producer(&self) -> TestProducer {
+        self.producer_to(&self.topic)
+    }
+
+    pub fn producer_to(&self, topic: &str) -> TestProducer {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.bootstrap).set("enable.idempotence", self.is_real().to_string());
         config.set("message.max.bytes", "26000000").set("linger.ms", "5").set("queue.buffering.max.messages", "50000");
-        TestProducer { producer: config.create().expect("a producer"), topic: self.topic.clone() }
+        TestProducer { producer: config.create().expect("a producer"), topic: topic.to_owned() }
     }
 }
 

@@ -50,7 +50,7 @@ async fn a_catalog_of_the_schema_before_targets_is_migrated() {
         };
         catalog.stage(PIPELINE, "t", manifest.path.as_deref()).await.unwrap();
         let (advances, additions) = ([advance(0, 100, 110, epoch)], [addition]);
-        let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &additions, forward_to: None };
+        let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &additions, feedback: None, forward_to: None };
         catalog.publish(&request).await.unwrap();
         counts.add(&added, None);
         let newest = catalog.newest_counts(PIPELINE, CountsKind::Selected).await.unwrap();

@@ -124,7 +124,8 @@ pub fn total_weight(
     document: u32,
     log_importance_weight: f64,
 ) -> f64 {
-    let score = Score { n_tokens: scores.n_tokens[document as usize], log_importance_weight };
+    let n_tokens = scores.n_tokens[document as usize];
+    let score = Score { n_tokens, log_importance_weight, ..Score::default() };
     settings.total_log_weight(&score, &model.featuriser)
 }
 

@@ -6,7 +6,7 @@
 //! u32       buckets
 //! doubles   weights; of what is learnt also the sums of squares
 //! doubles   half-life, or bias
-//! JSON      of what is learnt: the other numbers
+//! JSON      the featuriser; of what is learnt with the other numbers
 //! 32 bytes  SHA-256 of everything before
 //! ```
 //!
@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::{ExpectedLoss, LossPredictor, MAX_PREDICTOR_BUCKETS, Numbers};
+use super::{ExpectedLoss, LossPredictor, MAX_PREDICTOR_BUCKETS, Numbers, n_buckets};
+use crate::features::Featuriser;
 
 const LEARNT: &[u8; 8] = b"WNWELOSS";
 const EXPECTED: &[u8; 8] = b"WNWEXPCT";
@@ -93,20 +94,27 @@ impl LossPredictor {
         let (mut tables, half_life, json) = from_bytes(LEARNT, 2, bytes)?;
         let numbers: Numbers = serde_json::from_slice(json).map_err(|e| damaged(&e.to_string()))?;
         let (Some(squares), Some(weights)) = (tables.pop(), tables.pop()) else { return Err(damaged("a table lacks")) };
+        if weights.len() != n_buckets(&numbers.featuriser) {
+            return Err(damaged("its tables are not those of its featuriser"));
+        }
         Ok(LossPredictor { weights, squares, half_life, numbers })
     }
 }
 
 impl ExpectedLoss {
     pub fn to_bytes(&self) -> Vec<u8> {
-        to_bytes(EXPECTED, &[&self.weights], self.bias, &[])
+        let json = serde_json::to_vec(&self.featuriser).expect("a featuriser of plain fields always serialises");
+        to_bytes(EXPECTED, &[&self.weights], self.bias, &json)
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, PredictorError> {
-        let (mut tables, bias, rest) = from_bytes(EXPECTED, 1, bytes)?;
-        match (tables.pop(), rest) {
-            (Some(weights), []) => Ok(ExpectedLoss { bias, weights: Arc::from(weights) }),
-            _ => Err(damaged("something follows its numbers")),
+        let (mut tables, bias, json) = from_bytes(EXPECTED, 1, bytes)?;
+        let featuriser: Featuriser = serde_json::from_slice(json).map_err(|e| damaged(&e.to_string()))?;
+        match tables.pop() {
+            Some(weights) if weights.len() == n_buckets(&featuriser) => {
+                Ok(ExpectedLoss { featuriser, bias, weights: Arc::from(weights) })
+            }
+            _ => Err(damaged("its table is not one of its featuriser")),
         }
     }
 }

@@ -25,11 +25,12 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
                 timestamp_ms: Some(1_700_000_000_000 + i as i64),
                 metadata: None,
             },
-            score: Score { n_tokens: 3, log_importance_weight: -0.5 },
+            score: Score { n_tokens: 3, log_importance_weight: -0.5, loss_weight: 0.0 },
             target: 0,
             log_importance_weights: vec![],
             selection_key: 1.25,
             inclusion_probability: 0.25,
+            tenth: 9,
         })
         .collect();
     let n = selected.len() as u64;
@@ -48,6 +49,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         random_kl_reduction: None,
         raw_version: None,
         against_selected: None,
+        expected_loss: None,
         diagnostics: None,
         turns: vec![],
         targets: vec![],
