@@ -11,12 +11,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::*;
-use winnowd::catalog::{Access, CatalogReader, FeedbackCatalog, FeedbackVersion, SqlCatalog};
+use winnowd::catalog::{Access, FeedbackCatalog, FeedbackVersion, SqlCatalog};
 use winnowd::config::CatalogUrl;
 use winnowd::crash;
 use winnowd::feedback::FeedbackSummary;
 use winnowd::record::{Decoder, DocumentRef};
 use winnowd::source::files::for_each_document;
+use winnowd::window::WindowSummary;
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
 #[test]
@@ -28,17 +29,17 @@ const PARTITIONS: i32 = 2;
 const BATCH: usize = 8;
 /// Reports of other shapes come after every so many steps.
 const MISCHIEF: u64 = 5;
+/// Publications after reports: the bandit is fair to three sources for the first three.
+const TURNS: i64 = 6;
 
-/// What a trainer loses on a document: some words it does not know.
-fn loss_of(text: &str) -> f64 {
-    let words: Vec<&str> = text.split_whitespace().collect();
+/// What a trainer loses on a document: there are words that it does not know, and a source that it finds hard.
+fn loss_of(id: &str) -> f64 {
+    let n: u64 = id[1..].parse().unwrap();
+    let payload: serde_json::Value = serde_json::from_slice(&document(n)).unwrap();
+    let words: Vec<&str> = payload["text"].as_str().unwrap().split_whitespace().collect();
     let hard = words.iter().filter(|word| ["king", "thou", "night"].contains(word)).count();
-    1.0 + 6.0 * hard as f64 / words.len() as f64
-}
-
-fn text_of(id: &str) -> String {
-    let payload: serde_json::Value = serde_json::from_slice(&document(id[1..].parse().unwrap())).unwrap();
-    payload["text"].as_str().unwrap().to_owned()
+    let of_source = if payload["source"] == "s1" { 1.5 } else { 0.0 };
+    1.0 + of_source + 6.0 * hard as f64 / words.len() as f64
 }
 
 fn summary(deployment: &Deployment) -> FeedbackSummary {
@@ -137,7 +138,7 @@ impl Sent {
 
 fn report(step: u64, ids: &[String]) -> Vec<u8> {
     let n_tokens = 24u32;
-    let sums: Vec<f64> = ids.iter().map(|id| loss_of(&text_of(id)) * f64::from(n_tokens)).collect();
+    let sums: Vec<f64> = ids.iter().map(|id| loss_of(id) * f64::from(n_tokens)).collect();
     let report = serde_json::json!({ "run_id": "r", "step": step, "rank": 0, "world_size": 2, "doc_ids": ids,
         "loss_sum": sums, "tokens": vec![n_tokens; ids.len()] });
     report.to_string().into_bytes()
@@ -149,7 +150,7 @@ fn the_loop(name: &str, postgres: Option<&url::Url>) {
     let (kills, n_documents) = if broker.is_real() { (8, 6_000) } else { (1, 2_400) };
     let losses = broker.other_topic("losses", PARTITIONS);
     let extra = format!(
-        "feedback.topic = \"{losses}\"\nfeedback.interval = \"200ms\"\nfeedback.mixing = \"odm\"\n\
+        "feedback.topic = \"{losses}\"\nfeedback.interval = \"200ms\"\nselection.mixing = \"odm\"\n\
          feedback.half_life_losses = 2000\nselection.expected_loss = 60.0\nwindow.max_documents = 200\nshard.max_rows = 300\n\
          selection.fraction = 0.2\nselection.length_normalise = true"
     );
@@ -226,14 +227,20 @@ fn the_loop(name: &str, postgres: Option<&url::Url>) {
     sent.assert_taken_once(&learnt);
     println!("{} reports, {:?}, taken once each", sent.n_reports, learnt.losses);
 
-    // A version comes with the next publication, and the windows that open after it are scored with it.
-    let mut version = 0;
-    for _ in 0..3 {
+    // A version comes with each publication, and the windows that open after it are scored with it and divided by it.
+    for _ in 0..TURNS {
+        let known = &ids[..3 * BATCH];
+        sent.expect("counted", known.len());
+        reporter.send(0, Some(&report(sent.step, known)));
+        reporter.flush();
+        (sent.step, sent.n_reports) = (sent.step + 1, sent.n_reports + 1);
+        wait_for("a report", || sent.is_taken(&summary(&deployment)).then_some(()));
         let all = produce(n_documents / 4);
         wait_for("all documents", || (deployment.totals().n_records as u64 == all).then_some(()));
-        version = newest(&deployment).version;
     }
-    assert!(version >= 1, "no version was made");
+    let (learnt, version) = (summary(&deployment), newest(&deployment).version);
+    sent.assert_taken_once(&learnt);
+    assert!(version >= TURNS, "{version} versions");
     wait_for("the version in force", || (daemon.metric("winnowd_feedback_version") as i64 == version).then_some(()));
     shows_what_was_learnt(&daemon, &learnt);
     assert_eq!(daemon.stop(), Some(0));
@@ -249,36 +256,68 @@ fn shows_what_was_learnt(daemon: &DaemonProcess, learnt: &FeedbackSummary) {
         expected.explained.unwrap(),
         expected.mean_absolute_error.unwrap()
     );
-    assert!(expected.explained.unwrap() > 0.3);
+    // A third of the variance is that of the source, which no text tells.
+    assert!(expected.explained.unwrap() > 0.1);
     assert!((daemon.metric("winnowd_feedback_match_ratio") - learnt.match_ratio.unwrap()).abs() < 1e-9);
-    assert!(daemon.metric("winnowd_feedback_explained_ratio") > 0.3);
+    assert!(daemon.metric("winnowd_feedback_explained_ratio") > 0.1);
     assert_eq!(daemon.metric("winnowd_feedback_lag_records"), 0.0);
     let quotas: f64 = ["s0", "s1", "s2"]
         .iter()
         .map(|s| daemon.metric(&format!("winnowd_feedback_quota_ratio{{source=\"{s}\"}}")))
         .sum();
-    assert!((quotas - 1.0).abs() < 1e-9, "{quotas}");
+    assert!((quotas - 0.99).abs() < 1e-9, "{quotas}: a hundredth is for sources that nobody knows");
     let median = daemon.metric("winnowd_feedback_loss_nats{point=\"median\",source=\"s1\"}");
-    assert!((1.0..4.0).contains(&median), "{median}");
+    assert!((2.5..8.5).contains(&median), "{median}");
     let (_, status) = daemon.get("/status");
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["feedback"]["learnt"]["losses"]["counted"], learnt.losses["counted"]);
     assert_eq!(status["feedback"]["problem"], serde_json::Value::Null);
 }
 
-/// Windows that knew nothing yet took what the target likes, later ones what the trainer finds hard; each names its version.
+/// Windows that knew nothing yet took what the target likes, later ones what the trainer finds hard, of each source its share;
+/// each names the versions.
 fn selects_otherwise(deployment: &Deployment) {
     let published = deployment.published();
-    let versions: BTreeMap<String, i64> =
-        published.windows.iter().map(|w| (w.id(), w.expected_loss.unwrap().version)).collect();
-    let mean = |is_late: bool| {
-        let rows = published.rows.iter().filter(|row| (versions[&row.window] > 0) == is_late);
-        let losses: Vec<f64> = rows.map(|row| loss_of(&text_of(&row.id))).collect();
+    let windows: BTreeMap<String, &WindowSummary> = published.windows.iter().map(|w| (w.id(), w)).collect();
+    let is_late = |window: &WindowSummary| window.expected_loss.unwrap().version > 0;
+    let mean = |late: bool| {
+        let rows = published.rows.iter().filter(|row| is_late(windows[&row.window]) == late);
+        let losses: Vec<f64> = rows.map(|row| loss_of(&row.id)).collect();
         losses.iter().sum::<f64>() / losses.len() as f64
     };
     let (before, after) = (mean(false), mean(true));
     println!("mean loss of what is selected: {before:.2} nats before, {after:.2} once losses are expected");
     assert!(after > before + 1.0, "{before} became {after}");
+
+    let mut n_divided = 0;
+    for window in published.windows.iter().filter(|window| window.n_selected >= 20) {
+        let Some(version) = window.quota_version else { continue };
+        assert_eq!(version, window.expected_loss.unwrap().version, "both are pinned when it opens");
+        let quotas = quotas_of(deployment, version);
+        for turn in window.turns.iter().filter(|turn| turn.source.is_some()) {
+            let wanted = quotas[turn.source.as_ref().unwrap()] * window.n_selected as f64;
+            // What is left to others, of whom there are none, flows to those that are there.
+            assert!(
+                (turn.n_selected as f64 - wanted).abs() < 1.6,
+                "{}: {} of {wanted:.1}",
+                window.id(),
+                turn.n_selected
+            );
+        }
+        n_divided += 1;
+    }
+    let last = newest(deployment).quotas;
+    println!("{n_divided} windows were divided by losses, in the end by {last:.3?}");
+    assert!(n_divided >= TURNS && last["s1"] > last["s0"] + 0.05 && last["s1"] > last["s2"] + 0.05, "{last:?}");
+}
+
+fn quotas_of(deployment: &Deployment, version: i64) -> BTreeMap<String, f64> {
+    block_on(async {
+        let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
+        let found = catalog.feedback_version("test", version).await.unwrap().unwrap();
+        catalog.close().await;
+        found.quotas
+    })
 }
 
 #[test]
@@ -322,7 +361,7 @@ fn a_trainer_in_python_is_understood() {
     let broker = Broker::with_topic("trainer", PARTITIONS);
     let losses = broker.other_topic("losses", 1);
     let extra = format!(
-        "feedback.topic = \"{losses}\"\nfeedback.interval = \"200ms\"\nfeedback.mixing = \"odm\"\n\
+        "feedback.topic = \"{losses}\"\nfeedback.interval = \"200ms\"\nselection.mixing = \"odm\"\n\
          feedback.half_life_losses = 1000\nselection.fraction = 0.6\nselection.temperature = 1000.0\n\
          window.max_documents = 200"
     );

@@ -62,3 +62,5 @@ CREATE TABLE feedback_ranks (
 -- Version of what is expected that is in the documents' weights, and its coefficient; null: none.
 ALTER TABLE windows ADD COLUMN expected_loss_version BIGINT;
 ALTER TABLE windows ADD COLUMN expected_loss_coefficient DOUBLE PRECISION;
+-- Version of the shares of sources that divided the window; null: none, or those of the configuration.
+ALTER TABLE windows ADD COLUMN quota_version BIGINT;

@@ -28,7 +28,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 9);
+        assert_eq!(catalog.migrate().await.unwrap(), 10);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -145,6 +145,7 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
         raw_version: Some(17),
         against_selected: Some(SelectedVersion { version: 3, share: 0.75 }),
         expected_loss: Some(ExpectedLossVersion { version: 5, coefficient: -0.25 }),
+        quota_version: Some(6),
         diagnostics: Some(Diagnostics {
             effective_sample_size: Some(100.000_030_639_418_81),
             log_weights: Quantiles::of(vec![-0.1, 0.2, 0.3]),
@@ -521,11 +522,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("9 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("10 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 9"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 10"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

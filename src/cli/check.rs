@@ -6,7 +6,8 @@ use anyhow::Context;
 
 use super::{ConfigArguments, load_model, print, runtime};
 use crate::catalog::{Access, SqlCatalog};
-use crate::config::{Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, RawDistribution};
+use crate::config::{Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, FeedbackConfig, RawDistribution};
+use crate::feedback::Mixing;
 use crate::pipeline::DaemonError;
 use crate::sink::ShardStore;
 use crate::source::{Probe, SourceError};
@@ -69,6 +70,10 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     if let Against::Selected { share, prior_ngrams, half_life_ngrams, .. } = config.against {
         let half_life = half_life_ngrams.map_or("never forgets".to_owned(), |n| format!("half-life {n} n-grams"));
         println!("             weighed against what was selected (share {share}): {half_life}, prior {prior_ngrams}");
+    }
+    if let Some(FeedbackConfig { topic, coefficient, settings, .. }) = &config.feedback {
+        let mixing = settings.mixing.map_or("as configured", Mixing::name);
+        println!("  losses     from {topic}: expected ones count {coefficient}, shares of sources {mixing}");
     }
     println!("  to         {}", config.sink.url);
     println!("  catalog    {}", config.catalog.url);

@@ -72,6 +72,12 @@ pub(super) fn check(r: &mut Reader) -> Config {
         seed: r.integer("selection.seed", 0..=u64::MAX),
         quotas: quotas(r),
     };
+    if let Some(name) =
+        feedback.as_ref().and_then(|f| f.settings.mixing).filter(|_| !selector.quotas.sources.is_empty())
+    {
+        let problem = "shares of sources are given by selection.sources already";
+        r.error("selection.mixing", name.name(), problem);
+    }
     let window = WindowPolicy {
         max_documents: r.integer("window.max_documents", 1..=100_000_000),
         max_bytes: r.bytes("window.max_bytes", KIB..=1024 * GIB),
@@ -140,8 +146,8 @@ fn dead_letters(r: &mut Reader, kafka: &KafkaConfig) -> DeadLetterConfig {
 fn feedback(r: &mut Reader, kafka: &KafkaConfig, dead_letters: &DeadLetterConfig) -> Option<FeedbackConfig> {
     let topic = r.optional("feedback.topic");
     let half_life = r.integer("feedback.half_life_losses", 1..=MAX_NGRAMS) as f64;
-    let mixing = r.choice("feedback.mixing", &["off", "odm", "odm_smoothed", "odm_exp3", "ado"]);
-    let floor = r.parse("feedback.mixing_floor", 0.0, |value| {
+    let mixing = r.choice("selection.mixing", &["off", "odm", "odm_smoothed", "odm_exp3", "ado"]);
+    let floor = r.parse("selection.mixing_floor", 0.0, |value| {
         let floor = value.parse::<f64>().ok().filter(|floor| (0.0..1.0).contains(floor));
         floor.ok_or("expected a number from 0 to below 1".to_owned())
     });
@@ -156,7 +162,7 @@ fn feedback(r: &mut Reader, kafka: &KafkaConfig, dead_letters: &DeadLetterConfig
     let max_bytes = r.bytes("feedback.max_report_bytes", KIB..=64 * MIB) as usize;
     let Some(topic) = topic else {
         if mixing != "off" {
-            r.error("feedback.mixing", &mixing, "needs feedback.topic");
+            r.error("selection.mixing", &mixing, "needs feedback.topic");
         }
         if coefficient != 0.0 {
             r.error("selection.expected_loss", &coefficient.to_string(), "needs feedback.topic");

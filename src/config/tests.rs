@@ -87,21 +87,23 @@ fn proportions_of_unknown_targets_are_told_with_all_other_mistakes() {
 #[test]
 fn feedback_has_its_own_settings_and_needs_its_topic() {
     assert!(load("").unwrap().feedback.is_none());
-    let toml = "[feedback]\ntopic = \"losses\"\nmixing = \"odm_exp3\"\nngrams = 64\n[selection]\nexpected_loss = -0.5";
+    let toml = "[feedback]\ntopic = \"losses\"\nngrams = 64\n[selection]\nmixing = \"odm_exp3\"\nexpected_loss = -0.5";
     let feedback = load(toml).unwrap().feedback.unwrap();
     assert_eq!((feedback.topic.as_str(), feedback.ngrams, feedback.coefficient), ("losses", 64, -0.5));
     let mixing = Some(crate::feedback::Mixing::Odm(crate::feedback::OdmPolicy::Exp3));
     let expected = FeedbackSettings { half_life: 20_000.0, mixing, floor: 0.01 };
     assert_eq!((feedback.settings, feedback.max_documents), (expected, 1_000_000));
-    let found = mistakes("[feedback]\nmixing = \"ado\"\nmixing_floor = 1\n[selection]\nexpected_loss = 2");
+    let found = mistakes("[selection]\nmixing = \"ado\"\nmixing_floor = 1\nexpected_loss = 2");
     assert_eq!(
         found,
         [
-            "`feedback.mixing_floor` = `1`: expected a number from 0 to below 1",
-            "`feedback.mixing` = `ado`: needs feedback.topic",
+            "`selection.mixing_floor` = `1`: expected a number from 0 to below 1",
+            "`selection.mixing` = `ado`: needs feedback.topic",
             "`selection.expected_loss` = `2`: needs feedback.topic",
         ]
     );
+    let found = mistakes("feedback.topic = \"l\"\n[selection]\nmixing = \"odm\"\n[selection.sources]\nweb = 0.5");
+    assert_eq!(found, ["`selection.mixing` = `odm`: shares of sources are given by selection.sources already"]);
     let found = mistakes("feedback.topic = \"documents\"");
     assert_eq!(found, ["`feedback.topic` = `documents`: is also a topic of documents or of dead letters"]);
 }

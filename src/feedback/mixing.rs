@@ -16,6 +16,13 @@ pub enum Mixing {
 }
 
 impl Mixing {
+    pub fn name(self) -> &'static str {
+        match self {
+            Mixing::Ado => "ado",
+            Mixing::Odm(policy) => policy.name(),
+        }
+    }
+
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "ado" => Some(Mixing::Ado),

@@ -23,11 +23,16 @@ pub enum OdmPolicy {
 }
 
 impl OdmPolicy {
-    pub const NAMES: [&str; 3] = ["odm", "odm_smoothed", "odm_exp3"];
+    pub fn name(self) -> &'static str {
+        match self {
+            OdmPolicy::Grouped => "odm",
+            OdmPolicy::Smoothed => "odm_smoothed",
+            OdmPolicy::Exp3 => "odm_exp3",
+        }
+    }
 
     pub fn from_name(name: &str) -> Option<Self> {
-        let policies = [OdmPolicy::Grouped, OdmPolicy::Smoothed, OdmPolicy::Exp3];
-        Self::NAMES.into_iter().zip(policies).find(|(known, _)| *known == name).map(|(_, policy)| policy)
+        [OdmPolicy::Grouped, OdmPolicy::Smoothed, OdmPolicy::Exp3].into_iter().find(|policy| policy.name() == name)
     }
 }
 

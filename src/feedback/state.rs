@@ -150,6 +150,7 @@ struct Numbers {
     others: LossStatistics,
     strata: Vec<LossStatistics>,
     mixer: Option<Mixer>,
+    quotas: BTreeMap<String, f64>,
     turn: Turn,
     n_reports: u64,
     n_bad_reports: u64,
@@ -164,6 +165,7 @@ impl FeedbackState {
             others: LossStatistics::default(),
             strata: vec![LossStatistics::default(); STRATA],
             mixer: None,
+            quotas: BTreeMap::new(),
             turn: Turn::default(),
             n_reports: 0,
             n_bad_reports: 0,
@@ -290,19 +292,25 @@ impl FeedbackState {
 
     /// Ends a turn: what was reported in it moves the quotas.
     pub fn end_turn(&mut self, settings: &FeedbackSettings) {
-        let turn = std::mem::take(&mut self.numbers.turn);
+        let numbers = &mut self.numbers;
+        let turn = std::mem::take(&mut numbers.turn);
+        numbers.quotas.clear();
         match settings.mixing {
-            None => self.numbers.mixer = None,
+            None => numbers.mixer = None,
             Some(mixing) => {
-                let mixer = self.numbers.mixer.get_or_insert_with(|| Mixer::new(mixing));
+                let mixer = numbers.mixer.get_or_insert_with(|| Mixer::new(mixing));
                 mixer.turn(&turn, mixing, settings.floor);
+                let named = mixer.proportions().iter().filter(|(source, share)| !source.is_empty() && **share > 0.0);
+                let share = |(source, share): (&String, &f64)| (source.clone(), share * (1.0 - settings.floor));
+                numbers.quotas = named.map(share).collect();
             }
         }
     }
 
-    /// Shares by source that sum to 1; empty where there are none.
+    /// Shares by source; empty where there are none. What is left is for all other documents: those without a source, and as much as
+    /// the floor says for sources of which nobody has reported a loss yet, so that somebody can.
     pub fn quotas(&self) -> BTreeMap<String, f64> {
-        self.numbers.mixer.as_ref().map(|mixer| mixer.proportions().clone()).unwrap_or_default()
+        self.numbers.quotas.clone()
     }
 
     /// JSON and the bytes of the predictor.

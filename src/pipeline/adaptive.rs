@@ -1,5 +1,5 @@
 //! The weights in force: of the fitted model, or with the newest versions of counts that follow the stream and the selection, and of
-//! the losses that are expected.
+//! the losses that are expected; and how windows are divided.
 //!
 //! A publication makes the next versions in its own transaction; afterwards the publisher reads them back and the worker
 //! finds them at its next batch. Windows that are open keep the versions that they opened with.
@@ -13,9 +13,23 @@ use crate::score::{
     DecayedCounts, ExpectedLoss, ExpectedLossVersion, ImportanceWeight, Model, Probabilities, SelectedVersion, Target,
     VersionedWeight, WeightVersion, kl_divergence,
 };
+use crate::select::{Division, Quotas};
 
-/// The weights that a session begins with.
-pub(super) async fn begin(shared: &Shared) -> Result<Arc<VersionedWeight>, CatalogError> {
+/// What a window takes that opens now.
+#[derive(Clone)]
+pub(super) struct InForce {
+    pub weight: Arc<VersionedWeight>,
+    pub division: Arc<Division>,
+}
+
+impl InForce {
+    pub fn is_same(&self, other: &InForce) -> bool {
+        self.weight.version == other.weight.version && self.division.version() == other.division.version()
+    }
+}
+
+/// What a session begins with.
+pub(super) async fn begin(shared: &Shared) -> Result<InForce, CatalogError> {
     let Shared { config, model, catalog, .. } = shared;
     let begin = async |kind, targets: Vec<String>, prior_ngrams| {
         let fitted = model.model.raw.counts.probabilities();
@@ -51,8 +65,8 @@ pub(super) async fn begin(shared: &Shared) -> Result<Arc<VersionedWeight>, Catal
     Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref()))
 }
 
-/// The newest weights, after a publication; `None` where the model alone makes them.
-pub(super) async fn newest(shared: &Shared) -> Result<Option<Arc<VersionedWeight>>, CatalogError> {
+/// The newest of it, after a publication; `None` where the model alone makes it.
+pub(super) async fn newest(shared: &Shared) -> Result<Option<InForce>, CatalogError> {
     let Shared { config, catalog, .. } = shared;
     let (is_adaptive, is_against) = (config.raw != RawDistribution::Pinned, config.against != Against::Raw);
     let newest = async |is_wanted, kind| match is_wanted {
@@ -74,7 +88,7 @@ fn in_force(
     raw: Option<&CountsVersion>,
     selected: Option<&CountsVersion>,
     feedback: Option<&FeedbackVersion>,
-) -> Arc<VersionedWeight> {
+) -> InForce {
     let Shared { config, model, telemetry, .. } = shared;
     let Model { smoothing, .. } = model.model;
     let fitted = || model.model.raw.counts.probabilities();
@@ -101,10 +115,21 @@ fn in_force(
         Against::Selected { share, .. } => selected.map(|selected| (selected, share)),
         Against::Raw => None,
     };
-    if raw.is_none() && selected.is_none() && expected.is_none() {
-        return model.weight.clone();
-    }
-    versioned_weight(model, raw, selected, expected)
+    let weight = match (raw, selected, &expected) {
+        (None, None, None) => model.weight.clone(),
+        _ => versioned_weight(model, raw, selected, expected),
+    };
+    let is_mixed = config.feedback.as_ref().is_some_and(|feedback| feedback.settings.mixing.is_some());
+    let quotas = feedback.filter(|feedback| is_mixed && !feedback.quotas.is_empty());
+    let division =
+        quotas.map_or_else(|| model.division.clone(), |quotas| mixed(model, &config.selector.quotas, quotas));
+    InForce { weight, division }
+}
+
+/// How a window is divided by a version of the shares of sources; those of targets stay.
+pub(super) fn mixed(model: &LoadedModel, quotas: &Quotas, version: &FeedbackVersion) -> Arc<Division> {
+    let quotas = Quotas { sources: version.quotas.clone(), proportions: quotas.proportions.clone() };
+    Arc::new(Division::of(&quotas, &model.model).of_version(version.version))
 }
 
 /// The weights by versions of the counts, those of the selection with their share, and of what is expected of losses: each target is

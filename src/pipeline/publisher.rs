@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use super::adaptive::InForce;
 use super::memory::InFlight;
 use super::open_shard::{FinishedPublication, OpenShard};
 use super::room::FullScratch;
@@ -17,7 +18,6 @@ use crate::crash;
 use crate::manifest::ShardManifest;
 use crate::publish::{Event, Publication, Step};
 use crate::record::TopicPartition;
-use crate::score::VersionedWeight;
 use crate::sink::{FinishedFile, FullDisk, ShardStore, SinkError};
 use crate::source::OffsetMirror;
 use crate::telemetry::Step as TimedStep;
@@ -62,8 +62,8 @@ pub(super) struct Publisher {
     /// Shards whose dead letters are to be sent to a topic.
     pub to_forwarder: mpsc::UnboundedSender<String>,
     pub shutdown: watch::Receiver<bool>,
-    /// Where the worker finds the weights in force.
-    pub weights: watch::Sender<Arc<VersionedWeight>>,
+    /// Where the worker finds what is in force.
+    pub in_force: watch::Sender<InForce>,
 }
 
 impl Publisher {
@@ -318,7 +318,7 @@ impl Publisher {
         }
         if !counts.is_empty() || feedback.is_some() {
             match adaptive::newest(&self.shared).await {
-                Ok(Some(weight)) => drop(self.weights.send_replace(weight)),
+                Ok(Some(newest)) => drop(self.in_force.send_replace(newest)),
                 Ok(None) => {}
                 Err(e) => tracing::warn!("{e}; windows go on with what the publication before knew"),
             }
@@ -339,13 +339,13 @@ impl Publisher {
             Ok::<_, CatalogError>((totals, adaptive::newest(&self.shared).await?))
         };
         let problem = match tokio::time::timeout(SILENCE, read).await {
-            Ok(Ok((totals, weight))) => {
+            Ok(Ok((totals, newest))) => {
                 totals.into_iter().for_each(|totals| telemetry.set_totals(totals));
                 // Others have published what this worker has not seen.
-                if let Some(weight) = weight
-                    && weight.version != self.weights.borrow().version
+                if let Some(newest) = newest
+                    && !newest.is_same(&self.in_force.borrow())
                 {
-                    self.weights.send_replace(weight);
+                    self.in_force.send_replace(newest);
                 }
                 None
             }

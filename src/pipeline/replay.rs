@@ -9,13 +9,13 @@ mod compare;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::adaptive::versioned_weight;
+use super::adaptive::{mixed, versioned_weight};
 use super::{DaemonError, LoadedModel, recreated_topics, score_batch};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
 use crate::manifest::ShardManifest;
-use crate::score::{ExpectedLossVersion, ModelId, SelectedVersion, VersionedWeight, WeightVersion};
-use crate::select::{Noise, Quotas};
+use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
+use crate::select::{Division, Noise, Quotas};
 use crate::source::{Batch, Probe, RangeReader, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
@@ -66,7 +66,14 @@ impl Replay {
             Ok(weight) => weight,
             Err(forgotten) => return Ok(Replayed::Impossible(forgotten)),
         };
-        tokio::task::block_in_place(|| match self.decide(manifest, window, &model, &weight) {
+        let division = match window.quota_version {
+            None => model.division.clone(),
+            Some(version) => match self.catalog.feedback_version(&manifest.pipeline, version).await? {
+                Some(found) => mixed(&model, &manifest.selector.quotas, &found),
+                None => return Ok(Replayed::Impossible(forgotten_feedback(version))),
+            },
+        };
+        tokio::task::block_in_place(|| match self.decide(manifest, window, &model, (&weight, &division)) {
             Ok(closed) => Ok(Replayed::Decided(Box::new(closed))),
             Err(SourceError::OffsetsLost(lost)) => {
                 let (low, high) = lost.first().map_or((0, 0), |lost| (lost.low, lost.high));
@@ -81,7 +88,7 @@ impl Replay {
         manifest: &ShardManifest,
         window: &WindowSummary,
         model: &LoadedModel,
-        weight: &Arc<VersionedWeight>,
+        (weight, division): (&Arc<VersionedWeight>, &Arc<Division>),
     ) -> Result<ClosedWindow, SourceError> {
         let WindowSummary { at, interval, closed_by, .. } = window;
         let selector = &manifest.selector;
@@ -92,7 +99,7 @@ impl Replay {
             max_age_ms: i64::MAX,
         };
         let buckets = model.model.featuriser.buckets as usize;
-        let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, &model.division, buckets);
+        let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, division, buckets);
         let noise = Noise::new(selector.seed, at);
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
@@ -163,12 +170,7 @@ impl Replay {
             None => None,
             Some(named) => match self.catalog.feedback_version(pipeline, named.version).await? {
                 Some(found) => Some((named, found.expected)),
-                None => {
-                    let ExpectedLossVersion { version, .. } = named;
-                    return Ok(Err(format!(
-                        "version {version} of the expected losses is forgotten (feedback.history_bytes)"
-                    )));
-                }
+                None => return Ok(Err(forgotten_feedback(named.version))),
             },
         };
         let weight = if version == WeightVersion::default() {
@@ -179,4 +181,8 @@ impl Replay {
         self.weight = Some((model.id.clone(), weight.clone()));
         Ok(Ok(weight))
     }
+}
+
+fn forgotten_feedback(version: i64) -> String {
+    format!("version {version} of what was learnt from losses is forgotten (feedback.history_bytes)")
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use super::adaptive::InForce;
 use super::memory::InFlight;
 use super::publisher::ToPublisher;
 use super::quality::Quality;
@@ -75,7 +76,7 @@ pub(super) struct Worker {
     in_flight: Arc<InFlight>,
     partitions: BTreeMap<TopicPartition, Partition>,
     quality: Quality,
-    weights: watch::Receiver<Arc<VersionedWeight>>,
+    in_force: watch::Receiver<InForce>,
     /// How windows are divided that open from now on.
     division: Arc<Division>,
     dead_letters: DeadLetterRatio,
@@ -95,10 +96,10 @@ impl Worker {
         queue: QueueReceiver,
         publisher: mpsc::Sender<ToPublisher>,
         in_flight: Arc<InFlight>,
-        weights: watch::Receiver<Arc<VersionedWeight>>,
+        in_force: watch::Receiver<InForce>,
     ) -> Self {
         let quality = Quality::new(&shared.model.model);
-        let division = shared.model.division.clone();
+        let division = in_force.borrow().division.clone();
         Worker {
             shared,
             queue,
@@ -106,7 +107,7 @@ impl Worker {
             in_flight,
             partitions: BTreeMap::new(),
             quality,
-            weights,
+            in_force,
             division,
             dead_letters: DeadLetterRatio::default(),
         }
@@ -180,7 +181,8 @@ impl Worker {
     fn on_batch(&mut self, batch: &Batch) -> Result<(), WorkerEnd> {
         let shared = self.shared.clone();
         let timer = shared.telemetry.metrics.score_seconds.start_timer();
-        let weight = self.weights.borrow_and_update().clone();
+        let InForce { weight, division } = self.in_force.borrow_and_update().clone();
+        self.division = division;
         let kept_bytes = shared.config.dead_letters.payload_bytes;
         let weights = self.weights_of(batch, &weight);
         let of_record = |i: usize| weights.get(i).unwrap_or(&weight);
@@ -244,6 +246,12 @@ impl Worker {
         partition.idle_since = None;
         if partition.window.closes_before(record.record_timestamp_ms, &policy) {
             self.close(at, CloseReason::Age)?;
+        }
+        // It has waited for its first record.
+        let is_stale = |window: &OpenWindow| window.is_empty() && window.quota_version() != self.division.version();
+        if self.partitions.get(at).is_some_and(|partition| is_stale(&partition.window)) {
+            let next = self.open_window(at, expected);
+            self.partitions.entry(at.clone()).and_modify(|partition| partition.window = next);
         }
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
         partition.window.pin(newest);

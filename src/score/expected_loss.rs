@@ -6,8 +6,8 @@
 //!
 //! Why AdaGrad with a ridge (Duchi, Hazan & Singer 2011): features differ in frequency by five orders of magnitude, and the rate of
 //! each bucket must follow its own; a second-order method needs the square of 10,000 buckets; FTRL-proximal is AdaGrad plus zeros,
-//! and zeros are of no use in a table that is dense anyway. A step moves a prediction by at most the rate times the weight of the
-//! observation, so no single loss can throw the model. What was learnt fades by a half-life: the trainer moves on.
+//! and zeros are of no use in a table that is dense anyway. A step moves a prediction by at most the rate, so no single loss can
+//! throw the model. What was learnt fades by a half-life: the trainer moves on.
 //!
 //! Losses are of selected documents, predictions of all: each observation weighs 1 / its inclusion probability, up to a bound,
 //! relative to the mean of that. Only a sample of a document's n-grams is kept until its loss comes: learning from a sample is
@@ -30,8 +30,10 @@ use crate::features::{BucketList, Featuriser};
 /// Larger tables are folded to so many buckets, modulo: the state is written with every batch of feedback, and two bytes are
 /// enough for an n-gram that is kept.
 pub const MAX_PREDICTOR_BUCKETS: u32 = 1 << 16;
-/// Of the bias's and the weights' steps, in nats.
-const RATE: f64 = 0.2;
+/// Of a step, in root mean squared errors: so the same losses in another unit are learnt alike, and steps become smaller as errors do.
+/// On the bundled sample, with the losses of a bigram model, 0.3 explains 28 % of the variance, 1 explains 48 % and 2 explains 58 %;
+/// of pure noise they learn 1, 4 and 12 % too much.
+const RATE: f64 = 1.0;
 /// How much of the weights is left after as many observations as the half-life, by the ridge alone.
 const RIDGE_KEPT: f64 = 0.9;
 /// Weights fade and rates recover every so many observations, not at each: all buckets are touched.
@@ -166,7 +168,9 @@ impl LossPredictor {
         }
         let error = loss - predicted;
         numbers.bias += (loss - numbers.bias) * (relative / numbers.weight).min(1.0);
-        self.learn(buckets, relative * error / n_ngrams);
+        // This error is among them: it must not make its own step long.
+        let rate = RATE * self.numbers.evaluation.root_mean_squared_error().unwrap_or_default();
+        self.learn(buckets, relative * error / n_ngrams, rate);
         if self.numbers.n_observed.is_multiple_of(REST) {
             self.fade();
         }
@@ -174,7 +178,7 @@ impl LossPredictor {
     }
 
     /// One step of AdaGrad. The gradient of a bucket is `each` times its n-grams in the document.
-    fn learn(&mut self, mut buckets: Vec<u32>, each: f64) {
+    fn learn(&mut self, mut buckets: Vec<u32>, each: f64, rate: f64) {
         if each == 0.0 {
             return;
         }
@@ -182,7 +186,7 @@ impl LossPredictor {
         for same in buckets.chunk_by(|a, b| a == b) {
             let (bucket, gradient) = (fold(same[0]), same.len() as f64 * each);
             self.squares[bucket] += gradient * gradient;
-            self.weights[bucket] += RATE * gradient / self.squares[bucket].sqrt();
+            self.weights[bucket] += rate * gradient / self.squares[bucket].sqrt();
         }
     }
 

@@ -73,6 +73,9 @@ pub struct WindowSummary {
     /// Version of the losses that are expected of its documents, and their coefficient in the weights; `None`: there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_loss: Option<ExpectedLossVersion>,
+    /// Version of the shares of sources by their losses that divided it; `None`: those of the selector, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_version: Option<i64>,
     /// `None` of windows published by earlier versions, and of several targets, which have their own.
     #[serde(default)]
     pub diagnostics: Option<Diagnostics>,
@@ -136,6 +139,7 @@ impl OpenWindow {
             candidates,
             statistics: Statistics { raw, baseline, mut sources, log_weights, n_tokens, .. },
             pinned,
+            quota_version,
             ..
         } = self;
         let by = Deciding { selector, noise, from, n_documents, log_weights: &log_weights };
@@ -199,6 +203,7 @@ impl OpenWindow {
             raw_version: version.raw,
             against_selected: version.selected,
             expected_loss: version.expected_loss,
+            quota_version,
             diagnostics: diagnostics.first().copied().filter(|_| n_targets == 1),
             turns,
             targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),

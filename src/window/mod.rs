@@ -125,6 +125,8 @@ pub struct OpenWindow {
     held_bytes: usize,
     dead_letters: Vec<DeadLetter>,
     candidates: Candidates,
+    /// Version of the quotas that it is divided by.
+    quota_version: Option<i64>,
     statistics: Statistics,
     /// What all its documents are scored with, whatever came into force since its first record.
     pinned: Option<Arc<VersionedWeight>>,
@@ -153,6 +155,7 @@ impl OpenWindow {
             held_bytes: 0,
             dead_letters: Vec::new(),
             candidates: Candidates::new(division, at_most),
+            quota_version: division.version(),
             statistics: Statistics::new(buckets, selector),
             pinned: None,
         }
@@ -160,6 +163,11 @@ impl OpenWindow {
 
     pub fn next_offset(&self) -> i64 {
         self.next_offset
+    }
+
+    /// Version of the quotas that it is divided by, where they change.
+    pub fn quota_version(&self) -> Option<i64> {
+        self.quota_version
     }
 
     /// Nothing to publish: not even progress.

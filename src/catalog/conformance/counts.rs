@@ -40,7 +40,13 @@ async fn publish_counts<C: Catalog>(
     let counts = [(String::new(), NgramCounts::from_vec(counts.to_vec()))].into();
     let addition = CountsAddition { kind: CountsKind::Raw, counts: &counts, half_life_ngrams: Some(50), history_bytes };
     catalog.stage(PIPELINE, shard, manifest.path.as_deref()).await.unwrap();
-    let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &[addition], feedback: None, forward_to: None };
+    let request = PublishRequest {
+        manifest: &manifest,
+        advances: &advances,
+        counts: &[addition],
+        feedback: None,
+        forward_to: None,
+    };
     catalog.publish(&request).await
 }
 

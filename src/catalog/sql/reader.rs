@@ -133,6 +133,7 @@ impl CatalogReader for SqlCatalog {
                 expected_loss: expected_version
                     .zip(coefficient)
                     .map(|(version, coefficient)| ExpectedLossVersion { version, coefficient }),
+                quota_version: row.get(22)?,
                 diagnostics,
                 turns,
                 targets,
@@ -141,7 +142,8 @@ impl CatalogReader for SqlCatalog {
         let windows = self.select(
             r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
                    n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics,
-                   selected_version, selected_share, turns, targets, expected_loss_version, expected_loss_coefficient
+                   selected_version, selected_share, turns, targets, expected_loss_version, expected_loss_coefficient,
+                   quota_version
                FROM windows WHERE pipeline = $1 ORDER BY topic, "partition", from_offset"#,
             values![pipeline],
             window,

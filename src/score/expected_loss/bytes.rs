@@ -51,11 +51,9 @@ fn to_bytes(magic: &[u8; 8], tables: &[&[f64]], number: f64, json: &[u8]) -> Vec
 }
 
 /// The tables, the number and what follows them.
-fn from_bytes<'a>(
-    magic: &[u8; 8],
-    n_tables: usize,
-    bytes: &'a [u8],
-) -> Result<(Vec<Vec<f64>>, f64, &'a [u8]), PredictorError> {
+type Parts<'a> = (Vec<Vec<f64>>, f64, &'a [u8]);
+
+fn from_bytes<'a>(magic: &[u8; 8], n_tables: usize, bytes: &'a [u8]) -> Result<Parts<'a>, PredictorError> {
     let rest = bytes.strip_prefix(magic).ok_or_else(|| damaged("it does not begin with its name"))?;
     let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(|| damaged("it ends within the version"))?;
     let version = u32::from_le_bytes(*version);

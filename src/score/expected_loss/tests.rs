@@ -92,7 +92,7 @@ fn losses_without_a_cause_are_not_explained() {
     }
     let explained = predictor.evaluation().explained().unwrap();
     println!("noise: R² {explained:.3}");
-    assert!((-0.35..0.05).contains(&explained), "{explained}");
+    assert!((-0.1..0.02).contains(&explained), "{explained}");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn no_loss_throws_the_model() {
     let before = predictor.expected().of_list(&document);
     predictor.observe(&document, 50.0, 1e-9);
     let moved = predictor.expected().of_list(&document) - before;
-    assert!(moved > 0.0 && moved < RATE + 0.5, "{moved} nats");
+    assert!(moved > 0.0 && moved < 2.5, "47 nats more than usual moved it by {moved}");
 }
 
 proptest! {

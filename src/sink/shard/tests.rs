@@ -50,6 +50,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         raw_version: None,
         against_selected: None,
         expected_loss: None,
+        quota_version: None,
         diagnostics: None,
         turns: vec![],
         targets: vec![],
