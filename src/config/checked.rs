@@ -6,17 +6,16 @@ use std::time::Duration;
 use super::quotas::quotas;
 use super::reader::{Reader, is_secret};
 use super::*;
-use crate::feedback::Mixing;
 use crate::record::FieldNames;
 use crate::select::SelectorKind;
 
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
 /// Doubles count exactly up to here.
-const MAX_NGRAMS: u64 = 1 << 53;
+pub(super) const MAX_NGRAMS: u64 = 1 << 53;
 const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// librdkafka settings that winnowd itself depends on, and the key to use instead.
@@ -53,7 +52,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     let decoder = decoder(r);
     let memory_budget_bytes = r.bytes("memory.budget", 64 * MIB..=1024 * GIB) as usize;
     let dead_letters = dead_letters(r, &kafka);
-    let feedback = feedback(r, &kafka, &dead_letters);
+    let feedback = feedback::check(r, &kafka, &dead_letters);
     if decoder.max_bytes > memory_budget_bytes / 8 {
         let (max, budget) = (decoder.max_bytes as u64, memory_budget_bytes as u64);
         let shown = |n| bytesize::ByteSize(n).display().iec().to_string();
@@ -72,11 +71,8 @@ pub(super) fn check(r: &mut Reader) -> Config {
         seed: r.integer("selection.seed", 0..=u64::MAX),
         quotas: quotas(r),
     };
-    if let Some(name) =
-        feedback.as_ref().and_then(|f| f.settings.mixing).filter(|_| !selector.quotas.sources.is_empty())
-    {
-        let problem = "shares of sources are given by selection.sources already";
-        r.error("selection.mixing", name.name(), problem);
+    if !selector.quotas.sources.is_empty() {
+        feedback::must_not_mix(r, feedback.as_ref());
     }
     let window = WindowPolicy {
         max_documents: r.integer("window.max_documents", 1..=100_000_000),
@@ -141,50 +137,6 @@ fn dead_letters(r: &mut Reader, kafka: &KafkaConfig) -> DeadLetterConfig {
         ratio_records: r.integer("dead_letters.ratio_records", 1..=1_000_000_000),
         topic,
     }
-}
-
-fn feedback(r: &mut Reader, kafka: &KafkaConfig, dead_letters: &DeadLetterConfig) -> Option<FeedbackConfig> {
-    let topic = r.optional("feedback.topic");
-    let half_life = r.integer("feedback.half_life_losses", 1..=MAX_NGRAMS) as f64;
-    let mixing = r.choice("selection.mixing", &["off", "odm", "odm_smoothed", "odm_exp3", "ado"]);
-    let floor = r.parse("selection.mixing_floor", 0.0, |value| {
-        let floor = value.parse::<f64>().ok().filter(|floor| (0.0..1.0).contains(floor));
-        floor.ok_or("expected a number from 0 to below 1".to_owned())
-    });
-    let coefficient = r.parse("selection.expected_loss", 0.0, |value| {
-        value.parse::<f64>().ok().filter(|x| x.is_finite()).ok_or("expected a number".to_owned())
-    });
-    let max_documents = r.integer("feedback.max_documents", 1..=1_000_000_000);
-    let ngrams = r.integer("feedback.ngrams", 1..=4096) as usize;
-    let history_bytes = r.bytes("feedback.history_bytes", 0..=1024 * GIB);
-    let interval = r.duration("feedback.interval", Duration::from_millis(50)..=HOUR);
-    let batch_losses = r.integer("feedback.batch_losses", 1..=1_000_000);
-    let max_bytes = r.bytes("feedback.max_report_bytes", KIB..=64 * MIB) as usize;
-    let Some(topic) = topic else {
-        if mixing != "off" {
-            r.error("selection.mixing", &mixing, "needs feedback.topic");
-        }
-        if coefficient != 0.0 {
-            r.error("selection.expected_loss", &coefficient.to_string(), "needs feedback.topic");
-        }
-        return None;
-    };
-    if kafka.topics.contains(&topic) || dead_letters.topic.as_ref() == Some(&topic) {
-        r.error("feedback.topic", &topic, "is also a topic of documents or of dead letters");
-    }
-    let settings = FeedbackSettings { half_life, mixing: Mixing::from_name(&mixing), floor };
-    let decoder = LossDecoder { max_bytes, max_entries: batch_losses as usize };
-    Some(FeedbackConfig {
-        topic,
-        decoder,
-        settings,
-        coefficient,
-        max_documents,
-        ngrams,
-        history_bytes,
-        interval,
-        batch_losses,
-    })
 }
 
 fn raw(r: &mut Reader) -> RawDistribution {

@@ -3,6 +3,7 @@
 //! Every mistake is reported at once, each with its key and value. What comes out is trusted everywhere else.
 
 mod checked;
+mod feedback;
 mod quotas;
 mod reader;
 

@@ -10,13 +10,15 @@ mod odm;
 mod progress;
 mod state;
 mod statistics;
+mod summary;
 
 pub use ado::{Ado, PowerLaw};
 pub use mixing::{Mixer, Mixing, Turn};
 pub use odm::{Odm, OdmPolicy};
 pub use progress::{RankProgress, StepNews};
 pub use state::{
-    DocumentFacts, Facts, FeedbackSettings, FeedbackState, FeedbackSummary, KnownDocument, LossOutcome,
-    PredictorSummary, RankKey, Reported, SourceSummary, document_key, run_key,
+    DocumentFacts, Facts, FeedbackSettings, FeedbackState, KnownDocument, LossOutcome, RankKey, Reported, document_key,
+    run_key,
 };
 pub use statistics::{LossStatistics, MAX_SOURCES};
+pub use summary::{FeedbackSummary, PredictorSummary, SourceSummary};

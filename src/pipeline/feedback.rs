@@ -46,7 +46,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut shutdown: watch::Receiver<bool>
             config.topic,
             wait.as_secs_f64()
         );
-        shared.telemetry.metrics.feedback_restarts.inc();
+        shared.telemetry.metrics.feedback.restarts.inc();
         shared.telemetry.status().feedback.get_or_insert_default().problem = Some(problem);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -285,7 +285,7 @@ impl Taker {
 
     fn on_bad_report(&mut self, at: &TopicPartition, offset: i64, bad: &BadReport) {
         self.pending.n_bad_reports += 1;
-        let metric = self.shared.telemetry.metrics.feedback_bad_reports.with_label_values(&[bad.reason.as_str()]);
+        let metric = self.shared.telemetry.metrics.feedback.bad_reports.with_label_values(&[bad.reason.as_str()]);
         // The first of a kind is told of; the metric says how many followed.
         if metric.get() == 0 {
             tracing::warn!("{at}/{offset} is no report of losses ({}): {bad}", bad.reason.as_str());
@@ -332,9 +332,9 @@ impl Taker {
             }
         };
         let telemetry = &self.shared.telemetry;
-        telemetry.metrics.feedback_reports.inc_by(reports.len() as u64);
+        telemetry.metrics.feedback.reports.inc_by(reports.len() as u64);
         for (outcome, n) in &taken.outcomes {
-            telemetry.metrics.feedback_losses.with_label_values(&[outcome.as_str()]).inc_by(*n);
+            telemetry.metrics.feedback.losses.with_label_values(&[outcome.as_str()]).inc_by(*n);
         }
         telemetry.set_feedback(taken.summary);
         self.mirror.commit(advances.into_iter().map(|advance| (advance.at, advance.interval.to)).collect());
@@ -345,6 +345,6 @@ impl Taker {
         let ends = self.lags.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let lag = self.owned.iter().map(|(at, owned)| ends.get(at).map_or(0, |end| (end - owned.next_offset).max(0)));
         let pending = self.pending.reports.len() as i64 + self.pending.n_bad_reports as i64;
-        self.shared.telemetry.metrics.feedback_lag.set(lag.sum::<i64>() + pending);
+        self.shared.telemetry.metrics.feedback.lag.set(lag.sum::<i64>() + pending);
     }
 }

@@ -1,14 +1,14 @@
-//! Every metric with its name, help and labels; those of several targets stand in their own file. No label takes values from
-//! the data, but for the sources of feedback, of which there are few.
+//! Every metric with its name, help and labels; those of several targets and of feedback stand in their own files. No label takes
+//! values from the data, but for the sources of feedback, of which there are few.
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
+use super::feedback_metrics::FeedbackMetrics;
 use super::target_metrics::TargetMetrics;
-use crate::feedback::LossOutcome;
-use crate::record::{BadReportReason, RejectReason};
+use crate::record::RejectReason;
 use crate::select::Quantiles;
 use crate::window::CloseReason;
 
@@ -79,17 +79,7 @@ pub struct Metrics {
     pub selected_version: IntGauge,
     pub raw_drift: Gauge,
     pub of_targets: TargetMetrics,
-    pub feedback_losses: IntCounterVec,
-    pub feedback_reports: IntCounter,
-    pub feedback_bad_reports: IntCounterVec,
-    pub feedback_restarts: IntCounter,
-    pub feedback_lag: IntGauge,
-    pub feedback_version: IntGauge,
-    pub feedback_match_ratio: Gauge,
-    pub feedback_loss: GaugeVec,
-    pub feedback_prediction_error: GaugeVec,
-    pub feedback_explained: Gauge,
-    pub feedback_quota: GaugeVec,
+    pub feedback: FeedbackMetrics,
 }
 
 pub const DECISIONS: [&str; 3] = ["selected", "rejected", "dead_letter"];
@@ -286,62 +276,7 @@ impl Default for Metrics {
                 "KL(adaptive raw distribution, the one fitted in the model); 0 where it is pinned.",
             ),
             of_targets: TargetMetrics::new(&r),
-            feedback_losses: counters(
-                &r,
-                "feedback_losses_total",
-                "Losses of documents that this process has taken from reports of trainers, by what became of them.",
-                "outcome",
-                &LossOutcome::all().map(LossOutcome::as_str).collect::<Vec<_>>(),
-            ),
-            feedback_reports: counter(&r, "feedback_reports_total", "Reports of trainers taken by this process."),
-            feedback_bad_reports: counters(
-                &r,
-                "feedback_bad_reports_total",
-                "Records of the losses' topic that are no reports, by reason.",
-                "reason",
-                &BadReportReason::ALL.map(BadReportReason::as_str),
-            ),
-            feedback_restarts: counter(
-                &r,
-                "feedback_restarts_total",
-                "Beginnings at the checkpoints of the losses' topic after an error.",
-            ),
-            feedback_lag: gauge(&r, "feedback_lag_records", "Records of the losses' topic that are not taken yet."),
-            feedback_version: gauge(&r, "feedback_version", "Version of what is learnt from feedback, in force."),
-            feedback_match_ratio: float_gauge(
-                &r,
-                "feedback_match_ratio",
-                "Losses that counted, over those and the ones of unknown documents, since the pipeline began.",
-            ),
-            feedback_loss: register(
-                &r,
-                GaugeVec::new(
-                    Opts::new("winnowd_feedback_loss_nats", "Losses a token by source: the largest sources only."),
-                    &["source", "point"],
-                ),
-            ),
-            feedback_prediction_error: register(
-                &r,
-                GaugeVec::new(
-                    Opts::new(
-                        "winnowd_feedback_prediction_error_nats",
-                        "How far losses were off what was expected before they were learnt.",
-                    ),
-                    &["kind"],
-                ),
-            ),
-            feedback_explained: float_gauge(
-                &r,
-                "feedback_explained_ratio",
-                "R-squared of the expected losses, each before it was learnt.",
-            ),
-            feedback_quota: register(
-                &r,
-                GaugeVec::new(
-                    Opts::new("winnowd_feedback_quota_ratio", "Share of a source by its losses."),
-                    &["source"],
-                ),
-            ),
+            feedback: FeedbackMetrics::new(&r),
             registry: r,
         };
         for part in ["queue", "windows", "shard"] {
@@ -377,11 +312,11 @@ pub(super) fn register<M: prometheus::core::Collector + Clone + 'static>(
     metric
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+pub(super) fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
     register(registry, IntCounter::new(format!("winnowd_{name}"), help))
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, label: &str, values: &[&str]) -> IntCounterVec {
+pub(super) fn counters(registry: &Registry, name: &str, help: &str, label: &str, values: &[&str]) -> IntCounterVec {
     let counters = register(registry, IntCounterVec::new(Opts::new(format!("winnowd_{name}"), help), &[label]));
     for value in values {
         counters.with_label_values(&[value]);
@@ -389,11 +324,11 @@ fn counters(registry: &Registry, name: &str, help: &str, label: &str, values: &[
     counters
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     register(registry, IntGauge::new(format!("winnowd_{name}"), help))
 }
 
-fn float_gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
+pub(super) fn float_gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
     register(registry, Gauge::new(format!("winnowd_{name}"), help))
 }
 

@@ -17,9 +17,6 @@ use crate::window::WindowSummary;
 /// Gaps that `/status` shows; `winnowd offsets show` has all.
 const MAX_GAPS: usize = 20;
 
-/// Sources whose losses are metrics; `/status` has all that are told apart.
-const MAX_LOSS_SOURCES: usize = 20;
-
 /// Shared by the pipeline and the HTTP server.
 pub struct Telemetry {
     pub metrics: Metrics,
@@ -235,11 +232,7 @@ impl Telemetry {
 
     /// Shows what selection takes of feedback.
     pub fn set_feedback_version(&self, version: i64, quotas: &BTreeMap<String, f64>) {
-        self.metrics.feedback_version.set(version);
-        self.metrics.feedback_quota.reset();
-        for (source, share) in quotas {
-            self.metrics.feedback_quota.with_label_values(&[source]).set(*share);
-        }
+        self.metrics.feedback.show_version(version, quotas);
         let mut status = self.status();
         let feedback = status.feedback.get_or_insert_default();
         (feedback.version, feedback.quotas) = (version, quotas.clone());
@@ -247,21 +240,7 @@ impl Telemetry {
 
     /// Shows what was learnt.
     pub fn set_feedback(&self, learnt: FeedbackSummary) {
-        let metrics = &self.metrics;
-        metrics.feedback_match_ratio.set(learnt.match_ratio.unwrap_or_default());
-        metrics.feedback_loss.reset();
-        for source in learnt.sources.iter().take(MAX_LOSS_SOURCES) {
-            for (point, loss) in [("q10", source.q10), ("median", source.median), ("q90", source.q90)] {
-                let gauge = metrics.feedback_loss.with_label_values(&[source.source.as_str(), point]);
-                gauge.set(loss.unwrap_or_default());
-            }
-        }
-        let expected = &learnt.expected_loss;
-        let errors = [("absolute", expected.mean_absolute_error), ("squared", expected.root_mean_squared_error)];
-        for (kind, error) in errors {
-            metrics.feedback_prediction_error.with_label_values(&[kind]).set(error.unwrap_or_default());
-        }
-        metrics.feedback_explained.set(expected.explained.unwrap_or_default());
+        self.metrics.feedback.show(&learnt);
         let mut status = self.status();
         let feedback = status.feedback.get_or_insert_default();
         (feedback.learnt, feedback.problem) = (Some(learnt), None);
