@@ -60,6 +60,13 @@ fn newest(deployment: &Deployment) -> FeedbackVersion {
     })
 }
 
+/// It is written after the transaction.
+fn wait_for_manifest(deployment: &Deployment) {
+    let manifest = deployment.folder.path().join("out/manifest.jsonl");
+    let n_lines = || std::fs::read_to_string(&manifest).map_or(0, |manifest| manifest.lines().count());
+    wait_for("the manifest", || (n_lines() as i64 == deployment.totals().n_shards).then_some(()));
+}
+
 /// Ids of published documents, in the order of the catalog's shards.
 fn published_ids(deployment: &Deployment) -> Vec<String> {
     deployment.published().rows.into_iter().map(|row| row.id).collect()
@@ -85,7 +92,7 @@ impl Sent {
     fn reports(&mut self, ids: &[String], random: &mut Random) -> Vec<Vec<u8>> {
         let mut reports = Vec::new();
         for batch in ids.chunks(BATCH) {
-            let report = report(self.step, batch);
+            let report = report(self.step, 0, batch);
             self.expect("counted", batch.len());
             if self.step.is_multiple_of(MISCHIEF) {
                 self.mischief(&report, batch, &mut reports);
@@ -136,10 +143,10 @@ impl Sent {
     }
 }
 
-fn report(step: u64, ids: &[String]) -> Vec<u8> {
+fn report(step: u64, rank: i32, ids: &[String]) -> Vec<u8> {
     let n_tokens = 24u32;
     let sums: Vec<f64> = ids.iter().map(|id| loss_of(id) * f64::from(n_tokens)).collect();
-    let report = serde_json::json!({ "run_id": "r", "step": step, "rank": 0, "world_size": 2, "doc_ids": ids,
+    let report = serde_json::json!({ "run_id": "r", "step": step, "rank": rank, "world_size": 2, "doc_ids": ids,
         "loss_sum": sums, "tokens": vec![n_tokens; ids.len()] });
     report.to_string().into_bytes()
 }
@@ -231,7 +238,7 @@ fn the_loop(name: &str, postgres: Option<&url::Url>) {
     for _ in 0..TURNS {
         let known = &ids[..3 * BATCH];
         sent.expect("counted", known.len());
-        reporter.send(0, Some(&report(sent.step, known)));
+        reporter.send(0, Some(&report(sent.step, 0, known)));
         reporter.flush();
         (sent.step, sent.n_reports) = (sent.step + 1, sent.n_reports + 1);
         wait_for("a report", || sent.is_taken(&summary(&deployment)).then_some(()));
@@ -331,6 +338,60 @@ fn losses_count_once_on_postgres_too() {
     the_loop("feedback-postgres", Some(&database.url));
 }
 
+/// Workers share the losses' topic: one sleeps until the group has given its partitions away, wakes up in the middle of a batch, and
+/// is killed in the end.
+#[test]
+fn zombies_and_rebalances_count_nothing_twice() {
+    let Some(database) = Database::create() else { return };
+    let broker = Broker::with_topic("feedback-fleet", PARTITIONS);
+    if !broker.is_real() {
+        eprintln!("skipped: the in-process cluster takes too long for each rebalance");
+        return;
+    }
+    let losses = broker.other_topic("losses", PARTITIONS);
+    let extra = format!("feedback.topic = \"{losses}\"\nfeedback.interval = \"3s\"\nselection.fraction = 0.5");
+    let deployment = Deployment::with(&broker, &extra, Some(&database.url), None);
+    let (sleeper, other) = (deployment.start_worker("worker-0"), deployment.start_worker("worker-1"));
+    let (producer, n_documents) = (broker.producer(), 2_000);
+    (0..n_documents).for_each(|n| producer.send((n % 2) as i32, Some(&document(n))));
+    producer.flush();
+    wait_for("all documents", || (deployment.totals().n_records as u64 == n_documents).then_some(()));
+    wait_for_manifest(&deployment);
+    let ids = published_ids(&deployment);
+    let (reporter, mut sent) = (broker.producer_to(&losses), Sent::default());
+    let mut send = |ids: &[String]| {
+        for batch in ids.chunks(BATCH) {
+            // Both partitions, and each report twice.
+            for _ in 0..2 {
+                let rank = (sent.step % 2) as i32;
+                reporter.send(rank, Some(&report(sent.step, rank, batch)));
+                sent.n_reports += 1;
+            }
+            sent.expect("counted", batch.len());
+            sent.expect("duplicate", batch.len());
+            sent.step += 1;
+        }
+        reporter.flush();
+        sent.n_reports
+    };
+    let taken = |n: u64| wait_for("the reports", || (summary(&deployment).n_reports == n).then_some(()));
+    let parts: Vec<&[String]> = ids.chunks(ids.len().div_ceil(4)).collect();
+    taken(send(parts[0]));
+    // What it has read waits for its interval when it falls asleep.
+    send(parts[1]);
+    sleeper.signal("STOP");
+    taken(send(parts[2]));
+    let all = send(parts[3]);
+    sleeper.signal("CONT");
+    taken(all);
+    sleeper.kill_9();
+    let learnt = summary(&deployment);
+    let expected = [("counted", ids.len() as u64), ("duplicate", ids.len() as u64)];
+    assert_eq!(learnt.losses, expected.map(|(outcome, n)| (outcome.to_owned(), n)).into());
+    assert_eq!(other.stop(), Some(0));
+    println!("{} reports by two workers, one of them a zombie: {:?}", learnt.n_reports, learnt.losses);
+}
+
 /// Python with what `trainer.py` needs; `None`, and a word about it, where there is none.
 fn python() -> Option<PathBuf> {
     let cache = std::env::var_os("WINNOWD_CACHE").map(PathBuf::from);
@@ -380,11 +441,7 @@ fn a_trainer_in_python_is_understood() {
     producer.flush();
     let daemon = deployment.start();
     wait_for("all documents", || (deployment.totals().n_records == i64::from(sent)).then_some(()));
-    // It is written after the transaction.
-    let n_lines = || {
-        std::fs::read_to_string(deployment.folder.path().join("out/manifest.jsonl")).map_or(0, |m| m.lines().count())
-    };
-    wait_for("the manifest", || (n_lines() as i64 == deployment.totals().n_shards).then_some(()));
+    wait_for_manifest(&deployment);
     let n_rows = deployment.published().rows.len() as u64;
 
     let checkpoint = deployment.folder.path().join("checkpoint");
