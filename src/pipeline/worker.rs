@@ -131,7 +131,7 @@ impl Worker {
         match event {
             SourceEvent::Batch(batch) => {
                 self.on_batch(&batch)?;
-                self.queue.release(batch.size_bytes());
+                self.queue.release(batch);
             }
             SourceEvent::Assigned(assigned) => assigned.into_iter().for_each(|a| self.on_assigned(a)),
             SourceEvent::Revoked { partitions, lost, done } => {
