@@ -9,7 +9,7 @@ use winnowd::features::{BucketList, Featuriser};
 use winnowd::record::{Document, TopicPartition};
 use winnowd::score::{ImportanceWeight, Model, NgramCounts, Score, Side, VersionedWeight};
 use winnowd::select::{Noise, SelectorKind, SelectorSettings};
-use winnowd::window::{CloseReason, ClosedWindow, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy};
+use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy};
 
 const SEEDS: u64 = 20_000;
 const TEMPERATURE: f64 = 2.0;
@@ -49,7 +49,12 @@ impl Setting {
             let document =
                 Document { id: String::new(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
             let score = Score { n_tokens: 1, log_importance_weight };
-            let outcome = Ok(ScoredDocument { document, score, buckets: Some(self.buckets.clone()) });
+            let outcome = Ok(ScoredDocument {
+                content: Content::Whole(document),
+                score,
+                buckets: Some(self.buckets.clone()),
+                is_counted: false,
+            });
             let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome };
             window.push(record, &self.weight, &selector, &noise);
         }

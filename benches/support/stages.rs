@@ -10,7 +10,7 @@ use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
 use winnowd::select::{Noise, Reservoir};
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
-use winnowd::window::{CloseReason, ClosedWindow, OpenWindow, ScoredDocument, ScoredRecord};
+use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord};
 
 use crate::support::{Corpus, featurisers, fit};
 
@@ -181,7 +181,12 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
     for (offset, record) in (0..).zip(&corpus.records) {
         let document = decoder.decode(Some(record), &at, offset, None).expect("a document");
         let score = Score { n_tokens: 1, log_importance_weight: 0.0 };
-        let outcome = Ok(ScoredDocument { document, score, buckets: Some(BucketList::new(2)) });
+        let outcome = Ok(ScoredDocument {
+            content: Content::Whole(document),
+            score,
+            is_counted: false,
+            buckets: Some(BucketList::new(2)),
+        });
         let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: record.len() as u64, outcome };
         window.push(record, &weight, &config.selector, &noise);
     }

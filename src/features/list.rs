@@ -54,6 +54,12 @@ impl BucketList {
         BucketList { width: BucketWidth::of(buckets), bytes: Vec::new() }
     }
 
+    /// Empties it for another text, of a featuriser with so many buckets.
+    pub fn begin(&mut self, buckets: u32) {
+        self.width = BucketWidth::of(buckets);
+        self.bytes.clear();
+    }
+
     /// # Panics
     /// In debug builds, if a bucket is not one of as many as [`BucketList::new`] was told.
     pub fn extend(&mut self, buckets: &[u32]) {

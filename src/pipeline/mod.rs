@@ -35,7 +35,6 @@ pub use forward::send_dead_letter;
 pub use lost::recreated_topics;
 use quality::SharedCollapseWatch;
 pub use replay::{Replay, Replayed, differences};
-pub use scoring::score_batch;
 use session::SessionEnd;
 
 /// Why the daemon could not start or had to end.

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::adaptive::versioned_weight;
-use super::{DaemonError, LoadedModel, recreated_topics, score_batch};
+use super::scoring::{Destinations, Scorer};
+use super::{DaemonError, LoadedModel, recreated_topics};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
 use crate::manifest::ShardManifest;
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::Noise;
-use crate::source::{Batch, Probe, RangeReader, SourceError};
+use crate::source::{Probe, RangeReader, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
 pub use compare::differences;
@@ -35,6 +36,7 @@ pub struct Replay {
     config: Config,
     catalog: Arc<SqlCatalog>,
     reader: RangeReader,
+    scorer: Scorer,
     /// Topics that were made again since: their offsets name other documents.
     recreated: Vec<String>,
     /// Used last; windows of a shard share them.
@@ -48,7 +50,8 @@ impl Replay {
         let probe = Probe::open(&config.kafka, bootstrap, TIMEOUT)?;
         let topic = |error| if let SourceError::TopicRecreated { topic, .. } = error { Some(topic) } else { None };
         let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
-        Ok(Replay { config, catalog, reader, recreated, model: None, weight: None })
+        let scorer = Scorer::new(config.decoder.clone(), 0);
+        Ok(Replay { config, catalog, reader, scorer, recreated, model: None, weight: None })
     }
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.
@@ -92,16 +95,15 @@ impl Replay {
         let noise = Noise::new(selector.seed, at);
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
-            for record in self.score(&batch, weight) {
-                open.push(record, weight, selector, &noise);
-            }
+            let mut destinations = Destinations::new(selector, &policy, &batch);
+            let number = destinations.window(Some(&open), weight.clone(), &noise);
+            (0..batch.len()).for_each(|i| destinations.record(Some(number), batch.payload_bytes(i)));
+            let scored = self.scorer.score(&batch, destinations);
+            scored.tallies.into_iter().for_each(|counts| self.scorer.count(counts, &mut open));
+            scored.records.into_iter().flatten().for_each(|record| open.push(record, weight, selector, &noise));
         }
         open.advance_to(interval.to);
         Ok(open.close(*closed_by, selector, &noise, &model.target))
-    }
-
-    fn score(&self, batch: &Batch, weight: &VersionedWeight) -> Vec<crate::window::ScoredRecord> {
-        score_batch(batch, &self.config.decoder, 0, |_| &weight.weight)
     }
 
     async fn model(&mut self, id: &ModelId) -> Result<Arc<LoadedModel>, DaemonError> {

@@ -8,7 +8,7 @@ mod loss_weight;
 mod model;
 
 pub use adaptive::{DecayedCounts, DecayedCountsError, SelectedVersion, VersionedWeight, WeightVersion};
-pub use distribution::{DEFAULT_SMOOTHING, NgramCounts, Probabilities, TargetDistribution, kl_divergence};
+pub use distribution::{DEFAULT_SMOOTHING, NgramCounts, NgramTally, Probabilities, TargetDistribution, kl_divergence};
 pub use importance::{ImportanceWeight, Score};
 pub use loss_weight::{
     LossRange, LossStrategy, LossWeight, LossWeightError, LossWeightSettings, NonFiniteLoss, SettingMistake,

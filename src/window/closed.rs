@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::statistics::Statistics;
-use super::{Candidate, CloseReason, DeadLetter, OpenWindow};
+use super::{Candidate, CloseReason, DeadLetter, Extent, OpenWindow};
 use crate::checkpoint::Interval;
 use crate::features::Scratch;
 use crate::record::{Document, TopicPartition};
@@ -87,10 +87,9 @@ impl OpenWindow {
         let OpenWindow {
             at,
             from,
-            n_records,
+            extent: Extent { n_records, payload_bytes, .. },
             n_documents,
             n_too_short,
-            payload_bytes,
             dead_letters,
             candidates,
             statistics: Statistics { raw, baseline, mut sources, log_weights, n_tokens, .. },

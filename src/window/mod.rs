@@ -5,6 +5,7 @@
 //! idleness and memory pressure also close one, and the recorded extent lets a replay repeat it.
 
 mod closed;
+mod extent;
 mod statistics;
 
 use std::sync::Arc;
@@ -12,9 +13,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use closed::{ClosedWindow, SelectedDocument, WindowSummary};
+pub use extent::{Extent, Forecast};
+pub use statistics::WindowTally;
 
 use crate::checkpoint::Interval;
-use crate::features::{BucketList, Scratch};
+use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
 use crate::select::{Noise, Reservoir, SelectorSettings};
@@ -69,20 +72,55 @@ pub struct ScoredRecord {
 
 #[derive(Debug)]
 pub struct ScoredDocument {
-    pub document: Document,
+    pub content: Content,
     pub score: Score,
     /// Buckets of its n-grams, for the counts of the window. `None` of a text so long that nobody wants to hold them: the
     /// window finds them again.
     pub buckets: Option<BucketList>,
+    /// Whether its n-grams come in a [`WindowTally`]; otherwise the window counts them.
+    pub is_counted: bool,
+}
+
+/// What is left of a document once it is scored.
+#[derive(Debug)]
+pub enum Content {
+    /// It may be selected.
+    Whole(Document),
+    /// It cannot, see [`OpenWindow::might_select`], so that nobody asks for more than its source. Counted, or with its buckets.
+    PassedOver { source: Option<String> },
+}
+
+impl Content {
+    fn source(&self) -> Option<&str> {
+        match self {
+            Content::Whole(document) => document.source.as_deref(),
+            Content::PassedOver { source } => source.as_deref(),
+        }
+    }
 }
 
 impl ScoredDocument {
     /// The same document by other weights of the same featuriser.
     fn score_again(&mut self, by: &VersionedWeight) {
-        self.score.log_importance_weight = match &self.buckets {
-            Some(buckets) => by.weight.of_list(buckets),
-            None => by.weight.score(&self.document.text, &mut Scratch::default()).log_importance_weight,
+        self.score.log_importance_weight = match (&self.buckets, &self.content) {
+            (Some(buckets), _) => by.weight.of_list(buckets),
+            (None, Content::Whole(document)) => {
+                by.weight.score(&document.text, &mut Scratch::default()).log_importance_weight
+            }
+            (None, Content::PassedOver { .. }) => panic!("a document that is to be scored again was passed over"),
         };
+    }
+
+    /// # Panics
+    /// If neither its buckets nor its text are left.
+    fn for_each_chunk(&self, featuriser: &Featuriser, chunk: impl FnMut(&[u32])) {
+        match (&self.buckets, &self.content) {
+            (Some(buckets), _) => buckets.for_each_chunk(chunk),
+            (None, Content::Whole(document)) => {
+                featuriser.for_each_chunk(&document.text, &mut Scratch::default(), chunk);
+            }
+            (None, Content::PassedOver { .. }) => panic!("the n-grams of a document are gone and wanted"),
+        }
     }
 }
 
@@ -110,11 +148,9 @@ pub struct OpenWindow {
     at: TopicPartition,
     from: i64,
     next_offset: i64,
-    first_timestamp_ms: Option<i64>,
-    n_records: u64,
+    extent: Extent,
     n_documents: u64,
     n_too_short: u64,
-    payload_bytes: u64,
     held_bytes: usize,
     dead_letters: Vec<DeadLetter>,
     candidates: Reservoir<Candidate>,
@@ -152,11 +188,9 @@ impl OpenWindow {
             at,
             from,
             next_offset: from,
-            first_timestamp_ms: None,
-            n_records: 0,
+            extent: Extent::default(),
             n_documents: 0,
             n_too_short: 0,
-            payload_bytes: 0,
             held_bytes: 0,
             dead_letters: Vec::new(),
             candidates: Reservoir::new(capacity),
@@ -179,23 +213,9 @@ impl OpenWindow {
         self.held_bytes + self.statistics.held_bytes()
     }
 
-    /// Whether a record with this timestamp is too late for this window, so that it must be closed first.
-    pub fn closes_before(&self, timestamp_ms: Option<i64>, policy: &WindowPolicy) -> bool {
-        match (self.first_timestamp_ms, timestamp_ms) {
-            (Some(first), Some(now)) => now.saturating_sub(first) > policy.max_age_ms,
-            _ => false,
-        }
-    }
-
-    /// Whether the window is full.
-    pub fn closes_now(&self, policy: &WindowPolicy) -> Option<CloseReason> {
-        if self.n_records >= policy.max_documents {
-            Some(CloseReason::Documents)
-        } else if self.payload_bytes >= policy.max_bytes {
-            Some(CloseReason::Bytes)
-        } else {
-            None
-        }
+    /// How far it has come towards its limits.
+    pub fn extent(&self) -> Extent {
+        self.extent
     }
 
     /// What its documents are scored with, once that is settled.
@@ -203,16 +223,12 @@ impl OpenWindow {
         self.pinned.as_ref()
     }
 
-    /// Settles what its documents are scored with, unless it is.
-    pub fn pin(&mut self, weight: &Arc<VersionedWeight>) {
-        self.pinned.get_or_insert_with(|| weight.clone());
-    }
-
-    /// Takes the next record, whose score was made by `scored_with`. Unless another one is pinned, the first record
-    /// pins that version of the weights; records that were scored with another one are scored again.
+    /// Takes the next record, whose score was made by `scored_with`. The first record pins that version of
+    /// the weights; records that were scored with another one are scored again.
     ///
     /// # Panics
-    /// If its offset is below the window's next one: it would be decided twice.
+    /// If its offset is below the window's next one: it would be decided twice. If it must be scored again and was passed
+    /// over, so that there is nothing left to be scored.
     pub fn push(
         &mut self,
         record: ScoredRecord,
@@ -223,9 +239,7 @@ impl OpenWindow {
         let ScoredRecord { offset, record_timestamp_ms, payload_bytes, outcome } = record;
         self.advance_to(offset);
         self.next_offset = offset + 1;
-        self.first_timestamp_ms = self.first_timestamp_ms.or(record_timestamp_ms);
-        self.n_records += 1;
-        self.payload_bytes += payload_bytes;
+        self.extent.add(record_timestamp_ms, payload_bytes);
         let pinned = self.pinned.get_or_insert_with(|| scored_with.clone());
         match outcome {
             Err(dead_letter) => {
@@ -249,26 +263,35 @@ impl OpenWindow {
         selector: &SelectorSettings,
         noise: &Noise,
     ) {
-        let ScoredDocument { document, score, buckets } = scored;
         let featuriser = scored_with.weight.featuriser();
         self.n_documents += 1;
-        self.statistics.count(offset, document.source.as_deref(), noise, |count| match &buckets {
-            Some(buckets) => buckets.for_each_chunk(count),
-            None => {
-                featuriser.for_each_chunk(&document.text, &mut Scratch::default(), count);
-            }
-        });
+        self.statistics.sources.document(scored.content.source());
+        if !scored.is_counted {
+            self.statistics.count(offset, noise, |count| scored.for_each_chunk(featuriser, count));
+        }
+        let ScoredDocument { content, score, buckets, .. } = scored;
         if score.n_tokens < selector.min_tokens {
             self.n_too_short += 1;
             return;
         }
         let total_log_weight = selector.total_log_weight(&score, featuriser);
         let number = self.statistics.candidate(&score, total_log_weight);
+        let Content::Whole(document) = content else { return };
         let candidate = Candidate { document, score, buckets, number };
         self.held_bytes += candidate.size_bytes();
         if let Some(out) = self.candidates.offer(offset, selector.key(noise, offset, total_log_weight), candidate) {
             self.held_bytes -= out.size_bytes();
         }
+    }
+
+    /// Whether a document with this key may still be selected. Once it may not, it never may again, whatever comes.
+    pub fn might_select(&self, key: f64) -> bool {
+        self.candidates.might_hold(key)
+    }
+
+    /// Takes the n-grams of documents that say they are counted.
+    pub fn add(&mut self, tally: &WindowTally) {
+        self.statistics.add(tally);
     }
 
     /// Covers offsets below `offset` that hold no record for us (control records, compacted ones).
