@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::config::Against;
@@ -15,6 +16,9 @@ pub(super) const TOP_SOURCES: usize = 20;
 /// Buckets that `/status` names of what the selection lacks.
 const N_LACKING: usize = 10;
 
+/// How often the divergences of the sums are shown: four logarithms a bucket are too many for every small window.
+const SHOW_EVERY: Duration = Duration::from_millis(100);
+
 /// Sums over everything that was decided since the beginning at the checkpoints.
 pub(super) struct Quality {
     raw: NgramCounts,
@@ -22,12 +26,22 @@ pub(super) struct Quality {
     sources: SourceCounts,
     /// The target's frequent n-grams, by bucket.
     ngrams: BTreeMap<u32, Vec<String>>,
+    /// Whether there is more than was shown, and when that was.
+    is_behind: bool,
+    shown: Option<Instant>,
 }
 
 impl Quality {
     pub fn new(model: &Model) -> Self {
         let zero = NgramCounts::zero(model.featuriser.buckets as usize);
-        Quality { raw: zero.clone(), selected: zero, sources: SourceCounts::default(), ngrams: model.target_ngrams() }
+        Quality {
+            raw: zero.clone(),
+            selected: zero,
+            sources: SourceCounts::default(),
+            ngrams: model.target_ngrams(),
+            is_behind: false,
+            shown: None,
+        }
     }
 
     /// Takes note of a window and shows it.
@@ -40,11 +54,6 @@ impl Quality {
         self.sources.merge(&closed.sources);
         if let Some(kl_reduction) = summary.kl_reduction {
             metrics.window_kl_reduction.set(kl_reduction);
-            let target = &shared.model.target;
-            let divergence = (target.divergence_from(&self.raw), target.divergence_from(&self.selected));
-            metrics.kl_reduction.set(divergence.0 - divergence.1);
-            metrics.target_divergence.with_label_values(&["stream"]).set(divergence.0);
-            metrics.target_divergence.with_label_values(&["selected"]).set(divergence.1);
         }
         let random = (&metrics.window_random_kl_reduction, summary.random_kl_reduction);
         let diagnostics = summary.diagnostics.unwrap_or_default();
@@ -84,9 +93,27 @@ impl Quality {
             }
             None => {}
         }
-        status.lacking = self.lacking(shared);
         status.sources = self.sources.top(TOP_SOURCES);
         status.last_window = Some(summary.clone());
+        self.is_behind = true;
+    }
+
+    /// Shows how far the sums are from the target, unless that was done lately.
+    pub fn show_if_due(&mut self, shared: &Shared) {
+        if !self.is_behind || self.shown.is_some_and(|shown| shown.elapsed() < SHOW_EVERY) {
+            return;
+        }
+        if self.selected.total() > 0 {
+            let target = &shared.model.target;
+            let divergence = (target.divergence_from(&self.raw), target.divergence_from(&self.selected));
+            let metrics = &shared.telemetry.metrics;
+            metrics.kl_reduction.set(divergence.0 - divergence.1);
+            metrics.target_divergence.with_label_values(&["stream"]).set(divergence.0);
+            metrics.target_divergence.with_label_values(&["selected"]).set(divergence.1);
+        }
+        let lacking = self.lacking(shared);
+        shared.telemetry.status().lacking = lacking;
+        (self.is_behind, self.shown) = (false, Some(Instant::now()));
     }
 }
 

@@ -127,6 +127,7 @@ impl Worker {
             if let Err(end) = result {
                 return end;
             }
+            self.quality.show_if_due(&self.shared);
             self.show_memory();
         }
     }
