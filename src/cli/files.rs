@@ -103,6 +103,10 @@ impl Files {
         Reader { inputs, settings: &self.settings, stop: self.stop }
     }
 
+    pub fn threads(&self) -> usize {
+        self.settings.threads
+    }
+
     /// One of `make` for each thread.
     pub fn states<S>(&self, make: impl Fn() -> S) -> Vec<S> {
         (0..self.settings.threads).map(|_| make()).collect()

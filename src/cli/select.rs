@@ -341,7 +341,7 @@ impl SelectArguments {
         let mut featurised = None;
         let model = if self.raw.is_empty() && plan.sampling == Sampling::All {
             plan.fit_with_raw(files, || {
-                let spool = folder.spool(self.selection.scratch_bytes());
+                let spool = folder.spool(self.selection.scratch_bytes(), files.threads());
                 let (raw, numbers) = featurise::featurise(inputs_to_select, files, plan.featuriser, selection, spool)?;
                 featurised = numbers;
                 Ok(raw)
@@ -369,7 +369,7 @@ impl SelectArguments {
         if plan.correction.is_none() {
             return Ok(None);
         }
-        let spool = folder.spool(self.selection.scratch_bytes());
+        let spool = folder.spool(self.selection.scratch_bytes(), files.threads());
         Ok(featurise::featurise(inputs, files, model.featuriser, plan, spool)?.1)
     }
 }

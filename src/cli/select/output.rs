@@ -66,9 +66,9 @@ impl Folder {
         self.building.path()
     }
 
-    /// A file for n-grams beside what will be published, without a name: whatever happens, it does not stay.
-    pub fn spool(&self, limit_bytes: u64) -> Spool {
-        Spool::new(tempfile::tempfile_in(self.path()), limit_bytes)
+    /// Files for n-grams beside what will be published, without names: whatever happens, they do not stay.
+    pub fn spool(&self, limit_bytes: u64, threads: usize) -> Spool {
+        Spool::new((0..threads).map(|_| tempfile::tempfile_in(self.path())), limit_bytes)
     }
 
     pub fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
