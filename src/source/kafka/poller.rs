@@ -17,8 +17,8 @@ use crate::record::TopicPartition;
 use crate::source::queue::{Closed, QueueSender};
 use crate::source::{Assigned, Batch, LostOffset, Record, SourceError, SourceEvent};
 
-pub(super) const BATCH_BYTES: usize = 1 << 20;
-pub(super) const BATCH_RECORDS: usize = 1000;
+pub(super) const BATCH_BYTES: usize = 2 << 20;
+pub(super) const BATCH_RECORDS: usize = 2000;
 /// How long a batch may wait to be filled.
 const LINGER: Duration = Duration::from_millis(20);
 /// Records after which the poll loop looks at everything else again.
