@@ -455,8 +455,9 @@ fn a_partition_begins_where_the_start_policy_says_and_only_once() {
         wait_for("the group", || (daemon.get("/readyz").0 == 200).then_some(()));
         produce(&broker, 600, 10);
         wait_decided(&deployment, 10);
-        assert_eq!(deployment.published().windows[0].interval.from, 600);
+        // The manifest follows the transaction.
         assert_eq!(daemon.stop(), Some(0));
+        assert_eq!(deployment.published().windows[0].interval.from, 600);
     }
 }
 
