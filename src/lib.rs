@@ -8,9 +8,9 @@
 //! | module | takes → gives |
 //! | --- | --- |
 //! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason |
-//! | [`features`] | a text → tokens, hashed n-grams |
+//! | [`features`] | a text → tokens, hashed n-grams, a point |
 //! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses → weights of a batch |
-//! | [`select`] | log weights and noise by position → the selection, within budgets, with inclusion probabilities |
+//! | [`select`] | log weights, difficulty and noise by position → the selection, within budgets, with inclusion probabilities |
 //! | [`checkpoint`] | intervals of offsets → what a publication advances |
 //! | [`window`] | scored records of one partition → a decided [`window::ClosedWindow`] |
 //! | [`manifest`] | what a shard is, for the catalog and for trainers |

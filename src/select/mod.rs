@@ -1,14 +1,18 @@
-//! Picks the documents of a window: Gumbel top-k on the log importance weight, or plain top-k. Pure.
+//! Picks the documents of a window: Gumbel top-k on the log importance weight, plain top-k, spread over strata of their
+//! difficulty, or by how much a loss depends on them. Pure.
 //!
 //! In: scored documents, one by one. Out: the chosen ones with their inclusion probabilities. The order of arrival and
 //! the way documents are batched never matter: the noise of a document is a function of the seed and its position.
 
 mod acceptance;
 mod budget;
+mod coverage;
 mod diagnostics;
 mod fraction;
 mod noise;
 mod reservoir;
+mod sensitivity;
+mod spread;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +21,11 @@ use crate::score::Score;
 
 pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
 pub use budget::{BudgetedSelection, Pick, Schedule, Turn, apportion, select_within_budgets};
+pub use coverage::{
+    CoverageRequest, CoverageSettings, Covered, CoveredPool, CoveredWindow, Cutoff, DEFAULT_CLIP, DEFAULT_STRATA,
+    DocumentScores, Edges, QuantileSketch, QuantileSketchError, Stratum, StratumReservoirs, StratumSelection, Tail,
+    Within, select_coverage, water_fill,
+};
 pub use diagnostics::{
     Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
     weight_length_correlation,
@@ -24,6 +33,11 @@ pub use diagnostics::{
 pub use fraction::Fraction;
 pub use noise::Noise;
 pub use reservoir::{Chosen, Reservoir, Selection};
+pub use sensitivity::{
+    CentreSettings, Centres, CentresError, DEFAULT_FLOOR, SamplePoint, Sensitivity, SensitivityPool,
+    SensitivitySelection, select_by_sensitivity, with_floor,
+};
+pub use spread::NearestDistances;
 
 /// How keys are made from log importance weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -22,6 +22,7 @@ enum Use {
     Rounding = 1,
     Baseline = 2,
     Sampling = 3,
+    Priority = 4,
 }
 
 impl Noise {
@@ -56,6 +57,11 @@ impl Noise {
     /// A number in (0, 1) that decides whether this position belongs to a uniform sample: it does below a threshold.
     pub fn sampling(&self, offset: i64) -> f64 {
         self.uniform(offset, Use::Sampling)
+    }
+
+    /// A number in (0, 1) by which the scores of a priority sample are divided.
+    pub fn priority(&self, offset: i64) -> f64 {
+        self.uniform(offset, Use::Priority)
     }
 
     /// Uniform on the odd multiples of 2⁻⁵³: never 0, never 1.
@@ -114,9 +120,9 @@ mod tests {
         assert_ne!(noise.gumbel(0), Noise::new(2, &at).gumbel(0));
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("documents", 4)).gumbel(0));
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("document", 3)).gumbel(0));
-        let uses = [Use::Gumbel, Use::Rounding, Use::Baseline].map(|usage| noise.uniform(7, usage));
+        let uses = [Use::Gumbel, Use::Rounding, Use::Baseline, Use::Priority].map(|usage| noise.uniform(7, usage));
         assert!(uses.iter().all(|number| *number != noise.sampling(7)));
-        assert!(uses[0] != uses[1] && uses[0] != uses[2] && uses[1] != uses[2], "{uses:?}");
+        assert!((0..4).all(|i| (0..i).all(|j| uses[i] != uses[j])), "{uses:?}");
     }
 
     #[test]

@@ -51,6 +51,13 @@ impl<T> Reservoir<T> {
         self.heap.len() <= self.capacity || self.heap.peek().is_none_or(|worst| key >= worst.0.key)
     }
 
+    /// Takes the items of another reservoir for as many: the outcome is that of one to which all were offered.
+    pub fn merge(&mut self, other: Reservoir<T>) {
+        for Ranked(Chosen { offset, key, item }) in other.heap {
+            self.offer(offset, key, item);
+        }
+    }
+
     /// Chooses the best `k`.
     ///
     /// # Panics
