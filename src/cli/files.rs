@@ -11,7 +11,7 @@ use super::{INTERRUPTED, Interrupted, UsageError};
 use crate::features::{Featuriser, NgramHash};
 use crate::record::{Decoder, FieldNames};
 use crate::score::Model;
-use crate::source::files::{Input, ReadSettings, Reader, expand, in_order};
+use crate::source::files::{ExtraFields, Input, ReadSettings, Reader, expand, in_order};
 
 #[derive(clap::Args)]
 pub struct ReadArguments {
@@ -45,7 +45,7 @@ impl ReadArguments {
             .threads
             .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
         let decoder = Decoder { fields, ..Decoder::for_files() };
-        ReadSettings { decoder, threads, skip_bad_lines: self.skip_bad_lines }
+        ReadSettings { threads, skip_bad_lines: self.skip_bad_lines, ..ReadSettings::new(decoder) }
     }
 }
 
@@ -97,6 +97,11 @@ pub struct Files {
 impl Files {
     pub fn new(arguments: &ReadArguments) -> anyhow::Result<Self> {
         Ok(Files { settings: arguments.settings(), stop: stop_on_signal()? })
+    }
+
+    /// The same, but that scans give these fields, too.
+    pub fn with_extra(&self, extra: ExtraFields) -> Self {
+        Files { settings: ReadSettings { extra, ..self.settings.clone() }, stop: self.stop }
     }
 
     pub fn reader<'a>(&'a self, inputs: &'a [Input]) -> Reader<'a> {

@@ -21,12 +21,15 @@ const SIGNS: usize = 64;
 impl Projection {
     /// # Panics
     /// If the dimensions are not 64, 128, 192 or 256.
-    pub fn new(dims: usize) -> Self {
-        assert!(dims > 0 && dims <= 256 && dims.is_multiple_of(SIGNS), "a projection to {dims} dimensions");
+    pub const fn new(dims: usize) -> Self {
+        assert!(
+            dims > 0 && dims <= 256 && dims.is_multiple_of(SIGNS),
+            "a projection has 64, 128, 192 or 256 dimensions"
+        );
         Projection { words: dims / SIGNS }
     }
 
-    pub fn dims(&self) -> usize {
+    pub const fn dims(&self) -> usize {
         self.words * SIGNS
     }
 

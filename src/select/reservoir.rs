@@ -58,6 +58,12 @@ impl<T> Reservoir<T> {
         }
     }
 
+    /// The best `capacity`, by ascending offset.
+    pub fn into_items(self) -> Vec<Chosen<T>> {
+        let capacity = self.capacity;
+        self.select(capacity).chosen
+    }
+
     /// Chooses the best `k`.
     ///
     /// # Panics

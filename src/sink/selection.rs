@@ -35,6 +35,7 @@ pub struct SelectedRow {
     pub target: usize,
     pub selection_key: f64,
     pub inclusion_probability: f64,
+    pub sample_weight: f64,
     pub metadata: Option<String>,
 }
 
@@ -187,7 +188,7 @@ impl Rows {
         self.by_target.iter_mut().zip(&row.log_importance_weights).for_each(|(column, w)| column.append_value(*w));
         self.selection_key.append_value(row.selection_key);
         self.inclusion_probability.append_value(row.inclusion_probability);
-        self.sample_weight.append_value(row.inclusion_probability.recip());
+        self.sample_weight.append_value(row.sample_weight);
         self.metadata.append_option(row.metadata.as_deref());
     }
 

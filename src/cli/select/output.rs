@@ -1,7 +1,7 @@
 //! The folder of a selection: built under another name beside its place, and moved there when it is complete.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -76,6 +76,10 @@ impl Folder {
         file.write_all(bytes).and_then(|()| file.sync_all()).with_context(|| name.to_owned())
     }
 
+    pub fn create(&self, name: &str) -> anyhow::Result<BufWriter<File>> {
+        Ok(BufWriter::new(File::create(self.path().join(name)).with_context(|| name.to_owned())?))
+    }
+
     /// Moves the folder to its place. What it replaces is there until then.
     pub fn publish(self) -> anyhow::Result<()> {
         let cannot = |e: std::io::Error| UsageError(format!("--out `{}`: {e}", self.out.display()));
@@ -102,7 +106,8 @@ impl Folder {
 
 fn is_own(name: &str) -> bool {
     let is_selection = |end: &str| name.starts_with("selected-") && name.ends_with(end);
-    matches!(name, "report.json" | "model.wnw") || [".parquet", ".jsonl", ".jsonl.zst"].into_iter().any(is_selection)
+    matches!(name, "report.json" | "model.wnw" | super::explain::DECISIONS)
+        || [".parquet", ".jsonl", ".jsonl.zst"].into_iter().any(is_selection)
 }
 
 /// Files of selected rows.

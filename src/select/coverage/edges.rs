@@ -85,12 +85,7 @@ impl Edges {
         (self.low, self.high)
     }
 
-    /// Number of strata.
-    pub fn len(&self) -> usize {
+    pub fn n_strata(&self) -> usize {
         self.strata as usize
-    }
-
-    pub fn is_empty(&self) -> bool {
-        false
     }
 }

@@ -35,8 +35,8 @@ pub struct CoveredWindow<T> {
 impl<T> StratumReservoirs<T> {
     /// For a selection of at most `capacity`.
     pub fn new(edges: Edges, capacity: usize) -> Self {
-        let reservoirs = (0..edges.len()).map(|_| Reservoir::new(capacity)).collect();
-        StratumReservoirs { edges, capacity, documents: vec![0; edges.len()], reservoirs }
+        let reservoirs = (0..edges.n_strata()).map(|_| Reservoir::new(capacity)).collect();
+        StratumReservoirs { edges, capacity, documents: vec![0; edges.n_strata()], reservoirs }
     }
 
     /// Offers a document; gives back the item that can no longer be selected, which may be this one.

@@ -281,7 +281,7 @@ proptest! {
             let part = &mut parts[usize::from(document as usize >= cut)];
             held += 1 - usize::from(part.offer(document.into(), importance, window.key(document, 0), ()).is_some());
         }
-        prop_assert!(held <= 2 * edges.len() * (capacity + 1));
+        prop_assert!(held <= 2 * edges.n_strata() * (capacity + 1));
         let [second, mut first] = parts;
         first.merge(second);
         let covered = first.select(window.count as usize);

@@ -13,7 +13,8 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 
-use crate::record::{Decoder, FieldNames};
+use super::ReadSettings;
+use crate::record::FieldNames;
 
 /// Row groups up to this size, uncompressed, are decoded by the thread that takes them; larger ones batch by batch, before
 /// they are handed out, so that no thread holds what is selected of a gigabyte.
@@ -25,7 +26,7 @@ const MAX_BATCH_ROWS: u64 = 1024;
 /// Which columns are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// Text, id and source.
+    /// Text, id and source, and the extra fields of the settings.
     Named,
     All,
 }
@@ -48,9 +49,9 @@ pub(super) enum Rows {
 }
 
 impl ParquetFile {
-    pub fn open(path: PathBuf, file: &File, decoder: &Decoder, wanted: Wanted) -> Result<Self, String> {
+    pub fn open(path: PathBuf, file: &File, settings: &ReadSettings, wanted: Wanted) -> Result<Self, String> {
         let metadata = ArrowReaderMetadata::load(file, ArrowReaderOptions::new()).map_err(|e| e.to_string())?;
-        let fields = &decoder.fields;
+        let fields = &settings.decoder.fields;
         let schema = metadata.schema();
         let Ok(text) = schema.field_with_name(&fields.text) else {
             let names: Vec<_> = schema.fields().iter().map(|f| format!("`{}`", f.name())).collect();
@@ -60,7 +61,7 @@ impl ParquetFile {
             return Err(format!("column `{}` is {}, expected strings", fields.text, text.data_type()));
         }
         let named = [Some(&fields.text), fields.id.as_ref(), fields.source.as_ref()];
-        let is_named = |name: &str| named.iter().flatten().any(|n| *n == name);
+        let is_named = |name: &str| named.iter().flatten().any(|n| *n == name) || settings.extra.has(name);
         let roots = (0..schema.fields().len()).filter(|&i| wanted == Wanted::All || is_named(schema.field(i).name()));
         let projection = ProjectionMask::roots(metadata.parquet_schema(), roots);
         let path = Arc::new(path);
