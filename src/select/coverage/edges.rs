@@ -39,9 +39,11 @@ impl Edges {
 
     /// The same of scores that were sketched: each end is off by the sketch's error.
     pub fn of_sketch(sketch: &QuantileSketch, strata: u32, clip: f64) -> Option<Self> {
-        let at = |quantile| sketch.quantile(quantile);
-        let (low, high) = (at(clip)?, at(1.0 - clip)?);
-        let (low, high) = if low == high { (at(0.0)?, at(1.0)?) } else { (low, high) };
+        let last = sketch.len().checked_sub(1)?;
+        let rank = (clip * last as f64).round() as u64;
+        let at = |rank| sketch.at_rank(rank);
+        let (low, high) = (at(rank)?, at(last - rank)?);
+        let (low, high) = if low == high { (at(0)?, at(last)?) } else { (low, high) };
         Some(Edges::new(low, high, strata))
     }
 

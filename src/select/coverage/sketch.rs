@@ -86,10 +86,14 @@ impl QuantileSketch {
 
     /// The score with this share of all others below it, by nearest rank; `None` without scores.
     pub fn quantile(&self, share: f64) -> Option<f64> {
+        let last = self.n.checked_sub(1)?;
+        self.at_rank((share.clamp(0.0, 1.0) * last as f64).round() as u64)
+    }
+
+    /// The score that so many are before, in ascending order.
+    pub fn at_rank(&self, rank: u64) -> Option<f64> {
         let (low, high) = self.range?;
-        let last = self.n - 1;
-        let rank = (share.clamp(0.0, 1.0) * last as f64).round() as u64;
-        if rank == 0 || rank >= last {
+        if rank == 0 || rank + 1 >= self.n {
             return Some(if rank == 0 { low } else { high });
         }
         let mut below = 0;

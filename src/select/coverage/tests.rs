@@ -354,6 +354,20 @@ proptest! {
     }
 }
 
+/// Half a document at each end: both must round it the same way.
+#[test]
+fn a_sketch_clips_as_many_as_the_scores_do() {
+    let scores: Vec<f64> = (0..101).map(|i| 1.5f64.powi(i)).collect();
+    let mut sketch = QuantileSketch::default();
+    scores.iter().for_each(|score| sketch.add(*score));
+    let (exact, found) = (Edges::of(scores, 4, 0.005).unwrap(), Edges::of_sketch(&sketch, 4, 0.005).unwrap());
+    let ((low, high), (found_low, found_high)) = (exact.range(), found.range());
+    assert!(
+        (found_low / low - 1.0).abs() < 0.004 && (found_high / high - 1.0).abs() < 0.004,
+        "{found:?} for {exact:?}"
+    );
+}
+
 /// Two thirds of the documents are easy; uniform sampling takes what there is, coverage takes both alike.
 #[test]
 fn rare_scores_get_as_much_as_frequent_ones() {
