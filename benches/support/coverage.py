@@ -58,8 +58,9 @@ SELECTORS = {
                                          "--length-normalise"],
     "sensitivity": lambda rate: ["--selector", "sensitivity", "--loss-field", "loss"],
 }
-COLOURS = {"random": "0.5", "top-k": "tab:brown", "DSIR": "tab:blue", "coverage": "tab:green", "coverage, none cut": "tab:olive", "coverage, weighted": "tab:red",
-           "filter + coverage": "tab:orange", "coverage of weights": "tab:pink", "sensitivity": "tab:purple"}
+COLOURS = {"random": "0.5", "top-k": "tab:brown", "DSIR": "tab:blue", "coverage": "tab:green", "coverage, none cut": "tab:olive",
+           "coverage, weighted": "tab:red", "filter + coverage": "tab:orange", "coverage of weights": "tab:pink",
+           "sensitivity": "tab:purple"}
 
 
 def sample(winnowd, core):
@@ -247,7 +248,8 @@ def report(bench, plan, seeds, plot):
                 spread = lambda v: f" ± {shown.write.format(statistics.stdev(v)).lstrip('+')}" if len(v) > 1 else ""
                 rows.append([target, f"{rate:.0%}", *(shown.write.format(statistics.fmean(v)) + spread(v) for v in of)])
         table(f"{shown.title}; mean and standard deviation over {seeds} seeds", ["target", "pruned", *SELECTORS], rows)
-    rows = [[target, f"{rate:.0%}", *(f"{statistics.fmean(c['tokens'] for c in cells[kind, rate, name]) / 1e6:.2f}" for name in SELECTORS)]
+    millions = lambda of_seeds: f"{statistics.fmean(cell['tokens'] for cell in of_seeds) / 1e6:.2f}"
+    rows = [[target, f"{rate:.0%}", *(millions(cells[kind, rate, name]) for name in SELECTORS)]
             for kind, target in plan.targets.items() for rate in RATES]
     table("Tokens selected, millions (models see as many as the fewest of their row)", ["target", "pruned", *SELECTORS], rows)
     if plot:
