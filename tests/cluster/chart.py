@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the chart makes of its values: valid for every supported Kubernetes, readable by the daemon, refused where it would not work.
+"""What the chart makes of its values: valid for each supported Kubernetes, read by the daemon, refused where it would not work.
 
     chart.py --winnowd FILE --model FILE --npm FOLDER --helm FILE [--helm FILE …]
 
@@ -238,8 +238,8 @@ def main():
                 (arguments.out / f"{name}.yaml").write_text(yaml.safe_dump_all(documents))
     n_documents = sum(map(len, cases.values()))
     print(
-        f"chart: {n_documents} objects of {len(CASES)} sets of values for Kubernetes {' and '.join(VERSIONS)} are valid, {n_custom} custom "
-        f"ones among them; {len(REFUSED)} mistakes are refused; {n_alerts} alerts"
+        f"chart: {n_documents} objects of {len(CASES)} sets of values for Kubernetes {' and '.join(VERSIONS)} are valid, "
+        f"{n_custom} custom ones among them; {len(REFUSED)} mistakes are refused; {n_alerts} alerts"
     )
 
 

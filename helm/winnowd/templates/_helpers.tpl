@@ -98,7 +98,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $least := add $drain $grace 15 | int -}}
 {{- $given := .Values.terminationGracePeriodSeconds | int -}}
 {{- if and (gt $given 0) (lt $given $least) -}}
-{{- printf "terminationGracePeriodSeconds = %d: must be at least %d, kafka.drain_timeout (%d s) and shutdown.grace (%d s) and 15 more" $given $least $drain $grace | fail -}}
+{{- printf "terminationGracePeriodSeconds = %d: must be at least %d, kafka.drain_timeout (%d s) and shutdown.grace (%d s) and 15 more"
+  $given $least $drain $grace | fail -}}
 {{- end -}}
 {{- default $least $given -}}
 {{- end -}}

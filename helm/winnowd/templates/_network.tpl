@@ -44,7 +44,8 @@
 {{- $named := list 443 -}}
 {{- range $option, $value := $options -}}
 {{- if contains "endpoint" (lower $option) -}}
-{{- $port := regexFind ":[0-9]+" (toString $value) | trimPrefix ":" | default (hasPrefix "http://" (toString $value) | ternary "80" "443") -}}
+{{- $usual := hasPrefix "http://" (toString $value) | ternary "80" "443" -}}
+{{- $port := regexFind ":[0-9]+" (toString $value) | trimPrefix ":" | default $usual -}}
 {{- $named = append $named (int $port) -}}
 {{- end -}}
 {{- end -}}
