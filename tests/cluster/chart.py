@@ -207,12 +207,15 @@ def alerts(cases, programs):
 
 
 def same_defaults():
-    """What the chart takes for the daemon's defaults."""
+    """What the chart takes for the daemon's defaults and version."""
     stated = re.search(r"\$defaults := dict(.*?)-}}", (CHART / "templates/_helpers.tpl").read_text(), re.S)[1]
     real = tomllib.loads((ROOT / "config/default.toml").read_text())
     for key, value in re.findall(r'"([a-z_.]+)" "([^"]*)"', stated):
         section, name = key.split(".")
         sure(real[section][name] == value, f"{key} is {value} in the chart and {real[section][name]} in config/default.toml")
+    version = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    sure(chart["appVersion"] == version, f"appVersion is {chart['appVersion']}, winnowd {version}")
 
 
 def main():

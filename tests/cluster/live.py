@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """Alerts and dashboards against a real Prometheus that scrapes a real run, with faults.
 
-    live.py WINNOWD PROMETHEUS BOOTSTRAP [--postgres URL] [--out FOLDER]
+    live.py WINNOWD PROMETHEUS BOOTSTRAP POSTGRES [--out FOLDER]
 
-Starts workers (two, where there is a Postgres for their catalog) on a topic of their own and Prometheus with the chart's alerts,
-and feeds them documents of the bundled sample. While all is well no alert may fire; then come bad records, a store that refuses
+Starts two workers on a topic and an empty database (POSTGRES, a URL) of their own and Prometheus with the chart's alerts, and feeds them documents of the bundled sample. While all is well no alert may fire; then come bad records, a store that refuses
 shards, a manifest that cannot be written and `kill -9`, each of which must be told by its alert. Afterwards every query of every
 panel must have returned numbers; --out draws each dashboard. Alerts wait 5 s here before they fire, not minutes.
 """
@@ -259,9 +258,8 @@ def legend(form, labels):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("winnowd", "prometheus", "bootstrap"):
+    for name in ("winnowd", "prometheus", "bootstrap", "postgres"):
         parser.add_argument(name)
-    parser.add_argument("--postgres", help="an empty database for the catalog; without it there is one worker, on SQLite")
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
 
@@ -272,9 +270,8 @@ def main():
     records, began = documents(), time.time()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as last:
         folder = pathlib.Path(folder)
-        catalog = arguments.postgres or f"sqlite://{folder}/catalog.db"
-        config = prepare(arguments.winnowd, folder, arguments.bootstrap, topic, catalog, records)
-        workers = [Worker(arguments.winnowd, folder, n, config) for n in range(2 if arguments.postgres else 1)]
+        config = prepare(arguments.winnowd, folder, arguments.bootstrap, topic, arguments.postgres, records)
+        workers = [Worker(arguments.winnowd, folder, n, config) for n in range(2)]
         for worker in workers:
             last.callback(lambda worker=worker: end(worker.process))
         for worker in workers:
