@@ -3,7 +3,8 @@
 
     live.py WINNOWD PROMETHEUS BOOTSTRAP POSTGRES [--out FOLDER]
 
-Starts two workers on a topic and an empty database (POSTGRES, a URL) of their own and Prometheus with the chart's alerts, and feeds them documents of the bundled sample. While all is well no alert may fire; then come bad records, a store that refuses
+Starts two workers on a topic and an empty database (POSTGRES, a URL) of their own and Prometheus with the chart's alerts, and
+feeds them documents of the bundled sample. While all is well no alert may fire; then come bad records, a store that refuses
 shards, a manifest that cannot be written and `kill -9`, each of which must be told by its alert. Afterwards every query of every
 panel must have returned numbers; --out draws each dashboard. Alerts wait 5 s here before they fire, not minutes.
 """

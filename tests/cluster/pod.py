@@ -3,10 +3,10 @@
 
     pod.py WINNOWD MODEL BOOTSTRAP HELM
 
-Puts a root together as the Dockerfile does, mounts the volumes that the chart's StatefulSet names, makes all else read-only, and runs
-the container's command with its variables as its user, on a topic of its own. It must become ready, publish, answer
-`winnowd check --connect` beside itself as `kubectl exec` would, and end politely within its grace period. Needs root, PyYAML and
-confluent-kafka.
+Puts a root together as the Dockerfile does, mounts the volumes that the chart's StatefulSet names, makes all else read-only, and
+runs the container's command with its variables as its user, on a topic of its own. It must become ready, publish, bear
+`winnowd check --connect` beside itself as `kubectl exec` would run it, and end politely within its grace period. Needs root, PyYAML
+and confluent-kafka.
 """
 import json
 import os
@@ -28,7 +28,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE = 60
 N_DOCUMENTS = 500
-# Binds what is to be seen, closes the root, and becomes the worker. Arguments: root, user, mounts (from, to, ro or rw)…, --, command.
+# Binds what is to be seen, closes the root, and becomes the worker. Arguments: root, user, mounts (from, to, ro or rw)…, --,
+# command.
 ENTER = r"""
 set -eu
 root=$1 user=$2; shift 2
@@ -157,10 +158,8 @@ def main():
             code = worker.wait(pod["terminationGracePeriodSeconds"])
             if code != 0 or "winnowd has stopped" not in (folder / "log").read_text():
                 sys.exit(f"pod: exit code {code}:\n{(folder / 'log').read_text()}")
-            print(
-                f"pod: ready, published and ended {1000 * (time.monotonic() - asked):.0f} ms after SIGTERM, as user {user} on a read-only root, "
-                f"of {pod['terminationGracePeriodSeconds']} s that it has"
-            )
+            took = 1000 * (time.monotonic() - asked)
+            print(f"pod: as user {user} on a read-only root ready, published, and ended {took:.0f} ms after SIGTERM")
         finally:
             worker.kill()
             worker.wait()
