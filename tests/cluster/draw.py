@@ -39,7 +39,7 @@ def stat(axes, panel, unit):
     axes.axis("off")
     values = panel["series"][0][1]
     axes.text(0, 0.45, shown(float(values[-1][1]), unit), fontsize=22)
-    axes.text(0, 0, textwrap.fill(panel["description"], 40), fontsize=6.5, va="top", color="gray")
+    axes.text(0, 0, textwrap.fill(panel["description"], 34), fontsize=8, va="top", color="gray")
 
 
 def with_gaps(values):
@@ -57,9 +57,9 @@ def lines(axes, panel, unit):
     times = lambda values: [datetime.datetime.fromtimestamp(t) for t, _ in with_gaps(values)]
     numbers = lambda values: [float(v) for _, v in values]
     if is_stack:
-        moments = sorted({t for _, values in panel["series"] for t, _ in values})
-        heights = [[float(dict(map(tuple, values)).get(t, "nan")) for t in moments] for _, values in panel["series"]]
-        heights = [[0 if h != h else h for h in series] for series in heights]
+        moments = [t for _, values in panel["series"] for t, _ in values]
+        moments = [min(moments) + second for second in range(round(max(moments) - min(moments)) + 1)]
+        heights = [[float(dict(map(tuple, values)).get(t, 0)) for t in moments] for _, values in panel["series"]]
         names = [name for name, _ in panel["series"]]
         axes.stackplot([datetime.datetime.fromtimestamp(t) for t in moments], heights, labels=names, alpha=0.7)
     else:
@@ -74,4 +74,4 @@ def lines(axes, panel, unit):
     if all(value >= 0 for _, values in panel["series"] for value in numbers(values)):
         axes.set_ylim(bottom=0)
     axes.legend(fontsize=7, loc="upper left", ncols=4, framealpha=0.6)
-    axes.set_xlabel(textwrap.fill(panel["description"], 100), fontsize=6.5, color="gray", loc="left")
+    axes.set_xlabel(textwrap.fill(panel["description"], 84), fontsize=8, color="gray", loc="left")
