@@ -172,6 +172,10 @@ fn endpoints_tell_the_state_and_sigterm_is_polite() {
     assert_eq!(daemon.get("/nothing").0, 404);
     let (_, metrics) = daemon.get("/metrics");
     check_metrics(&metrics);
+    for step in ["write", "stage", "upload", "commit"] {
+        let times = format!("winnowd_publish_seconds_count{{step=\"{step}\"}}");
+        wait_for("the time of each step", || (daemon.metric(&times) >= 1.0).then_some(()));
+    }
 
     let second = deployment.try_start().err().expect("SQLite serves one process");
     assert!(second.contains("is in use by another process"), "{second}");

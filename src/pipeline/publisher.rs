@@ -152,7 +152,10 @@ impl Publisher {
     /// manifest has a new line.
     async fn publish(&mut self, shard: OpenShard) -> Result<bool, PublisherEnd> {
         let began = Instant::now();
+        let seconds = &self.shared.telemetry.metrics.publish_seconds;
+        let timer = seconds.with_label_values(&[TimedStep::Write.as_str()]).start_timer();
         let finished = tokio::task::block_in_place(|| shard.finish(&self.shared));
+        timer.observe_duration();
         let finished = finished.map_err(|e| PublisherEnd::Restart(e.to_string()))?;
         crash::point("shard.finished");
         let additions = finished.additions(&self.shared.config);

@@ -12,7 +12,7 @@ use crate::window::CloseReason;
 /// The steps of a publication that take time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Into the scratch file.
+    /// Into the scratch file; what is timed is its end.
     Write,
     Stage,
     Upload,
