@@ -1,7 +1,7 @@
 //! Places where a test lets the process end as by `kill -9`. Debug builds only: a release has nothing of it.
 
 /// Every place, in the order in which a daemon passes them.
-pub const POINTS: [&str; 14] = [
+pub const POINTS: [&str; 17] = [
     "claim.before_commit",
     "claim.committed",
     "start.stored",
@@ -16,6 +16,9 @@ pub const POINTS: [&str; 14] = [
     "manifest.opened",
     "manifest.half",
     "manifest.written",
+    "feedback.checkpoints_moved",
+    "feedback.before_commit",
+    "feedback.committed",
 ];
 
 /// Ends the process here if the environment says `CRASH_POINT=NAME:N` and this is the N-th time.

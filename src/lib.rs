@@ -7,10 +7,11 @@
 //!
 //! | module | takes → gives |
 //! | --- | --- |
-//! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason |
-//! | [`features`] | a text → tokens, hashed n-grams |
-//! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses → weights of a batch |
-//! | [`select`] | log weights and noise by position → the selection, within budgets, with inclusion probabilities |
+//! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason; a trainer's report → a [`record::LossReport`] |
+//! | [`features`] | a text → tokens, hashed n-grams, a point |
+//! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses of ranks → weights of a global batch; a document's own loss, or the one to be expected → what it adds |
+//! | [`feedback`] | reports of trainers and what is known of their documents → loss statistics, a predictor of losses, quotas |
+//! | [`select`] | log weights, difficulty and noise by position → the selection, within budgets, with inclusion probabilities |
 //! | [`checkpoint`] | intervals of offsets → what a publication advances |
 //! | [`window`] | scored records of one partition → a decided [`window::ClosedWindow`] |
 //! | [`manifest`] | what a shard is, for the catalog and for trainers |
@@ -22,16 +23,17 @@
 //! | --- | --- |
 //! | `crash` | places where tests end the process; nothing in a release |
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
-//! | `telemetry` | metrics, health and status on one HTTP port |
+//! | `telemetry` | metrics, health and status on one HTTP port; weights for those who ask |
 //! | `source` | Kafka, to read and to write; files of documents (JSONL, Parquet), in order on all cores |
 //! | `sink` | Parquet shards and dead letters on an object store; selections of files |
 //! | `catalog` | the database that is the authority on offsets and shards |
-//! | `pipeline` | the wiring: worker, publisher, forwarder of dead letters, shutdown |
+//! | `pipeline` | the wiring: worker, publisher, forwarder of dead letters, weights for the topic, shutdown |
 //! | `cli` | arguments → one of the above → exit code |
 
 pub mod record;
 pub mod features;
 pub mod score;
+pub mod feedback;
 pub mod select;
 pub mod checkpoint;
 pub mod window;

@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 
 /// In the order in which a document passes them; each may use only itself and what stands before it.
-const MODULES: [&str; 16] = [
+const MODULES: [&str; 17] = [
     "record",
     "features",
     "score",
+    "feedback",
     "select",
     "checkpoint",
     "window",
@@ -24,7 +25,7 @@ const MODULES: [&str; 16] = [
     "cli",
 ];
 /// The first modules are pure.
-const N_PURE: usize = 8;
+const N_PURE: usize = 9;
 /// These edges never know each other.
 const STRANGERS: [&str; 3] = ["source", "sink", "catalog"];
 const IMPURE: [&str; 13] = [

@@ -172,6 +172,10 @@ fn endpoints_tell_the_state_and_sigterm_is_polite() {
     assert_eq!(daemon.get("/nothing").0, 404);
     let (_, metrics) = daemon.get("/metrics");
     check_metrics(&metrics);
+    for step in ["write", "stage", "upload", "commit"] {
+        let times = format!("winnowd_publish_seconds_count{{step=\"{step}\"}}");
+        wait_for("the time of each step", || (daemon.metric(&times) >= 1.0).then_some(()));
+    }
 
     let second = deployment.try_start().err().expect("SQLite serves one process");
     assert!(second.contains("is in use by another process"), "{second}");
@@ -337,7 +341,7 @@ fn fit_check_and_migrate_work_together() {
     let check = winnowd(&["check", "-c", &path("c.toml")]);
     assert!(String::from_utf8_lossy(&check.stdout).contains("1 target and 2 raw documents"), "{check:?}");
     let migrate = || String::from_utf8_lossy(&winnowd(&["migrate", "-c", &path("c.toml")]).stdout).into_owned();
-    assert!(migrate().contains("9 migrations applied"));
+    assert!(migrate().contains("10 migrations applied"));
     assert!(migrate().contains("is up to date"));
 
     std::fs::write(path("m.wnw"), "not a model").unwrap();
@@ -455,8 +459,9 @@ fn a_partition_begins_where_the_start_policy_says_and_only_once() {
         wait_for("the group", || (daemon.get("/readyz").0 == 200).then_some(()));
         produce(&broker, 600, 10);
         wait_decided(&deployment, 10);
-        assert_eq!(deployment.published().windows[0].interval.from, 600);
+        // The manifest follows the transaction.
         assert_eq!(daemon.stop(), Some(0));
+        assert_eq!(deployment.published().windows[0].interval.from, 600);
     }
 }
 

@@ -2,132 +2,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/files.rs"]
+mod support;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, StringArray};
-use arrow::datatypes::{Float64Type, UInt32Type};
+use arrow::array::StringArray;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
+use support::{SELECTED, Sandbox, lines, numbers, strings};
 use winnowd::features::{Scratch, for_each_token, lowercase_into};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts};
-
-/// A folder with the bundled sample, cut into target and raw as for the reference vectors.
-struct Sandbox {
-    folder: tempfile::TempDir,
-}
-
-impl Sandbox {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let target_ids: HashSet<&str> = include_str!("reference/target_ids.txt").lines().collect();
-        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli/demo/sample.jsonl.zst");
-        let sample = zstd::decode_all(File::open(sample).unwrap()).unwrap();
-        let (mut target, mut raw) = (Vec::new(), Vec::new());
-        for line in sample.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-            let id = serde_json::from_slice::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
-            let side = if target_ids.contains(id.as_str()) { &mut target } else { &mut raw };
-            side.extend_from_slice(line);
-            side.push(b'\n');
-        }
-        let sandbox = Sandbox { folder };
-        std::fs::write(sandbox.path("target.jsonl"), target).unwrap();
-        std::fs::write(sandbox.path("raw.jsonl"), raw).unwrap();
-        sandbox
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Runs winnowd in the folder.
-    fn run(&self, arguments: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_winnowd"))
-            .args(arguments.split_whitespace())
-            .current_dir(self.folder.path())
-            .output()
-            .unwrap()
-    }
-
-    fn succeed(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "winnowd {arguments}: {}\n{errors}", output.status);
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// What it says on standard error when it is called wrongly.
-    fn refuse(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        assert_eq!(output.status.code(), Some(64), "winnowd {arguments}");
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    fn report(&self, out: &str) -> Value {
-        serde_json::from_slice(&std::fs::read(self.path(out).join("report.json")).unwrap()).unwrap()
-    }
-
-    /// The raw documents in all formats, their order kept.
-    fn write_other_formats(&self) {
-        let raw = std::fs::read(self.path("raw.jsonl")).unwrap();
-        std::fs::write(self.path("raw.jsonl.zst"), zstd::encode_all(&raw[..], 1).unwrap()).unwrap();
-        let mut gzip =
-            flate2::write::GzEncoder::new(File::create(self.path("raw.jsonl.gz")).unwrap(), Default::default());
-        gzip.write_all(&raw).unwrap();
-        gzip.finish().unwrap();
-        let rows = lines(&self.path("raw.jsonl"));
-        let column = |name: &str| -> arrow::array::ArrayRef {
-            Arc::new(StringArray::from_iter(rows.iter().map(|row| row[name].as_str())))
-        };
-        let columns = ["source", "text", "id"].map(|name| (name, column(name)));
-        let batch = RecordBatch::try_from_iter(columns).unwrap();
-        let mut writer =
-            ArrowWriter::try_new(File::create(self.path("raw.parquet")).unwrap(), batch.schema(), None).unwrap();
-        for from in (0..batch.num_rows()).step_by(500) {
-            writer.write(&batch.slice(from, 500.min(batch.num_rows() - from))).unwrap();
-            writer.flush().unwrap();
-        }
-        writer.close().unwrap();
-    }
-}
-
-fn lines(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn batches(path: &Path) -> Vec<RecordBatch> {
-    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap().build().unwrap();
-    reader.map(Result::unwrap).collect()
-}
-
-/// One column of strings.
-fn strings(path: &Path, column: &str) -> Vec<String> {
-    let of = |batch: RecordBatch| {
-        let column = batch.column_by_name(column).unwrap().as_string::<i32>().clone();
-        (0..column.len()).map(|row| column.value(row).to_owned()).collect::<Vec<_>>()
-    };
-    batches(path).into_iter().flat_map(of).collect()
-}
-
-fn numbers(path: &Path, column: &str) -> Vec<f64> {
-    let of = |batch: RecordBatch| {
-        let column = batch.column_by_name(column).unwrap().clone();
-        match column.as_primitive_opt::<Float64Type>() {
-            Some(column) => column.values().to_vec(),
-            None => column.as_primitive::<UInt32Type>().values().iter().map(|n| f64::from(*n)).collect(),
-        }
-    };
-    batches(path).into_iter().flat_map(of).collect()
-}
-
-const SELECTED: &str = "selected-00000.parquet";
 
 #[test]
 fn weights_equal_the_published_package_in_every_format() {
@@ -713,4 +604,105 @@ fn several_targets_and_sources_keep_their_shares_against_what_was_selected() {
     let ids: HashSet<String> = strings(&path, "id").into_iter().collect();
     assert_eq!(ids.len(), 100, "nothing twice");
     assert!(numbers(&path, "inclusion_probability").iter().all(|p| *p > 0.0 && *p <= 1.0));
+}
+
+/// The loss of the raw document at `i`; every fifth has none.
+fn loss(i: usize) -> Option<f64> {
+    (i % 5 != 2).then(|| 1.0 + (i * 7_919 % 1_009) as f64 / 256.0)
+}
+
+#[test]
+fn losses_add_to_the_weights() {
+    let sandbox = Sandbox::new();
+    let rows = lines(&sandbox.path("raw.jsonl"));
+    let with_losses = rows.iter().enumerate().map(|(i, row)| {
+        let mut row = row.clone();
+        row["nll"] = loss(i).into();
+        format!("{row}\n")
+    });
+    std::fs::write(sandbox.path("losses.jsonl"), with_losses.collect::<String>()).unwrap();
+    let column = |name: &str| -> arrow::array::ArrayRef {
+        Arc::new(StringArray::from_iter(rows.iter().map(|row| row[name].as_str())))
+    };
+    // Parquet says in two ways that there is none.
+    let nll: Vec<_> = (0..rows.len()).map(|i| loss(i).or((i % 2 == 0).then_some(f64::NAN))).collect();
+    let nll: arrow::array::ArrayRef = Arc::new(arrow::array::Float64Array::from(nll));
+    let batch = RecordBatch::try_from_iter([("id", column("id")), ("text", column("text")), ("nll", nll)]).unwrap();
+    let file = File::create(sandbox.path("losses.parquet")).unwrap();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    let said = sandbox.succeed("score --model model.wnw --input losses.jsonl --loss-field nll --out scores.jsonl");
+    let scores = lines(&sandbox.path("scores.jsonl"));
+    let mut present: Vec<f64> = (0..rows.len()).filter_map(loss).collect();
+    assert!(scores.iter().enumerate().all(|(i, row)| row["loss"].as_f64() == loss(i)));
+    present.sort_by(f64::total_cmp);
+    let at = |percent: usize| present[((present.len() - 1) * percent + 50) / 100];
+    let shown = format!("{} have a loss: 1 % are below {} nats, 99 % below {}", present.len(), at(1), at(99));
+    assert!(said.contains(&shown), "{said}");
+
+    // By our own formula, over the range of the candidates' losses.
+    let index: HashMap<&str, usize> =
+        rows.iter().enumerate().map(|(i, row)| (row["id"].as_str().unwrap(), i)).collect();
+    for input in ["losses.jsonl", "losses.parquet"] {
+        let out = input.replace('.', "-");
+        sandbox.succeed(&format!(
+            "select --input {input} --model model.wnw --count 60 --selector top_k --loss-field nll --loss-coefficient -300 \
+             --loss-strategy quadratic --out {out}"
+        ));
+        let report = sandbox.report(&out);
+        let term = &report["selector"]["loss"];
+        let (low, high) = (term["low"].as_f64().unwrap(), term["high"].as_f64().unwrap());
+        assert!((1.0..1.2).contains(&low) && (4.8..5.0).contains(&high), "{term}");
+        let preference = |loss: Option<f64>| match loss {
+            None => 2.0 / 3.0,
+            Some(loss) => 1.0 - ((2.0 * loss.clamp(low, high) - low - high) / (high - low)).powi(2),
+        };
+        let file = sandbox.path(&out).join(SELECTED);
+        let (ids, weights) = (strings(&file, "id"), numbers(&file, "log_importance_weight"));
+        let (keys, of_losses) = (numbers(&file, "selection_key"), numbers(&file, "loss_weight"));
+        assert_eq!(ids.len(), 60);
+        let total = |i: usize| scores[i]["log_importance_weight"].as_f64().unwrap() - 300.0 * preference(loss(i));
+        let least = ids.iter().map(|id| total(index[id.as_str()])).fold(f64::INFINITY, f64::min);
+        for (row, id) in ids.iter().enumerate() {
+            let i = index[id.as_str()];
+            assert!((of_losses[row] - preference(loss(i))).abs() < 1e-9, "{id}");
+            assert!(
+                (keys[row] - total(i)).abs() < 1e-6
+                    && (weights[row] + 300.0 * -of_losses[row] - keys[row]).abs() < 1e-6
+            );
+        }
+        let tokens = |i: usize| scores[i]["n_tokens"].as_u64().unwrap() >= 100;
+        let better = (0..rows.len()).filter(|&i| tokens(i) && total(i) > least + 1e-6).count();
+        assert!(better < 60, "{better} documents are better than the last that was selected");
+    }
+    let ids = |out: &str| strings(&sandbox.path(out).join(SELECTED), "id");
+    assert_eq!(ids("losses-jsonl"), ids("losses-parquet"));
+
+    // Lines keep their loss, and get what it says.
+    sandbox.succeed(
+        "select --input losses.jsonl --model model.wnw --count 5 --loss-field nll --loss-coefficient 1 --loss-low 1 --loss-high 3 \
+         --format jsonl --out lines",
+    );
+    for row in lines(&sandbox.path("lines/selected-00000.jsonl")) {
+        let expected = row["nll"].as_f64().map_or(0.75, |loss| (loss - 1.0).clamp(0.0, 1.0));
+        assert!((row["loss_weight"].as_f64().unwrap() - expected).abs() < 1e-12, "{row}");
+    }
+
+    let select = "select --input losses.jsonl --model model.wnw --count 5 --out refused";
+    for (options, problem) in [
+        ("--loss-coefficient 1", "--loss-field"),
+        ("--loss-field nll --loss-coefficient inf", "--loss-coefficient inf: expected a finite number"),
+        (
+            "--loss-field nll --loss-coefficient 1 --loss-low 3 --loss-high 2",
+            "--loss-high 2: must be above the low loss (3)",
+        ),
+        ("--loss-field none --loss-coefficient 1", "the losses of the candidates have no range"),
+        ("--reference-loss-field nll", "--loss-field"),
+    ] {
+        let said = sandbox.refuse(&format!("{select} {options}"));
+        assert!(said.contains(problem), "{options}: {said}");
+    }
 }

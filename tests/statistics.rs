@@ -9,7 +9,7 @@ use winnowd::features::{BucketList, Featuriser};
 use winnowd::record::{Document, TopicPartition};
 use winnowd::score::{ImportanceWeight, Model, NgramCounts, Score, Side, VersionedWeight};
 use winnowd::select::{Division, Noise, Quotas, SelectorKind, SelectorSettings};
-use winnowd::window::{CloseReason, ClosedWindow, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy};
+use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy};
 
 const SEEDS: u64 = 20_000;
 const TEMPERATURE: f64 = 2.0;
@@ -48,6 +48,7 @@ impl Setting {
             min_tokens: 0,
             seed,
             quotas: Quotas::default(),
+            loss: None,
         };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
@@ -55,9 +56,14 @@ impl Setting {
         for (offset, log_importance_weight) in (0..).zip(LOG_WEIGHTS) {
             let document =
                 Document { id: String::new(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
-            let score = Score { n_tokens: 1, log_importance_weight };
-            let outcome =
-                Ok(ScoredDocument { document, score, other_weights: Vec::new(), buckets: Some(self.buckets.clone()) });
+            let score = Score { n_tokens: 1, log_importance_weight, ..Score::default() };
+            let outcome = Ok(ScoredDocument {
+                content: Content::Whole(document),
+                score,
+                other_weights: Vec::new(),
+                buckets: Some(self.buckets.clone()),
+                is_counted: false,
+            });
             let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome };
             window.push(record, &self.weight, &selector, &noise);
         }

@@ -31,6 +31,10 @@ class Bigram:
         self.followers = numpy.bincount(contexts, minlength=n_words)
 
     def perplexity(self, text):
+        return float(numpy.exp(self.losses(text).mean()))
+
+    def losses(self, text):
+        """Of every word, in nats; marks have none."""
         before, after = text[:-1], text[1:]
         is_pair = after != BEGIN
         before, after = before[is_pair], after[is_pair]
@@ -42,4 +46,4 @@ class Bigram:
         n = numpy.where(is_known, n, 1.0)
         left = numpy.where(is_known, DISCOUNT * self.followers[before] / n, 1.0)
         probability = numpy.where(is_known, found / n, 0.0) + left * self.unigram[after]
-        return float(numpy.exp(-numpy.log(probability).mean()))
+        return -numpy.log(probability)

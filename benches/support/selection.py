@@ -148,15 +148,15 @@ class Cells:
 
     FIELDS = ["kind", "budget", "seed", "selector", "options"]
 
-    def __init__(self, path):
-        self.path, self.found = path, {}
+    def __init__(self, path, fields=FIELDS):
+        self.path, self.found, self.fields = path, {}, fields
         if path.exists():
             for line in open(path):
                 cell = json.loads(line)
                 self.found[self.key(cell)] = cell
 
     def key(self, cell):
-        return tuple(cell[field] for field in self.FIELDS)
+        return tuple(cell[field] for field in self.fields)
 
     def add(self, cell):
         self.found[self.key(cell)] = cell

@@ -11,7 +11,7 @@ use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
 use winnowd::select::{Division, Noise, Reservoir};
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
-use winnowd::window::{CloseReason, ClosedWindow, OpenWindow, ScoredDocument, ScoredRecord};
+use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord};
 
 use crate::support::{Corpus, featurisers, fit};
 
@@ -181,9 +181,14 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
     let mut window = OpenWindow::new(at.clone(), 0, &policy, &config.selector, &Arc::new(Division::whole()), buckets);
     for (offset, record) in (0..).zip(&corpus.records) {
         let document = decoder.decode(Some(record), &at, offset, None).expect("a document");
-        let score = Score { n_tokens: 1, log_importance_weight: 0.0 };
-        let outcome =
-            Ok(ScoredDocument { document, score, other_weights: Vec::new(), buckets: Some(BucketList::new(2)) });
+        let score = Score { n_tokens: 1, ..Score::default() };
+        let outcome = Ok(ScoredDocument {
+            content: Content::Whole(document),
+            score,
+            other_weights: Vec::new(),
+            is_counted: false,
+            buckets: Some(BucketList::new(2)),
+        });
         let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: record.len() as u64, outcome };
         window.push(record, &weight, &config.selector, &noise);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::CatalogUrl;
-use crate::score::SelectedVersion;
+use crate::score::{ExpectedLossVersion, SelectedVersion};
 use crate::select::{Diagnostics, Quantiles, Quotas, SelectorKind, SelectorSettings, SourceCounts};
 use crate::window::{CloseReason, TargetSummary, TurnSummary};
 
@@ -28,7 +28,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 9);
+        assert_eq!(catalog.migrate().await.unwrap(), 10);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -86,6 +86,7 @@ macro_rules! every_catalog {
 
 // Where the macro is known.
 mod counts;
+mod feedback;
 mod gaps;
 mod migrations;
 mod replay;
@@ -143,6 +144,8 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
         random_kl_reduction: Some(-1.0 / 3.0),
         raw_version: Some(17),
         against_selected: Some(SelectedVersion { version: 3, share: 0.75 }),
+        expected_loss: Some(ExpectedLossVersion { version: 5, coefficient: -0.25 }),
+        quota_version: Some(6),
         diagnostics: Some(Diagnostics {
             effective_sample_size: Some(100.000_030_639_418_81),
             log_weights: Quantiles::of(vec![-0.1, 0.2, 0.3]),
@@ -163,6 +166,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         min_tokens: 1,
         seed: 0,
         quotas: Quotas::default(),
+        loss: None,
     };
     ShardManifest {
         shard: shard.into(),
@@ -195,7 +199,7 @@ async fn publish<C: Catalog>(
     advances: &[Advance],
 ) -> Result<Option<i64>, CatalogError> {
     catalog.stage(&manifest.pipeline, &manifest.shard, manifest.path.as_deref()).await.unwrap();
-    catalog.publish(&PublishRequest { manifest, advances, counts: &[], forward_to: None }).await
+    catalog.publish(&PublishRequest { manifest, advances, counts: &[], feedback: None, forward_to: None }).await
 }
 
 async fn next_offset<C: CatalogReader>(catalog: &C, partition: i32) -> Option<i64> {
@@ -233,8 +237,13 @@ async fn publication_moves_everything_together<C: Catalog + CatalogReader>(catal
     assert_eq!(catalog.shard_state("s1").await.unwrap(), Some(ShardState::Staged));
     assert!(catalog.shards(PIPELINE).await.unwrap().is_empty());
 
-    let request =
-        PublishRequest { manifest: &manifest, advances: &[advance(0, 100, 110, epoch)], counts: &[], forward_to: None };
+    let request = PublishRequest {
+        manifest: &manifest,
+        advances: &[advance(0, 100, 110, epoch)],
+        counts: &[],
+        feedback: None,
+        forward_to: None,
+    };
     assert_eq!(catalog.publish(&request).await.unwrap(), Some(1));
     assert_eq!(catalog.shard_state("s1").await.unwrap(), Some(ShardState::Published));
     assert_eq!(catalog.shard_state("none").await.unwrap(), None);
@@ -266,7 +275,8 @@ async fn dead_letters_wait_until_they_are_forwarded<C: Catalog + CatalogReader>(
         manifest.dead_letters = has_letters.then(|| dead_letter_file(&shard));
         catalog.stage(PIPELINE, &shard, None).await.unwrap();
         let advances = [advance(0, from, from + 10, epoch)];
-        let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &[], forward_to };
+        let request =
+            PublishRequest { manifest: &manifest, advances: &advances, counts: &[], feedback: None, forward_to };
         catalog.publish(&request).await.unwrap();
     }
     let files = catalog.dead_letter_files(PIPELINE).await.unwrap();
@@ -322,7 +332,9 @@ async fn a_shard_is_published_once_and_only_when_staged<C: Catalog + CatalogRead
     let epoch = owned(catalog, 0).await;
     let first = manifest("s", vec![window(0, 100, 110, 1)]);
     let advances = &[advance(0, 100, 110, epoch)];
-    let unstaged = catalog.publish(&PublishRequest { manifest: &first, advances, counts: &[], forward_to: None }).await;
+    let unstaged = catalog
+        .publish(&PublishRequest { manifest: &first, advances, counts: &[], feedback: None, forward_to: None })
+        .await;
     assert!(matches!(unstaged, Err(CatalogError::NotStaged(_))), "{unstaged:?}");
     assert_eq!(next_offset(catalog, 0).await, Some(100));
     publish(catalog, &first, &[advance(0, 100, 110, epoch)]).await.unwrap();
@@ -406,7 +418,8 @@ async fn what_was_abandoned_is_never_published<C: Catalog + CatalogReader>(catal
     assert_eq!(catalog.shard_state("elsewhere").await.unwrap(), Some(ShardState::Staged));
     // The worker that was stopped in the middle wakes up.
     let advances = [advance(0, 110, 120, epoch)];
-    let request = PublishRequest { manifest: &late, advances: &advances, counts: &[], forward_to: None };
+    let request =
+        PublishRequest { manifest: &late, advances: &advances, counts: &[], feedback: None, forward_to: None };
     let refused = catalog.publish(&request).await;
     assert!(matches!(refused, Err(CatalogError::NotStaged(_))), "{refused:?}");
     assert_eq!(next_offset(catalog, 0).await, Some(110));
@@ -510,11 +523,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("9 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("10 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 9"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 10"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

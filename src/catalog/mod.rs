@@ -3,6 +3,7 @@
 //! [`Catalog`] is what the daemon writes, [`CatalogReader`] what people and trainers ask. One suite of tests
 //! (`conformance`) says what every implementation must do.
 
+mod feedback;
 mod offsets;
 mod replay;
 mod sql;
@@ -21,6 +22,7 @@ use crate::record::TopicPartition;
 use crate::score::{DecayedCounts, ModelId, NgramCounts};
 use crate::window::WindowSummary;
 
+pub use feedback::{FeedbackAddition, FeedbackCatalog, FeedbackRequest, FeedbackTaken, FeedbackVersion};
 pub use offsets::{Gap, GapReason, OffsetsCatalog};
 pub use replay::ReplayCatalog;
 pub use sql::{Access, SqlCatalog};
@@ -81,6 +83,8 @@ pub struct PublishRequest<'a> {
     pub advances: &'a [Advance],
     /// What the windows add to counts of the pipeline: at most one for each kind.
     pub counts: &'a [CountsAddition<'a>],
+    /// `None` where no feedback is taken.
+    pub feedback: Option<FeedbackAddition<'a>>,
     /// The topic that its dead letters are to be sent to, if it has any.
     pub forward_to: Option<&'a str>,
 }

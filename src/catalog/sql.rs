@@ -2,6 +2,7 @@
 
 mod counts;
 mod database;
+mod feedback;
 mod offsets;
 mod open;
 mod publish;

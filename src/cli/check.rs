@@ -6,7 +6,8 @@ use anyhow::Context;
 
 use super::{ConfigArguments, load_model, print, runtime};
 use crate::catalog::{Access, SqlCatalog};
-use crate::config::{Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, RawDistribution};
+use crate::config::{Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, FeedbackConfig, RawDistribution};
+use crate::feedback::Mixing;
 use crate::pipeline::DaemonError;
 use crate::sink::ShardStore;
 use crate::source::{Probe, SourceError};
@@ -70,6 +71,10 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
         let half_life = half_life_ngrams.map_or("never forgets".to_owned(), |n| format!("half-life {n} n-grams"));
         println!("             weighed against what was selected (share {share}): {half_life}, prior {prior_ngrams}");
     }
+    if let Some(FeedbackConfig { topic, coefficient, settings, .. }) = &config.feedback {
+        let mixing = settings.mixing.map_or("as configured", Mixing::name);
+        println!("  losses     from {topic}: expected ones count {coefficient}, shares of sources {mixing}");
+    }
     println!("  to         {}", config.sink.url);
     println!("  catalog    {}", config.catalog.url);
     if arguments.connect { connect(&config) } else { Ok(()) }
@@ -97,8 +102,10 @@ fn connect(config: &Config) -> anyhow::Result<()> {
 
 fn kafka(config: &Config) -> Result<String, DaemonError> {
     let Bootstrap::Servers(servers) = &config.kafka.bootstrap else { return Ok("is in this process".to_owned()) };
-    let found = Probe::open(&config.kafka, servers, CONNECT_TIMEOUT)?.topics()?;
-    if let Some(missing) = config.kafka.topics.iter().find(|topic| found.iter().all(|(name, _)| name != *topic)) {
+    let of_losses = [&config.losses.topic, &config.losses.weights_topic].into_iter().flatten();
+    let wanted: Vec<_> = config.kafka.topics.iter().chain(of_losses).cloned().collect();
+    let found = Probe::open(&config.kafka, servers, CONNECT_TIMEOUT)?.those_of(&wanted)?;
+    if let Some(missing) = wanted.iter().find(|topic| found.iter().all(|(name, _)| name != *topic)) {
         let problem = format!("there is no topic `{missing}`, or it may not be seen");
         return Err(SourceError::Client { bootstrap: servers.clone(), problem }.into());
     }

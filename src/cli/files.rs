@@ -11,7 +11,7 @@ use super::{INTERRUPTED, Interrupted, UsageError};
 use crate::features::{Featuriser, NgramHash};
 use crate::record::{Decoder, FieldNames};
 use crate::score::Model;
-use crate::source::files::{Input, ReadSettings, Reader, expand, in_order};
+use crate::source::files::{ExtraFields, Input, ReadSettings, Reader, expand, in_order};
 
 #[derive(clap::Args)]
 pub struct ReadArguments {
@@ -32,20 +32,43 @@ pub struct ReadArguments {
     threads: Option<u16>,
 }
 
+#[derive(clap::Args)]
+pub struct LossFieldArguments {
+    /// Field or column that holds the loss of a proxy model, in nats
+    #[arg(long, value_name = "NAME", help_heading = "Reading")]
+    loss_field: Option<String>,
+    /// Field or column that holds the loss of a reference model: what counts is by how much the loss is above it
+    #[arg(long, value_name = "NAME", requires = "loss_field", help_heading = "Reading")]
+    reference_loss_field: Option<String>,
+}
+
+impl LossFieldArguments {
+    pub fn has_losses(&self) -> bool {
+        self.loss_field.is_some()
+    }
+
+    /// The name of the field, if one was given.
+    pub fn name(&self) -> Option<&str> {
+        self.loss_field.as_deref()
+    }
+}
+
 impl ReadArguments {
-    pub fn settings(&self) -> ReadSettings {
+    fn settings(&self) -> ReadSettings {
         // A timestamp has no column of its own in what is written: it travels along in the metadata.
         let fields = FieldNames {
             text: self.text_field.clone(),
             id: Some(self.id_field.clone()),
             source: Some(self.source_field.clone()),
             timestamp: None,
+            loss: None,
+            reference_loss: None,
         };
         let threads = self
             .threads
             .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
         let decoder = Decoder { fields, ..Decoder::for_files() };
-        ReadSettings { decoder, threads, skip_bad_lines: self.skip_bad_lines }
+        ReadSettings { threads, skip_bad_lines: self.skip_bad_lines, ..ReadSettings::new(decoder) }
     }
 }
 
@@ -99,8 +122,25 @@ impl Files {
         Ok(Files { settings: arguments.settings(), stop: stop_on_signal()? })
     }
 
+    /// The same, but that losses are read as well, where they are named.
+    pub fn with_losses(&self, losses: &LossFieldArguments) -> Self {
+        let mut settings = self.settings.clone();
+        settings.decoder.fields.loss = losses.loss_field.clone();
+        settings.decoder.fields.reference_loss = losses.reference_loss_field.clone();
+        Files { settings, stop: self.stop }
+    }
+
+    /// The same, but that scans give these fields, too.
+    pub fn with_extra(&self, extra: ExtraFields) -> Self {
+        Files { settings: ReadSettings { extra, ..self.settings.clone() }, stop: self.stop }
+    }
+
     pub fn reader<'a>(&'a self, inputs: &'a [Input]) -> Reader<'a> {
         Reader { inputs, settings: &self.settings, stop: self.stop }
+    }
+
+    pub fn threads(&self) -> usize {
+        self.settings.threads
     }
 
     /// One of `make` for each thread.

@@ -80,7 +80,9 @@ enum Command {
         after_help = "Examples:\n  winnowd select --input crawl/ --target wanted.jsonl --fraction 0.1 --out selected\n  \
                       winnowd select --input crawl/ --model model.wnw --count 50000 --temperature auto --out selected\n  \
                       winnowd select --input crawl/ --model model.wnw --count 50000 --source-proportion web=0.5 \\\n    \
-                      --length-normalise --temperature 0.1 --seed 7 --format jsonl.zst --out selected"
+                      --length-normalise --temperature 0.1 --seed 7 --format jsonl.zst --out selected\n  \
+                      winnowd select --input crawl/ --model model.wnw --fraction 0.1 --selector coverage --importance loss \\\n    \
+                      --cutoff 0.1 --length-normalise --temperature auto --explain web-17 --out selected"
     )]
     Select(Box<select::SelectArguments>),
     /// List published shards

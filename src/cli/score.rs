@@ -13,11 +13,12 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
-use super::files::{Files, ReadArguments, inputs, persist, scratch_file_for, total_bytes};
+use super::files::{Files, LossFieldArguments, ReadArguments, inputs, persist, scratch_file_for, total_bytes};
 use super::progress::Progress;
 use super::{UsageError, print};
 use crate::features::Scratch;
 use crate::score::ModelId;
+use crate::select::Quantiles;
 use crate::source::files::{ChunkReader, FileError, Wanted};
 
 #[derive(clap::Args)]
@@ -29,33 +30,37 @@ pub struct ScoreArguments {
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// Where to write id, source, n_tokens and log_importance_weight (of several targets, log_importance_weight_NAME):
-    /// FILE.parquet, FILE.jsonl or FILE.jsonl.zst
+    /// FILE.parquet, FILE.jsonl or FILE.jsonl.zst; with --loss-field also loss, of which 1 % and 99 % are printed
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
     read: ReadArguments,
+    #[command(flatten)]
+    losses: LossFieldArguments,
 }
 
 pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
     let (model, id) = super::model::load(&arguments.model)?;
     let inputs = inputs(&arguments.input, false)?;
-    let files = Files::new(&arguments.read)?;
+    let files = Files::new(&arguments.read)?.with_losses(&arguments.losses);
     let unwritable = |e: std::io::Error| UsageError(format!("`{}` cannot be written: {e}", arguments.out.display()));
     let scratch = scratch_file_for(&arguments.out).map_err(unwritable)?;
     let weights = super::weights::Weights::new(&model);
-    let columns = weights.columns().to_vec();
+    let columns = Columns { weights: weights.columns().to_vec(), has_losses: arguments.losses.has_losses() };
     let mut out = Out::new(&arguments.out, scratch.reopen()?, &columns, &id)?;
     let is_parquet = matches!(out, Out::Parquet(_));
+    let mut losses = Vec::new();
 
     let progress = Progress::new("score", total_bytes(&inputs));
     let (mut documents, mut bad_lines) = (0, 0);
     files.reader(&inputs).scan(
         Wanted::Named,
         files.states(Scratch::default),
-        |scratch, chunk| Scored::of(chunk, &weights, scratch, is_parquet.then_some(&columns)),
+        |scratch, chunk| Scored::of(chunk, &weights, scratch, &columns, is_parquet),
         |scored| {
             documents += scored.documents;
             bad_lines += scored.bad_lines;
+            losses.extend(scored.losses);
             progress.add(scored.documents, scored.file_bytes);
             out.write(&scored.rows)
         },
@@ -65,7 +70,21 @@ pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
     persist(scratch, &arguments.out).map_err(unwritable)?;
     progress.finish();
     let bad = if bad_lines > 0 { format!(", {bad_lines} bad lines passed over") } else { String::new() };
-    print(&format!("{}: {documents} documents{bad}\n", arguments.out.display()))
+    let with_losses = losses.len();
+    let range = match Quantiles::of(losses) {
+        Some(Quantiles { p01, p99, .. }) => {
+            format!("{with_losses} have a loss: 1 % are below {p01} nats, 99 % below {p99}\n")
+        }
+        None if arguments.losses.has_losses() => "none has a loss\n".to_owned(),
+        None => String::new(),
+    };
+    print(&format!("{}: {documents} documents{bad}\n{range}", arguments.out.display()))
+}
+
+/// What is written beside id, source and number of tokens.
+struct Columns {
+    weights: Vec<String>,
+    has_losses: bool,
 }
 
 /// The rows of one chunk.
@@ -73,6 +92,8 @@ struct Scored {
     documents: u64,
     bad_lines: u64,
     file_bytes: u64,
+    /// Of the documents that have one.
+    losses: Vec<f64>,
     rows: Rows,
 }
 
@@ -86,25 +107,32 @@ impl Scored {
         chunk: &ChunkReader<'_>,
         weights: &super::weights::Weights,
         scratch: &mut Scratch,
-        parquet_columns: Option<&Vec<String>>,
+        names: &Columns,
+        is_parquet: bool,
     ) -> Result<Self, FileError> {
         let (mut ids, mut sources) = (StringBuilder::new(), StringBuilder::new());
         let (mut n_tokens, mut values) = (Vec::new(), vec![Vec::new(); weights.len()]);
+        let mut losses = Vec::new();
         let mut bad_lines = 0;
         chunk.for_each_document(|record| match record {
             Some(record) => {
                 ids.append_value(chunk.id(&record));
                 sources.append_option(record.source);
+                losses.push(record.loss);
                 n_tokens.push(weights.score(record.text, scratch, |target, weight| values[target].push(weight)));
             }
             None => bad_lines += 1,
         })?;
         let documents = n_tokens.len() as u64;
         let (ids, sources) = (ids.finish(), sources.finish());
-        let rows = if let Some(names) = parquet_columns {
+        let present = losses.iter().flatten().copied().collect();
+        let rows = if is_parquet {
             let mut columns: Vec<ArrayRef> =
                 vec![Arc::new(ids), Arc::new(sources), Arc::new(UInt32Array::from(n_tokens))];
             columns.extend(values.into_iter().map(|column| Arc::new(Float64Array::from(column)) as ArrayRef));
+            if names.has_losses {
+                columns.push(Arc::new(Float64Array::from(losses)));
+            }
             Rows::Parquet(RecordBatch::try_new(schema(names), columns).expect("the columns follow the schema"))
         } else {
             let mut lines = Vec::new();
@@ -119,21 +147,27 @@ impl Scored {
                 for (name, values) in weights.columns().iter().zip(&values) {
                     let _ = write!(lines, ",\"{name}\":{}", serde_json::Value::from(values[row]));
                 }
+                if names.has_losses {
+                    let _ = write!(lines, ",\"loss\":{}", serde_json::Value::from(losses[row]));
+                }
                 lines.extend_from_slice(b"}\n");
             }
             Rows::Jsonl(lines)
         };
-        Ok(Scored { documents, bad_lines, file_bytes: chunk.chunk.file_bytes, rows })
+        Ok(Scored { documents, bad_lines, file_bytes: chunk.chunk.file_bytes, losses: present, rows })
     }
 }
 
-fn schema(weight_columns: &[String]) -> Arc<Schema> {
+fn schema(columns: &Columns) -> Arc<Schema> {
     let mut fields = vec![
         Field::new("id", DataType::Utf8, false),
         Field::new("source", DataType::Utf8, true),
         Field::new("n_tokens", DataType::UInt32, false),
     ];
-    fields.extend(weight_columns.iter().map(|name| Field::new(name, DataType::Float64, false)));
+    fields.extend(columns.weights.iter().map(|name| Field::new(name, DataType::Float64, false)));
+    if columns.has_losses {
+        fields.push(Field::new("loss", DataType::Float64, true));
+    }
     Arc::new(Schema::new(fields))
 }
 
@@ -147,7 +181,7 @@ enum Out {
 }
 
 impl Out {
-    fn new(path: &std::path::Path, file: std::fs::File, columns: &[String], id: &ModelId) -> anyhow::Result<Self> {
+    fn new(path: &std::path::Path, file: std::fs::File, columns: &Columns, id: &ModelId) -> anyhow::Result<Self> {
         let name = path.to_string_lossy();
         if name.ends_with(".jsonl") {
             return Ok(Out::Jsonl(BufWriter::with_capacity(256 << 10, file)));

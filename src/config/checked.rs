@@ -9,14 +9,14 @@ use super::*;
 use crate::record::FieldNames;
 use crate::select::SelectorKind;
 
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
 /// Doubles count exactly up to here.
-const MAX_NGRAMS: u64 = 1 << 53;
+pub(super) const MAX_NGRAMS: u64 = 1 << 53;
 const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// librdkafka settings that winnowd itself depends on, and the key to use instead.
 const RESERVED: &[(&str, &str)] = &[
@@ -52,6 +52,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     let decoder = decoder(r);
     let memory_budget_bytes = r.bytes("memory.budget", 64 * MIB..=1024 * GIB) as usize;
     let dead_letters = dead_letters(r, &kafka);
+    let feedback = feedback::check(r, &kafka, &dead_letters);
     if decoder.max_bytes > memory_budget_bytes / 8 {
         let (max, budget) = (decoder.max_bytes as u64, memory_budget_bytes as u64);
         let shown = |n| bytesize::ByteSize(n).display().iec().to_string();
@@ -69,7 +70,11 @@ pub(super) fn check(r: &mut Reader) -> Config {
         min_tokens: r.integer("selection.min_tokens", 0..=u64::from(u32::MAX)) as u32,
         seed: r.integer("selection.seed", 0..=u64::MAX),
         quotas: quotas(r),
+        loss: losses::term(r, decoder.fields.loss.is_some()),
     };
+    if !selector.quotas.sources.is_empty() {
+        feedback::must_not_mix(r, feedback.as_ref());
+    }
     let window = WindowPolicy {
         max_documents: r.integer("window.max_documents", 1..=100_000_000),
         max_bytes: r.bytes("window.max_bytes", KIB..=1024 * GIB),
@@ -91,9 +96,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
     let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
-    let http_listen = r.parse("http.listen", SocketAddr::from(([127, 0, 0, 1], 0)), |value| {
-        value.parse().map_err(|_| "expected an address and port such as 0.0.0.0:9464".to_owned())
-    });
+    let losses = losses::losses(r, &kafka.topics, memory_budget_bytes);
     let level = r.parse("log.level", tracing::Level::INFO, |value| {
         value.parse().map_err(|_| "expected one of: error, warn, info, debug, trace".to_owned())
     });
@@ -102,6 +105,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         kafka,
         decoder,
         dead_letters,
+        feedback,
         model_path: r.optional("model.path").map(PathBuf::from),
         raw: raw(r),
         against: against(r),
@@ -112,7 +116,9 @@ pub(super) fn check(r: &mut Reader) -> Config {
         sink,
         catalog,
         memory_budget_bytes,
-        http_listen,
+        loss_weight: losses::loss_weight(r),
+        losses,
+        http: losses::http(r),
         shutdown_grace: r.duration("shutdown.grace", Duration::ZERO..=HOUR),
         log: LogConfig { level, json: r.choice("log.format", &["text", "json"]) == "json" },
     }
@@ -301,6 +307,8 @@ fn decoder(r: &mut Reader) -> Decoder {
         id: r.optional("documents.id_field"),
         source: r.optional("documents.source_field"),
         timestamp: r.optional("documents.timestamp_field"),
+        loss: r.optional("documents.loss_field"),
+        reference_loss: r.optional("documents.reference_loss_field"),
         text,
     };
     let mut names = vec![("documents.text_field", fields.text.clone())];
@@ -308,12 +316,17 @@ fn decoder(r: &mut Reader) -> Decoder {
         ("documents.id_field", &fields.id),
         ("documents.source_field", &fields.source),
         ("documents.timestamp_field", &fields.timestamp),
+        ("documents.loss_field", &fields.loss),
+        ("documents.reference_loss_field", &fields.reference_loss),
     ] {
         let Some(name) = name else { continue };
         if let Some((other, _)) = names.iter().find(|(_, taken)| taken == name) {
             r.error(key, name, format!("the same field as {other}"));
         }
         names.push((key, name.clone()));
+    }
+    if let (None, Some(name)) = (&fields.loss, &fields.reference_loss) {
+        r.error("documents.reference_loss_field", name, "has no effect without documents.loss_field");
     }
     Decoder { fields, max_bytes: r.bytes("documents.max_bytes", 1..=GIB) as usize }
 }

@@ -3,6 +3,8 @@
 //! Every mistake is reported at once, each with its key and value. What comes out is trusted everywhere else.
 
 mod checked;
+mod feedback;
+mod losses;
 mod quotas;
 mod reader;
 
@@ -12,7 +14,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::record::Decoder;
+use crate::feedback::FeedbackSettings;
+use crate::record::{Decoder, LossDecoder};
+use crate::score::{AssemblySettings, LossWeightSettings};
 use crate::select::SelectorSettings;
 use crate::window::WindowPolicy;
 
@@ -26,6 +30,8 @@ pub struct Config {
     pub kafka: KafkaConfig,
     pub decoder: Decoder,
     pub dead_letters: DeadLetterConfig,
+    /// `None`: trainers are not listened to.
+    pub feedback: Option<FeedbackConfig>,
     /// `None` only while the caller makes the model itself (the demo).
     pub model_path: Option<PathBuf>,
     pub raw: RawDistribution,
@@ -37,7 +43,9 @@ pub struct Config {
     pub sink: SinkConfig,
     pub catalog: CatalogConfig,
     pub memory_budget_bytes: usize,
-    pub http_listen: SocketAddr,
+    pub loss_weight: LossWeightConfig,
+    pub losses: LossesConfig,
+    pub http: HttpConfig,
     pub shutdown_grace: Duration,
     pub log: LogConfig,
 }
@@ -142,6 +150,23 @@ pub struct DeadLetterConfig {
 }
 
 #[derive(Debug, Clone)]
+pub struct FeedbackConfig {
+    pub topic: String,
+    pub decoder: LossDecoder,
+    pub settings: FeedbackSettings,
+    /// Of the loss that is expected of a document, in its total log weight; 0: it says nothing there.
+    pub coefficient: f64,
+    /// Published documents that losses can be joined to, the newest ones.
+    pub max_documents: u64,
+    /// Of a document, at most so many are kept to learn from.
+    pub ngrams: usize,
+    pub history_bytes: u64,
+    /// Losses are taken together for so long, or until there are as many.
+    pub interval: Duration,
+    pub batch_losses: u64,
+}
+
+#[derive(Debug, Clone)]
 pub struct SinkConfig {
     /// `file`, `s3`, `gs` or `az`.
     pub url: url::Url,
@@ -153,6 +178,49 @@ pub struct SinkConfig {
 pub struct CatalogConfig {
     pub url: CatalogUrl,
     pub migrate: bool,
+}
+
+/// How training losses become weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossWeightConfig {
+    /// Valid.
+    pub settings: LossWeightSettings,
+    /// Steps of which it is remembered what their losses were.
+    pub remembered_steps: usize,
+}
+
+/// Reports of losses in a topic, and answers in another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LossesConfig {
+    pub topic: Option<String>,
+    pub weights_topic: Option<String>,
+    /// From the first report of a step to its answer.
+    pub deadline: Duration,
+    /// Older reports are not answered.
+    pub stale_after: Duration,
+    /// Of all reports that wait for others.
+    pub pending_bytes: usize,
+    /// Of one report or request.
+    pub max_bytes: usize,
+    pub max_samples: usize,
+}
+
+impl LossesConfig {
+    pub fn decoder(&self) -> LossDecoder {
+        LossDecoder { max_bytes: self.max_bytes, max_entries: self.max_samples }
+    }
+
+    pub fn assembly(&self, remembered_steps: usize) -> AssemblySettings {
+        let deadline_ms = self.deadline.as_millis() as i64;
+        AssemblySettings { deadline_ms, max_pending_bytes: self.pending_bytes, remembered_steps }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    pub listen: SocketAddr,
+    /// Whoever changes or reveals something must name it.
+    pub token: Option<Secret>,
 }
 
 /// Where the catalog is. Shows no password.

@@ -185,7 +185,9 @@ impl Reader {
 /// Whether values of this key must not be shown.
 pub(super) fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["pass", "pwd", "secret", "credential", "jaas", "key.pem", "oauth"].iter().any(|word| key.contains(word))
+    let words = ["pass", "pwd", "secret", "credential", "jaas", "key.pem", "oauth"];
+    // Not what counts tokens.
+    key.ends_with("token") || words.iter().any(|word| key.contains(word))
 }
 
 fn parse_error(error: &ConfigError) -> String {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::features::Featuriser;
-use crate::score::{Model, NgramCounts, Side, Target};
+use crate::score::{LossStrategy, LossTerm, Model, NgramCounts, Side, Target};
 
 fn load(toml: &str) -> Result<Config, ConfigErrors> {
     Config::from_toml(toml, [])
@@ -85,6 +85,54 @@ fn proportions_of_unknown_targets_are_told_with_all_other_mistakes() {
 }
 
 #[test]
+fn weights_from_losses_are_the_published_ones_by_default() {
+    let config = load("").unwrap();
+    assert_eq!(config.loss_weight.settings, LossWeightSettings::default());
+    assert_eq!((config.losses.topic, config.losses.weights_topic, config.http.token), (None, None, None));
+    let config = load(
+        "[loss_weight]\nstrategy = \"cvar\"\ncvar_share = 0.25\ncap = 0\ntemperature_half_life_steps = 7\nrange = \"min_max\"\nnon_finite = \"zero\"",
+    );
+    let expected = r#"{"strategy":{"cvar":{"share":0.25}},"temperature":{"burn_in_steps":1000,"initial":1.0,"decay":{"half_life_steps":7,"floor":0.4}},"range":"min_max","cap":null,"non_finite":"zero"}"#;
+    assert_eq!(serde_json::to_string(&config.unwrap().loss_weight.settings).unwrap(), expected);
+    assert_eq!(load("[selection]\nloss_low = 3").unwrap().selector.loss, None);
+    let config = load(
+        "[documents]\nloss_field = \"nll\"\n[selection]\nloss_coefficient = -0.5\nloss_low = 1\nloss_high = 4.5\nloss_strategy = \"extremes\"",
+    );
+    let (low, high) = (1.0, 4.5);
+    let term = LossTerm { coefficient: -0.5, strategy: LossStrategy::Extremes, low, high };
+    assert_eq!(config.unwrap().selector.loss, Some(term));
+    // As `WINNOWD_HTTP__TOKEN=… winnowd run` does.
+    let environment = [("WINNOWD_HTTP__TOKEN".to_owned(), "hunter2-hunter2-hunter2".to_owned())];
+    let config = Config::from_toml("", environment).unwrap();
+    assert_eq!(config.http.token.as_ref().unwrap().reveal(), "hunter2-hunter2-hunter2");
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn feedback_has_its_own_settings_and_needs_its_topic() {
+    assert!(load("").unwrap().feedback.is_none());
+    let toml = "[feedback]\ntopic = \"losses\"\nngrams = 64\n[selection]\nmixing = \"odm_exp3\"\nexpected_loss = -0.5";
+    let feedback = load(toml).unwrap().feedback.unwrap();
+    assert_eq!((feedback.topic.as_str(), feedback.ngrams, feedback.coefficient), ("losses", 64, -0.5));
+    let mixing = Some(crate::feedback::Mixing::Odm(crate::feedback::OdmPolicy::Exp3));
+    let expected = FeedbackSettings { half_life: 20_000.0, mixing, floor: 0.01 };
+    assert_eq!((feedback.settings, feedback.max_documents), (expected, 1_000_000));
+    let found = mistakes("[selection]\nmixing = \"ado\"\nmixing_floor = 1\nexpected_loss = 2");
+    assert_eq!(
+        found,
+        [
+            "`selection.mixing_floor` = `1`: expected a number from 0 to below 1",
+            "`selection.mixing` = `ado`: needs feedback.topic",
+            "`selection.expected_loss` = `2`: needs feedback.topic",
+        ]
+    );
+    let found = mistakes("feedback.topic = \"l\"\n[selection]\nmixing = \"odm\"\n[selection.sources]\nweb = 0.5");
+    assert_eq!(found, ["`selection.mixing` = `odm`: shares of sources are given by selection.sources already"]);
+    let found = mistakes("feedback.topic = \"documents\"");
+    assert_eq!(found, ["`feedback.topic` = `documents`: is also a topic of documents or of dead letters"]);
+}
+
+#[test]
 fn an_adaptive_raw_distribution_has_its_own_settings() {
     let config =
         load("[model]\nraw = \"adaptive\"\nraw_half_life_ngrams = 5000\nraw_history_bytes = \"1MiB\"").unwrap();
@@ -157,6 +205,24 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[selection]\nfraction = 0", "`selection.fraction` = `0`: expected a decimal above 0"),
     ("[selection]\ntemperature = 0.0", "`selection.temperature` = `0`: expected a number above 0"),
     ("[selection]\ntemperature = nan", "`selection.temperature` = `NaN`: expected a number above 0"),
+    (
+        "[selection]\nloss_coefficient = 1.0\nloss_high = 5",
+        "`selection.loss_coefficient` = `1`: has no effect without documents.loss_field",
+    ),
+    (
+        "[documents]\nloss_field = \"loss\"\n[selection]\nloss_coefficient = 1.0",
+        "`selection.loss_high` = `0`: must be above the low loss (0)",
+    ),
+    (
+        "[selection]\nloss_strategy = \"cvar\"",
+        "`selection.loss_strategy` = `cvar`: expected one of: lin_upper, quadratic",
+    ),
+    ("[selection]\nloss_coefficient = \"much\"", "`selection.loss_coefficient` = `much`: expected a number"),
+    ("[documents]\nloss_field = \"id\"", "`documents.loss_field` = `id`: the same field as documents.id_field"),
+    (
+        "[documents]\nreference_loss_field = \"r\"",
+        "`documents.reference_loss_field` = `r`: has no effect without documents.loss_field",
+    ),
     ("[selection]\nmin_tokens = -1", "`selection.min_tokens` = `-1`: expected an integer from 0"),
     ("[selection]\nlength_normalise = 2", "`selection.length_normalise` = `2`: expected true or false"),
     (
@@ -195,6 +261,35 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[catalog]\npassword = \"hunter2\"", "`catalog.password` = `***`: a SQLite file has no password"),
     ("[memory]\nbudget = \"1MiB\"", "`memory.budget` = `1MiB`: must be from 64.0 MiB"),
     ("[http]\nlisten = \"9464\"", "`http.listen` = `9464`: expected an address and port"),
+    ("[http]\ntoken = \"hunter2\"", "`http.token` = `***`: expected at least 16 characters of printable ASCII"),
+    ("[http]\ntoken = \"hunter2 and a good deal more\"", "`http.token` = `***`: expected at least 16 characters"),
+    ("[http]\ntokn = \"hunter2\"", "`http.tokn` = `***`: unknown key, did you mean `http.token`?"),
+    ("[loss_weight]\nstrategy = \"upper\"", "`loss_weight.strategy` = `upper`: expected one of: uniform, lin_upper"),
+    ("[loss_weight]\ntemperature = 0", "`loss_weight.temperature` = `0`: expected a number above 0"),
+    ("[loss_weight]\ntemperature = \"hot\"", "`loss_weight.temperature` = `hot`: expected a number"),
+    (
+        "[loss_weight]\ntemperature = 0.3\ntemperature_half_life_steps = 10",
+        "`loss_weight.temperature_floor` = `0.4`: is above loss_weight.temperature (0.3)",
+    ),
+    ("[loss_weight]\nrange_tail = 0.5", "`loss_weight.range_tail` = `0.5`: expected a number from 0 to 0.25"),
+    ("[loss_weight]\nrange = \"all\"", "`loss_weight.range` = `all`: expected one of: quantiles, min_max"),
+    ("[loss_weight]\ncap = 0.5", "`loss_weight.cap` = `0.5`: expected a number of at least 1"),
+    (
+        "[loss_weight]\nstrategy = \"cvar\"\ncvar_share = 0.1",
+        "`loss_weight.cap` = `2`: cvar gives its worst samples up to 10 times the mean (1 / share)",
+    ),
+    (
+        "[loss_weight]\nstrategy = \"cvar\"\ncvar_share = 0\ncap = 0",
+        "`loss_weight.cvar_share` = `0`: expected a number above 0",
+    ),
+    ("[loss_weight]\nnon_finite = \"drop\"", "`loss_weight.non_finite` = `drop`: expected one of: error, uniform"),
+    ("[loss_weight]\nremembered_steps = 0", "`loss_weight.remembered_steps` = `0`: expected an integer from 1"),
+    ("[losses]\ntopic = \"documents\"", "`losses.topic` = `documents`: is one of kafka.topics"),
+    ("[losses]\nweights_topic = \"w\"", "`losses.weights_topic` = `w`: has no effect without losses.topic"),
+    ("[losses]\ntopic = \"l\"\nweights_topic = \"l\"", "`losses.weights_topic` = `l`: is losses.topic"),
+    ("[losses]\ndeadline = \"0s\"", "`losses.deadline` = `0s`: must be from 10ms"),
+    ("[losses]\npending = \"1GiB\"", "`losses.pending` = `1.0 GiB`: must be at most memory.budget (512.0 MiB)"),
+    ("[losses]\nmax_samples = 0", "`losses.max_samples` = `0`: expected an integer from 1"),
     ("[log]\nlevel = \"loud\"", "`log.level` = `loud`: expected one of"),
     ("[catalog]\nmigrate = \"perhaps\"", "`catalog.migrate` = `perhaps`: expected true or false"),
     ("[nonsense]\nx = 1", "`nonsense.x` = `1`: unknown key"),

@@ -54,6 +54,17 @@ impl BucketList {
         BucketList { width: BucketWidth::of(buckets), bytes: Vec::new() }
     }
 
+    /// A list of buckets below 65,536, from [`BucketList::as_bytes`].
+    pub fn of_two_bytes_each(bytes: Vec<u8>) -> Self {
+        BucketList { width: BucketWidth::Two, bytes }
+    }
+
+    /// Empties it for another text, of a featuriser with so many buckets.
+    pub fn begin(&mut self, buckets: u32) {
+        self.width = BucketWidth::of(buckets);
+        self.bytes.clear();
+    }
+
     /// # Panics
     /// In debug builds, if a bucket is not one of as many as [`BucketList::new`] was told.
     pub fn extend(&mut self, buckets: &[u32]) {

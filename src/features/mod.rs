@@ -8,6 +8,7 @@ mod kernels;
 mod list;
 mod lowercase;
 mod memo;
+mod projection;
 mod reference;
 mod tables;
 mod tokens;
@@ -18,6 +19,7 @@ use kernels::Tokens;
 pub use kernels::{DigestKernel, TextKernel};
 pub use list::{BucketList, BucketWidth};
 pub use lowercase::lowercase_into;
+pub use projection::Projection;
 pub use tokens::{CharClass, char_class, for_each_token};
 
 /// How texts become buckets. Stored in the model; models with different featurisers cannot be mixed.
@@ -67,6 +69,8 @@ pub struct Scratch {
     tokens: Tokens,
     reference: Option<reference::ReferenceHash>,
     buckets: Vec<u32>,
+    /// Where the buckets of the last chunk begin.
+    first: usize,
 }
 
 impl Scratch {
@@ -74,11 +78,19 @@ impl Scratch {
     pub fn with_kernels(text_kernel: TextKernel, digest_kernel: DigestKernel) -> Self {
         Scratch { text_kernel, digest_kernel, ..Scratch::default() }
     }
+
+    /// The buckets that [`Featuriser::for_each_chunk`] has given last: all of a text that is no longer than
+    /// [`Featuriser::CHUNK_BYTES`].
+    pub fn last_chunk(&self) -> &[u32] {
+        &self.buckets[self.first..]
+    }
 }
 
 impl Featuriser {
     pub const MAX_N: u8 = 8;
     pub const MAX_BUCKETS: u32 = 1 << 24;
+    /// The buckets of a shorter text come in one chunk.
+    pub const CHUNK_BYTES: usize = SEGMENT_BYTES;
 
     /// The package's settings with the hash of choice.
     pub fn with_hash(hash: NgramHash) -> Self {
@@ -126,6 +138,8 @@ impl Featuriser {
         mut chunk: impl FnMut(&[u32]),
     ) -> u32 {
         let mut n_tokens = 0;
+        scratch.buckets.clear();
+        scratch.first = 0;
         // The last tokens of the segment before, which n-grams of the next one begin with.
         let mut context: Vec<String> = Vec::new();
         let mut segments = segments(text, segment_bytes).peekable();
@@ -139,8 +153,8 @@ impl Featuriser {
                 context =
                     (first..tokens.len()).map(|i| String::from_utf8_lossy(tokens.token(i)).into_owned()).collect();
             }
-            let first = self.hash(n_context, scratch);
-            chunk(&scratch.buckets[first..]);
+            scratch.first = self.hash(n_context, scratch);
+            chunk(scratch.last_chunk());
         }
         n_tokens
     }
@@ -148,7 +162,7 @@ impl Featuriser {
     /// Fills `scratch.buckets` with those of the n-grams of `scratch.tokens` that do not end in the context, from the
     /// place on that it returns.
     fn hash(&self, n_context: usize, scratch: &mut Scratch) -> usize {
-        let Scratch { text_kernel, digest_kernel, tokens, reference, buckets } = scratch;
+        let Scratch { text_kernel, digest_kernel, tokens, reference, buckets, .. } = scratch;
         match self.hash {
             NgramHash::Reference => {
                 if !reference.as_ref().is_some_and(|r| r.is_for(*digest_kernel, self.buckets)) {

@@ -12,7 +12,6 @@ struct Vector {
     bigram_buckets: Vec<u32>,
 }
 
-/// Every awkward text of the published package's vectors: tokens, unigram and bigram buckets.
 #[test]
 fn an_ngram_has_the_bucket_that_texts_have_it_in() {
     for hash in [NgramHash::Reference, NgramHash::Fast] {
@@ -26,6 +25,23 @@ fn an_ngram_has_the_bucket_that_texts_have_it_in() {
     }
 }
 
+/// The buckets of a short text can be had again, until the next one comes.
+#[test]
+fn a_short_text_is_one_chunk() {
+    let mut scratch = Scratch::default();
+    let longest = "long words, ".repeat(Featuriser::CHUNK_BYTES / 12 + 1);
+    for hash in [NgramHash::Reference, NgramHash::Fast] {
+        let featuriser = Featuriser { hash, ..Featuriser::default() };
+        for text in ["one", "one two, three", &longest[..Featuriser::CHUNK_BYTES], ""] {
+            let mut chunks: Vec<Vec<u32>> = Vec::new();
+            featuriser.for_each_chunk(text, &mut scratch, |buckets| chunks.push(buckets.to_vec()));
+            assert_eq!(chunks.len(), usize::from(!text.is_empty()));
+            assert_eq!(scratch.last_chunk(), chunks.concat());
+        }
+    }
+}
+
+/// Every awkward text of the published package's vectors: tokens, unigram and bigram buckets.
 #[test]
 fn tokens_and_buckets_equal_the_published_package() {
     let vectors = include_str!("../../tests/reference/tokens.jsonl");

@@ -1,4 +1,5 @@
-//! The weights in force: of the fitted model, or with the newest versions of counts that follow the stream and the selection.
+//! The weights in force: of the fitted model, or with the newest versions of counts that follow the stream and the selection, and of
+//! the losses that are expected; and how windows are divided.
 //!
 //! A publication makes the next versions in its own transaction; afterwards the publisher reads them back and the worker
 //! finds them at its next batch. Windows that are open keep the versions that they opened with.
@@ -6,15 +7,29 @@
 use std::sync::Arc;
 
 use super::{LoadedModel, Shared};
-use crate::catalog::{CatalogError, CountsKind, CountsVersion};
+use crate::catalog::{CatalogError, CountsKind, CountsVersion, FeedbackVersion};
 use crate::config::{Against, RawDistribution};
 use crate::score::{
-    DecayedCounts, ImportanceWeight, Model, Probabilities, SelectedVersion, Target, VersionedWeight, WeightVersion,
-    kl_divergence,
+    DecayedCounts, ExpectedLoss, ExpectedLossVersion, ImportanceWeight, Model, Probabilities, SelectedVersion, Target,
+    VersionedWeight, WeightVersion, kl_divergence,
 };
+use crate::select::{Division, Quotas};
 
-/// The weights that a session begins with.
-pub(super) async fn begin(shared: &Shared) -> Result<Arc<VersionedWeight>, CatalogError> {
+/// What a window takes that opens now.
+#[derive(Clone)]
+pub(super) struct InForce {
+    pub weight: Arc<VersionedWeight>,
+    pub division: Arc<Division>,
+}
+
+impl InForce {
+    pub fn is_same(&self, other: &InForce) -> bool {
+        self.weight.version == other.weight.version && self.division.version() == other.division.version()
+    }
+}
+
+/// What a session begins with.
+pub(super) async fn begin(shared: &Shared) -> Result<InForce, CatalogError> {
     let Shared { config, model, catalog, .. } = shared;
     let begin = async |kind, targets: Vec<String>, prior_ngrams| {
         let fitted = model.model.raw.counts.probabilities();
@@ -39,11 +54,19 @@ pub(super) async fn begin(shared: &Shared) -> Result<Arc<VersionedWeight>, Catal
     if let Some(version) = &selected {
         tracing::info!("weights against what was selected, going on with version {}", version.version);
     }
-    Ok(in_force(shared, raw.as_ref(), selected.as_ref()))
+    let feedback = match &config.feedback {
+        None => None,
+        Some(feedback) => {
+            let begun = catalog.begin_feedback(&config.pipeline, &model.model.featuriser, &feedback.settings).await?;
+            tracing::info!("losses are taken from topic {}, going on with version {}", feedback.topic, begun.version);
+            Some(begun)
+        }
+    };
+    Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref()))
 }
 
-/// The newest weights, after a publication; `None` where the model alone makes them.
-pub(super) async fn newest(shared: &Shared) -> Result<Option<Arc<VersionedWeight>>, CatalogError> {
+/// The newest of it, after a publication; `None` where the model alone makes it.
+pub(super) async fn newest(shared: &Shared) -> Result<Option<InForce>, CatalogError> {
     let Shared { config, catalog, .. } = shared;
     let (is_adaptive, is_against) = (config.raw != RawDistribution::Pinned, config.against != Against::Raw);
     let newest = async |is_wanted, kind| match is_wanted {
@@ -52,10 +75,20 @@ pub(super) async fn newest(shared: &Shared) -> Result<Option<Arc<VersionedWeight
     };
     let raw = newest(is_adaptive, CountsKind::Raw).await?;
     let selected = newest(is_against, CountsKind::Selected).await?;
-    Ok((is_adaptive || is_against).then(|| in_force(shared, raw.as_ref(), selected.as_ref())))
+    let feedback = match &config.feedback {
+        Some(_) => catalog.newest_feedback(&config.pipeline).await?,
+        None => None,
+    };
+    let is_versioned = is_adaptive || is_against || feedback.is_some();
+    Ok(is_versioned.then(|| in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref())))
 }
 
-fn in_force(shared: &Shared, raw: Option<&CountsVersion>, selected: Option<&CountsVersion>) -> Arc<VersionedWeight> {
+fn in_force(
+    shared: &Shared,
+    raw: Option<&CountsVersion>,
+    selected: Option<&CountsVersion>,
+    feedback: Option<&FeedbackVersion>,
+) -> InForce {
     let Shared { config, model, telemetry, .. } = shared;
     let Model { smoothing, .. } = model.model;
     let fitted = || model.model.raw.counts.probabilities();
@@ -68,18 +101,39 @@ fn in_force(shared: &Shared, raw: Option<&CountsVersion>, selected: Option<&Coun
         telemetry.metrics.selected_version.set(selected.version);
         telemetry.status().selected_version = Some(selected.version);
     }
+    if let Some(feedback) = feedback {
+        telemetry.set_feedback_version(feedback.version, &feedback.quotas);
+    }
+    let coefficient = config.feedback.as_ref().map_or(0.0, |feedback| feedback.coefficient);
+    // What a worker with another model has begun says nothing of this one's n-grams.
+    let is_ours = |feedback: &&FeedbackVersion| *feedback.expected.featuriser() == model.model.featuriser;
+    let expected = feedback.filter(|_| coefficient != 0.0).filter(is_ours).map(|feedback| {
+        let version = ExpectedLossVersion { version: feedback.version, coefficient };
+        (version, feedback.expected.clone())
+    });
     let selected = match config.against {
         Against::Selected { share, .. } => selected.map(|selected| (selected, share)),
         Against::Raw => None,
     };
-    if raw.is_none() && selected.is_none() {
-        return model.weight.clone();
-    }
-    versioned_weight(model, raw, selected)
+    let weight = match (raw, selected, &expected) {
+        (None, None, None) => model.weight.clone(),
+        _ => versioned_weight(model, raw, selected, expected),
+    };
+    let is_mixed = config.feedback.as_ref().is_some_and(|feedback| feedback.settings.mixing.is_some());
+    let quotas = feedback.filter(|feedback| is_mixed && !feedback.quotas.is_empty());
+    let division =
+        quotas.map_or_else(|| model.division.clone(), |quotas| mixed(model, &config.selector.quotas, quotas));
+    InForce { weight, division }
 }
 
-/// The weights by versions of the counts, those of the selection with their share: each target is weighed against what it
-/// has selected itself.
+/// How a window is divided by a version of the shares of sources; those of targets stay.
+pub(super) fn mixed(model: &LoadedModel, quotas: &Quotas, version: &FeedbackVersion) -> Arc<Division> {
+    let quotas = Quotas { sources: version.quotas.clone(), proportions: quotas.proportions.clone() };
+    Arc::new(Division::of(&quotas, &model.model).of_version(version.version))
+}
+
+/// The weights by versions of the counts, those of the selection with their share, and of what is expected of losses: each target is
+/// weighed against what it has selected itself.
 ///
 /// # Panics
 /// If the counts are of other targets: those of the catalog begin anew for them.
@@ -87,6 +141,7 @@ pub(super) fn versioned_weight(
     model: &LoadedModel,
     raw: Option<&CountsVersion>,
     selected: Option<(&CountsVersion, f64)>,
+    expected: Option<(ExpectedLossVersion, ExpectedLoss)>,
 ) -> Arc<VersionedWeight> {
     let Model { featuriser, smoothing, .. } = model.model;
     let raw_distribution = raw.map_or_else(|| model.model.raw.counts.probabilities(), |raw| probabilities(raw, ""));
@@ -103,9 +158,10 @@ pub(super) fn versioned_weight(
     let version = WeightVersion {
         raw: raw.map(|raw| raw.version),
         selected: selected.map(|(selected, share)| SelectedVersion { version: selected.version, share }),
+        expected_loss: expected.as_ref().map(|(version, _)| *version),
     };
     let targets = model.model.targets.iter().zip(model.target_names());
-    VersionedWeight::of_targets(version, targets.map(weight).collect())
+    VersionedWeight::of_targets(version, targets.map(weight).collect(), expected.map(|e| e.1))
 }
 
 fn probabilities(version: &CountsVersion, target: &str) -> Probabilities {

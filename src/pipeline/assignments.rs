@@ -14,14 +14,15 @@ use crate::config::Bootstrap;
 use crate::record::TopicPartition;
 use crate::source::{Assigned, Assignments, PartitionLag, QueueSender, SourceError, SourceEvent};
 
-pub(super) struct CatalogAssignments {
+/// Takes partitions over in the catalog, whatever their topic.
+#[derive(Clone)]
+pub(super) struct Claims {
     pub shared: Arc<Shared>,
-    pub queue: QueueSender,
     pub runtime: Handle,
     pub shutdown: watch::Receiver<bool>,
 }
 
-impl CatalogAssignments {
+impl Claims {
     /// Repeats a call until it succeeds, for as long as the group can wait for this worker's poll.
     async fn until_reachable<T, F: Future<Output = Result<T, CatalogError>>>(
         &self,
@@ -41,10 +42,9 @@ impl CatalogAssignments {
             }
         }
     }
-}
 
-impl Assignments for CatalogAssignments {
-    fn assigned(
+    /// See [`Assignments::assigned`].
+    pub fn take_over(
         &self,
         partitions: &[TopicPartition],
         topic_ids: &BTreeMap<Arc<str>, String>,
@@ -80,8 +80,42 @@ impl Assignments for CatalogAssignments {
             tracing::info!("partition {at}: taken over at offset {next_offset}, owner epoch {owner_epoch}");
             assigned.push(Assigned { at, owner_epoch, next_offset });
         }
-        telemetry.metrics.rebalances.with_label_values(&["assigned"]).inc();
         telemetry.status().readiness.catalog_reachable = true;
+        Ok(assigned)
+    }
+
+    /// Tells whoever works on revoked partitions, and waits until what is finished of them has been published, or they are
+    /// lost already.
+    pub fn drain(&self, queue: &QueueSender, partitions: &[TopicPartition], lost: bool) {
+        let (done, drained) = mpsc::channel();
+        let event = SourceEvent::Revoked { partitions: partitions.to_vec(), lost, done };
+        let deadline = self.shared.config.kafka.drain_timeout;
+        let sent = queue.control(event);
+        if sent.is_ok() && !lost && drained.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                "revoked partitions were not drained within {} s; their next owner decides again",
+                deadline.as_secs()
+            );
+        }
+    }
+}
+
+/// Of the documents' topics.
+pub(super) struct CatalogAssignments {
+    pub claims: Claims,
+    pub queue: QueueSender,
+}
+
+impl Assignments for CatalogAssignments {
+    fn assigned(
+        &self,
+        partitions: &[TopicPartition],
+        topic_ids: &BTreeMap<Arc<str>, String>,
+        resolve: &dyn Fn(&TopicPartition) -> Result<i64, SourceError>,
+    ) -> Result<Vec<Assigned>, SourceError> {
+        let telemetry = &self.claims.shared.telemetry;
+        let assigned = self.claims.take_over(partitions, topic_ids, resolve)?;
+        telemetry.metrics.rebalances.with_label_values(&["assigned"]).inc();
         telemetry.status().readiness.joined_group = true;
         // A closed queue means that the session is ending; nothing is read then.
         let _ = self.queue.control(SourceEvent::Assigned(assigned.clone()));
@@ -90,43 +124,34 @@ impl Assignments for CatalogAssignments {
 
     fn revoked(&self, partitions: &[TopicPartition], lost: bool) {
         let kind = if lost { "lost" } else { "revoked" };
-        self.shared.telemetry.metrics.rebalances.with_label_values(&[kind]).inc();
+        self.claims.shared.telemetry.metrics.rebalances.with_label_values(&[kind]).inc();
         for at in partitions {
             tracing::info!("partition {at}: {kind}");
         }
         if lost {
-            self.shared.telemetry.status().readiness.joined_group = false;
+            self.claims.shared.telemetry.status().readiness.joined_group = false;
             tracing::warn!(
                 "the consumer group has not heard from this worker in time: its {} partitions are lost, and what is not \
                  published of them is decided again by whoever gets them; joining again",
                 partitions.len()
             );
         }
-        let (done, drained) = mpsc::channel();
-        let event = SourceEvent::Revoked { partitions: partitions.to_vec(), lost, done };
-        let deadline = self.shared.config.kafka.drain_timeout;
-        let sent = self.queue.control(event);
-        if sent.is_ok() && !lost && drained.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout) {
-            tracing::warn!(
-                "revoked partitions were not drained within {} s; their next owner decides again",
-                deadline.as_secs()
-            );
-        }
+        self.claims.drain(&self.queue, partitions, lost);
     }
 
     fn lag(&self, lags: Vec<PartitionLag>) {
         {
-            let mut status = self.shared.telemetry.status();
+            let mut status = self.claims.shared.telemetry.status();
             for lag in lags {
                 if let Some(partition) = status.partitions.get_mut(&lag.at) {
                     partition.end_offset = Some(lag.end_offset);
                 }
             }
         }
-        self.shared.telemetry.update_lag();
+        self.claims.shared.telemetry.update_lag();
     }
 
     fn brokers_answer(&self, answers: bool) {
-        self.shared.telemetry.status().readiness.brokers_away = !answers;
+        self.claims.shared.telemetry.status().readiness.brokers_away = !answers;
     }
 }

@@ -118,5 +118,5 @@ pub fn send_dead_letter(
         ("winnowd.payload_bytes", letter.payload_bytes.to_string()),
     ];
     let (payload, timestamp_ms) = (letter.payload.as_deref(), letter.timestamp_ms);
-    writer.send(OutgoingRecord { topic, payload, timestamp_ms, headers: &headers }, is_wanted)
+    writer.send(OutgoingRecord { topic, key: None, payload, timestamp_ms, headers: &headers }, is_wanted)
 }

@@ -7,6 +7,7 @@
 mod adaptive;
 mod assignments;
 mod collapse;
+mod feedback;
 mod forward;
 mod lost;
 mod memory;
@@ -17,6 +18,7 @@ mod replay;
 mod room;
 mod scoring;
 mod session;
+mod weights;
 mod worker;
 
 use std::sync::Arc;
@@ -24,21 +26,27 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::catalog::{Catalog, CatalogError, CatalogReader, CountsCatalog, OffsetsCatalog, SqlCatalog};
+use crate::catalog::{
+    Catalog, CatalogError, CatalogReader, CountsCatalog, FeedbackCatalog, OffsetsCatalog, SqlCatalog,
+};
 use crate::config::{Bootstrap, Config};
-use crate::score::{ImportanceWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion};
+use crate::score::{
+    ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
+};
 use crate::select::{Division, Quotas};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
-use crate::telemetry::{HttpServer, Telemetry, TelemetryError};
+use crate::telemetry::{HttpServer, Telemetry, TelemetryError, WeightsEndpoint};
 
 use collapse::SharedCollapseWatches;
 pub use forward::send_dead_letter;
 pub use lost::recreated_topics;
 pub use replay::{Replay, Replayed, differences};
-pub use scoring::score_batch;
 use session::SessionEnd;
+
+/// For the last commit of what was answered.
+const WEIGHTS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why the daemon could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +115,7 @@ impl LoadedModel {
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self, DaemonError> {
         let model = Model::from_bytes(&bytes);
         let model = model.map_err(|source| DaemonError::Model { path: name.to_owned(), source })?;
-        let weight = VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(&model));
+        let weight = VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(&model), None);
         let division = Arc::new(Division::of(&Quotas::default(), &model));
         Ok(LoadedModel { id: ModelId::of(&bytes), weight, target: model.target_distribution(), division, model, bytes })
     }
@@ -135,8 +143,8 @@ impl LoadedModel {
 }
 
 /// The database behind the daemon.
-pub trait FullCatalog: Catalog + CatalogReader + CountsCatalog + OffsetsCatalog {}
-impl<C: Catalog + CatalogReader + CountsCatalog + OffsetsCatalog> FullCatalog for C {}
+pub trait FullCatalog: Catalog + CatalogReader + CountsCatalog + FeedbackCatalog + OffsetsCatalog {}
+impl<C: Catalog + CatalogReader + CountsCatalog + FeedbackCatalog + OffsetsCatalog> FullCatalog for C {}
 
 /// What all sessions share.
 struct Shared {
@@ -159,16 +167,20 @@ struct Limits {
     /// Open windows and closed ones on their way to a shard.
     window_bytes: usize,
     row_group_bytes: usize,
+    /// Documents of the shard that losses will be joined to.
+    document_bytes: usize,
 }
 
 impl Limits {
-    /// A quarter to the client's prefetch, an eighth to the queue, a half to windows, an eighth to the shard.
-    fn of_budget(budget_bytes: usize, row_group_bytes: usize) -> Self {
+    /// A quarter to the client's prefetch, an eighth to the queue, a half to windows, an eighth to the shard. Where trainers are
+    /// listened to, half of the shard's is for the documents that are remembered of it.
+    fn of_budget(budget_bytes: usize, row_group_bytes: usize, has_feedback: bool) -> Self {
         Limits {
             source: SourceLimits::of_budget(budget_bytes),
             queue_bytes: budget_bytes / 8,
             window_bytes: budget_bytes / 2,
-            row_group_bytes: row_group_bytes.min(budget_bytes / 8),
+            row_group_bytes: row_group_bytes.min(budget_bytes / if has_feedback { 16 } else { 8 }),
+            document_bytes: budget_bytes / 16,
         }
     }
 }
@@ -191,7 +203,15 @@ impl Daemon {
         telemetry.status().readiness.migrated = true;
         let store = ShardStore::open(&config.sink)?;
         let embedded = match &config.kafka.bootstrap {
-            Bootstrap::Embedded { partitions } => Some(EmbeddedCluster::start(&config.kafka.topics, *partitions)?),
+            Bootstrap::Embedded { partitions } => {
+                let mut topics = config.kafka.topics.clone();
+                topics.extend([&config.losses.topic, &config.losses.weights_topic].into_iter().flatten().cloned());
+                topics.extend(config.feedback.iter().map(|feedback| feedback.topic.clone()));
+                // Weights and what is learnt may come from the same reports.
+                topics.sort();
+                topics.dedup();
+                Some(EmbeddedCluster::start(&topics, *partitions)?)
+            }
             Bootstrap::Servers(_) => None,
         };
         let bootstrap = match (&embedded, &config.kafka.bootstrap) {
@@ -204,11 +224,14 @@ impl Daemon {
                 "kafka: an in-process cluster listens on {bootstrap}; for demos and tests only, nothing in it lasts"
             );
         }
-        let http = HttpServer::start(config.http_listen, telemetry.clone()).await?;
-        tracing::info!("http: /metrics, /healthz, /readyz and /status on http://{}", http.address);
+        let weigh = LossWeight::new(config.loss_weight.settings).expect("the configuration was checked");
+        let endpoint = Arc::new(WeightsEndpoint::new(&config, weigh, telemetry.clone()));
+        let http = HttpServer::start(&config.http, telemetry.clone(), endpoint).await?;
+        tracing::info!("http: /metrics, /healthz, /readyz, /status and /v1/weights on http://{}", http.address);
         telemetry.metrics.memory_budget_bytes.set(config.memory_budget_bytes as i64);
         telemetry.status().model = model.id.to_string();
-        let limits = Limits::of_budget(config.memory_budget_bytes, config.shard.row_group_bytes);
+        let limits =
+            Limits::of_budget(config.memory_budget_bytes, config.shard.row_group_bytes, config.feedback.is_some());
         let name = config.kafka.instance_id.clone().or_else(|| std::env::var("HOSTNAME").ok());
         let owner = format!("{}-{}", name.unwrap_or_else(|| "worker".to_owned()), std::process::id());
         let catalog = Arc::new(catalog);
@@ -236,6 +259,9 @@ impl Daemon {
 
     /// Runs until `shutdown` turns true, or an error that a person must settle.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> Result<(), DaemonError> {
+        let (stop_weights, weights_stopped) = watch::channel(false);
+        let weights = weights::TopicWeights::of(&self.shared).map(|weights| tokio::spawn(weights.run(weights_stopped)));
+        let feedback = tokio::spawn(feedback::run(self.shared.clone(), shutdown.clone()));
         let mut failures = 0u32;
         let result = loop {
             let began = Instant::now();
@@ -255,6 +281,16 @@ impl Daemon {
                 }
             }
         };
+        let _ = stop_weights.send(true);
+        if let Some(weights) = weights
+            && tokio::time::timeout(WEIGHTS_DEADLINE, weights).await.is_err()
+        {
+            tracing::warn!("weights for the topic: still busy; what was not committed is answered again");
+        }
+        // After an error it has not heard of a shutdown. What it has not committed is read again.
+        if result.is_ok() && tokio::time::timeout(self.shared.config.shutdown_grace, feedback).await.is_err() {
+            tracing::warn!("losses that were being taken are taken again at the next start");
+        }
         drop(self.embedded);
         result
     }

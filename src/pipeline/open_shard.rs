@@ -9,15 +9,17 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::quality::TOP_SOURCES;
-use crate::catalog::{Advance, ByTarget, CountsAddition, CountsKind, PublishRequest};
+use crate::catalog::{Advance, ByTarget, CountsAddition, CountsKind, FeedbackAddition, PublishRequest};
 use crate::checkpoint::Progress;
 use crate::config::{Against, Config, RawDistribution};
+use crate::features::{Featuriser, Scratch};
+use crate::feedback::{DocumentFacts, document_key};
 use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
-use crate::score::NgramCounts;
+use crate::score::{NgramCounts, sample_ngrams};
 use crate::select::{Quantiles, SourceCounts};
 use crate::sink::{DeadLetterWriter, FinishedFile, FullDisk, ShardStore, ShardWriter, SinkError, WriterSettings};
-use crate::window::{ClosedWindow, WindowSummary};
+use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
 
 /// Windows that wait for a shard to fill roll it when there are so many.
 const MAX_PENDING_WINDOWS: usize = 10_000;
@@ -38,6 +40,10 @@ pub(super) struct OpenShard {
     log_importance_weights: Vec<f64>,
     sources: SourceCounts,
     counts: BTreeMap<CountsKind, ByTarget<NgramCounts>>,
+    /// What losses will be joined to, and the bytes of that.
+    documents: Vec<(i64, DocumentFacts)>,
+    document_bytes: usize,
+    scratch: Scratch,
     pub opened: Instant,
 }
 
@@ -50,6 +56,7 @@ pub(super) struct FinishedPublication {
     pub reasons: BTreeMap<RejectReason, u64>,
     advances: Vec<Advance>,
     counts: BTreeMap<CountsKind, ByTarget<NgramCounts>>,
+    documents: Vec<(i64, DocumentFacts)>,
 }
 
 impl OpenShard {
@@ -66,6 +73,9 @@ impl OpenShard {
             log_importance_weights: Vec::new(),
             sources: SourceCounts::default(),
             counts: BTreeMap::new(),
+            documents: Vec::new(),
+            document_bytes: 0,
+            scratch: Scratch::default(),
             opened: Instant::now(),
         }
     }
@@ -90,6 +100,15 @@ impl OpenShard {
         if against != Against::Raw {
             let targets = shared.model.target_names().into_iter().zip(&window.selected_counts);
             targets.for_each(|(target, counts)| add(CountsKind::Selected, target, counts));
+        }
+        if let Some(feedback) = &shared.config.feedback {
+            let featuriser = &shared.model.model.featuriser;
+            for document in &window.selected {
+                let (key, facts) = facts(document, featuriser, feedback.ngrams, &mut self.scratch);
+                self.document_bytes +=
+                    size_of_val(&(key, &facts)) + size_of::<DocumentFacts>() + facts.ngrams.held_bytes();
+                self.documents.push((key, facts));
+            }
         }
         self.sources.merge(&window.sources);
         self.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
@@ -138,6 +157,7 @@ impl OpenShard {
             || bad_bytes >= limits.target_bytes.min(MAX_DEAD_LETTER_FILE_BYTES)
             || self.opened.elapsed() >= limits.max_age
             || self.windows.len() >= MAX_PENDING_WINDOWS
+            || self.document_bytes >= shared.limits.document_bytes
     }
 
     pub fn contains(&self, at: &TopicPartition) -> bool {
@@ -148,12 +168,13 @@ impl OpenShard {
     pub fn held_bytes(&self) -> usize {
         self.writer.as_ref().map_or(0, ShardWriter::held_bytes)
             + self.dead_letters.as_ref().map_or(0, DeadLetterWriter::held_bytes)
+            + self.document_bytes
     }
 
     /// Ends the files and states what they hold.
     pub fn finish(self, shared: &Shared) -> Result<FinishedPublication, SinkError> {
         let Shared { config, model, .. } = shared;
-        let OpenShard { id, writer, progress, epochs, windows, dead_letters, reasons, counts, .. } = self;
+        let OpenShard { id, writer, progress, epochs, windows, dead_letters, reasons, counts, documents, .. } = self;
         let advance =
             |(at, interval): (&TopicPartition, _)| Advance { at: at.clone(), interval, owner_epoch: epochs[at] };
         let advances: Vec<_> = progress.iter().map(advance).collect();
@@ -190,7 +211,7 @@ impl OpenShard {
             manifest.dead_letters = Some(DeadLetterFile { path: path.clone(), rows, bytes, digest });
             files.push((path, finished));
         }
-        Ok(FinishedPublication { manifest, files, reasons, advances, counts })
+        Ok(FinishedPublication { manifest, files, reasons, advances, counts, documents })
     }
 }
 
@@ -213,10 +234,38 @@ impl FinishedPublication {
         self.counts.iter().filter(|(_, counts)| has_ngrams(counts)).filter_map(addition).collect()
     }
 
-    pub fn request<'a>(&'a self, counts: &'a [CountsAddition<'a>], forward_to: Option<&'a str>) -> PublishRequest<'a> {
-        let FinishedPublication { manifest, advances, .. } = self;
-        PublishRequest { manifest, advances, counts, forward_to }
+    pub fn request<'a>(&'a self, counts: &'a [CountsAddition<'a>], shared: &'a Shared) -> PublishRequest<'a> {
+        let Shared { config, model, .. } = shared;
+        let FinishedPublication { manifest, advances, documents, .. } = self;
+        let feedback = config.feedback.as_ref().map(|feedback| FeedbackAddition {
+            featuriser: model.model.featuriser,
+            documents,
+            max_documents: feedback.max_documents,
+            settings: feedback.settings,
+            history_bytes: feedback.history_bytes,
+        });
+        PublishRequest { manifest, advances, counts, feedback, forward_to: config.dead_letters.topic.as_deref() }
     }
+}
+
+/// What losses will be joined to.
+fn facts(
+    selected: &SelectedDocument,
+    featuriser: &Featuriser,
+    n_ngrams: usize,
+    scratch: &mut Scratch,
+) -> (i64, DocumentFacts) {
+    let SelectedDocument { document, inclusion_probability, tenth, .. } = selected;
+    let mut buckets = Vec::new();
+    featuriser.for_each_chunk(&document.text, scratch, |chunk| buckets.extend_from_slice(chunk));
+    let facts = DocumentFacts {
+        source: document.source.clone(),
+        stratum: *tenth,
+        inclusion_probability: *inclusion_probability,
+        text_bytes: document.text.len() as u64,
+        ngrams: sample_ngrams(&buckets, n_ngrams),
+    };
+    (document_key(&document.id), facts)
 }
 
 /// What a reader finds in the shard's own key-value metadata.

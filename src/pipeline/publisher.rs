@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use super::adaptive::InForce;
 use super::memory::InFlight;
 use super::open_shard::{FinishedPublication, OpenShard};
 use super::room::FullScratch;
@@ -17,7 +18,6 @@ use crate::crash;
 use crate::manifest::ShardManifest;
 use crate::publish::{Event, Publication, Step};
 use crate::record::TopicPartition;
-use crate::score::VersionedWeight;
 use crate::sink::{FinishedFile, FullDisk, ShardStore, SinkError};
 use crate::source::OffsetMirror;
 use crate::telemetry::Step as TimedStep;
@@ -62,8 +62,8 @@ pub(super) struct Publisher {
     /// Shards whose dead letters are to be sent to a topic.
     pub to_forwarder: mpsc::UnboundedSender<String>,
     pub shutdown: watch::Receiver<bool>,
-    /// Where the worker finds the weights in force.
-    pub weights: watch::Sender<Arc<VersionedWeight>>,
+    /// Where the worker finds what is in force.
+    pub in_force: watch::Sender<InForce>,
 }
 
 impl Publisher {
@@ -152,11 +152,14 @@ impl Publisher {
     /// manifest has a new line.
     async fn publish(&mut self, shard: OpenShard) -> Result<bool, PublisherEnd> {
         let began = Instant::now();
+        let seconds = &self.shared.telemetry.metrics.publish_seconds;
+        let timer = seconds.with_label_values(&[TimedStep::Write.as_str()]).start_timer();
         let finished = tokio::task::block_in_place(|| shard.finish(&self.shared));
+        timer.observe_duration();
         let finished = finished.map_err(|e| PublisherEnd::Restart(e.to_string()))?;
         crash::point("shard.finished");
         let additions = finished.additions(&self.shared.config);
-        let request = finished.request(&additions, self.shared.config.dead_letters.topic.as_deref());
+        let request = finished.request(&additions, &self.shared);
         let FinishedPublication { manifest, files, reasons, .. } = &finished;
         let mut publication = Publication::new(!files.is_empty());
         let mut problem = None;
@@ -277,7 +280,7 @@ impl Publisher {
 
     /// After the transaction: show it, and tell the group. Nothing here can undo it.
     async fn published(&self, request: &PublishRequest<'_>, took: Duration) {
-        let PublishRequest { manifest, advances, counts, .. } = *request;
+        let PublishRequest { manifest, advances, counts, feedback, .. } = *request;
         let Shared { config, catalog, telemetry, .. } = &*self.shared;
         let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>();
         let (selected, rejected) = (sum(|w| w.n_selected), sum(|w| w.n_rejected));
@@ -316,11 +319,11 @@ impl Publisher {
             Ok(None) => {}
             Err(e) => tracing::warn!("{e}; /metrics shows the sums of the publication before"),
         }
-        if !counts.is_empty() {
+        if !counts.is_empty() || feedback.is_some() {
             match adaptive::newest(&self.shared).await {
-                Ok(Some(weight)) => drop(self.weights.send_replace(weight)),
+                Ok(Some(newest)) => drop(self.in_force.send_replace(newest)),
                 Ok(None) => {}
-                Err(e) => tracing::warn!("{e}; windows go on with the counts of the publication before"),
+                Err(e) => tracing::warn!("{e}; windows go on with what the publication before knew"),
             }
         }
         if request.forward_to.is_some() && manifest.dead_letters.is_some() {
@@ -339,13 +342,13 @@ impl Publisher {
             Ok::<_, CatalogError>((totals, adaptive::newest(&self.shared).await?))
         };
         let problem = match tokio::time::timeout(SILENCE, read).await {
-            Ok(Ok((totals, weight))) => {
+            Ok(Ok((totals, newest))) => {
                 totals.into_iter().for_each(|totals| telemetry.set_totals(totals));
                 // Others have published what this worker has not seen.
-                if let Some(weight) = weight
-                    && weight.version != self.weights.borrow().version
+                if let Some(newest) = newest
+                    && !newest.is_same(&self.in_force.borrow())
                 {
-                    self.weights.send_replace(weight);
+                    self.in_force.send_replace(newest);
                 }
                 None
             }

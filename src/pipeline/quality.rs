@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::collapse::{Change, RECOVERED_AFTER};
@@ -16,6 +17,9 @@ pub(super) const TOP_SOURCES: usize = 20;
 /// Buckets that `/status` names of what the selection lacks.
 const N_LACKING: usize = 10;
 
+/// How often the divergences of the sums are shown: four logarithms a bucket are too many for every small window.
+const SHOW_EVERY: Duration = Duration::from_millis(100);
+
 /// Sums over everything that was decided since the beginning at the checkpoints.
 pub(super) struct Quality {
     raw: NgramCounts,
@@ -25,6 +29,9 @@ pub(super) struct Quality {
     sources: SourceCounts,
     /// The target's frequent n-grams, by bucket.
     ngrams: BTreeMap<u32, Vec<String>>,
+    /// Whether there is more than was shown, and when that was.
+    is_behind: bool,
+    shown: Option<Instant>,
 }
 
 struct OfTarget {
@@ -44,6 +51,8 @@ impl Quality {
             selected: zero.clone(),
             sources: SourceCounts::default(),
             ngrams: model.target_ngrams(),
+            is_behind: false,
+            shown: None,
         }
     }
 
@@ -57,36 +66,53 @@ impl Quality {
         self.sources.merge(&closed.sources);
         if let Some(kl_reduction) = summary.kl_reduction {
             metrics.window_kl_reduction.set(kl_reduction);
-            let target = &shared.model.target;
-            let divergence = (target.divergence_from(&self.raw), target.divergence_from(&self.selected));
-            metrics.kl_reduction.set(divergence.0 - divergence.1);
-            metrics.target_divergence.with_label_values(&["stream"]).set(divergence.0);
-            metrics.target_divergence.with_label_values(&["selected"]).set(divergence.1);
         }
         let draws = draws(summary);
         show_diagnostics(&draws, summary, shared);
-        let targets = self.observe_targets(closed, shared);
+        self.observe_targets(closed, shared);
         let warning = watch_collapses(&draws, summary, shared);
         let mut status = shared.telemetry.status();
         status.warning = warning;
-        status.lacking = self.lacking(&shared.model.target, &self.selected);
-        status.targets = targets;
         status.sources = self.sources.top(TOP_SOURCES);
         status.last_window = Some(summary.clone());
+        self.is_behind = true;
     }
 
-    /// The same for each of several targets.
-    fn observe_targets(&mut self, closed: &ClosedWindow, shared: &Shared) -> Vec<TargetStatus> {
-        let metrics = &shared.telemetry.metrics.of_targets;
+    fn observe_targets(&mut self, closed: &ClosedWindow, shared: &Shared) {
         let counts = closed.selected_counts.iter().zip(&closed.summary.targets);
         for (of, (counts, summary)) in self.of_targets.iter_mut().zip(counts) {
             of.selected.merge(counts);
             of.n_selected += summary.diagnostics.n_selected;
-            metrics.show_window(summary);
+            shared.telemetry.metrics.of_targets.show_window(summary);
         }
+    }
+
+    /// Shows how far the sums are from the target, unless that was done lately.
+    pub fn show_if_due(&mut self, shared: &Shared) {
+        if !self.is_behind || self.shown.is_some_and(|shown| shown.elapsed() < SHOW_EVERY) {
+            return;
+        }
+        let target = &shared.model.target;
+        if self.selected.total() > 0 {
+            let divergence = (target.divergence_from(&self.raw), target.divergence_from(&self.selected));
+            let metrics = &shared.telemetry.metrics;
+            metrics.kl_reduction.set(divergence.0 - divergence.1);
+            metrics.target_divergence.with_label_values(&["stream"]).set(divergence.0);
+            metrics.target_divergence.with_label_values(&["selected"]).set(divergence.1);
+        }
+        let (lacking, targets) = (self.lacking(target, &self.selected), self.of_targets(shared));
+        {
+            let mut status = shared.telemetry.status();
+            (status.lacking, status.targets) = (lacking, targets);
+        }
+        (self.is_behind, self.shown) = (false, Some(Instant::now()));
+    }
+
+    /// The same for each of several targets.
+    fn of_targets(&self, shared: &Shared) -> Vec<TargetStatus> {
         let of_target = |(of, target): (&OfTarget, &TargetDistribution)| {
             let (stream, selected) = (target.divergence_from(&self.raw), target.divergence_from(&of.selected));
-            metrics.show_divergence(&of.name, stream, selected);
+            shared.telemetry.metrics.of_targets.show_divergence(&of.name, stream, selected);
             TargetStatus {
                 target: of.name.clone(),
                 n_selected: of.n_selected,

@@ -9,14 +9,15 @@ mod compare;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::adaptive::versioned_weight;
-use super::{DaemonError, LoadedModel, recreated_topics, score_batch};
-use crate::catalog::{CatalogError, CountsCatalog, CountsKind, ReplayCatalog, SqlCatalog};
+use super::adaptive::{mixed, versioned_weight};
+use super::scoring::{Destinations, Scorer};
+use super::{DaemonError, LoadedModel, recreated_topics};
+use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
 use crate::manifest::ShardManifest;
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
-use crate::select::{Noise, Quotas};
-use crate::source::{Batch, Probe, RangeReader, SourceError};
+use crate::select::{Division, Noise, Quotas};
+use crate::source::{Probe, RangeReader, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
 pub use compare::differences;
@@ -35,6 +36,7 @@ pub struct Replay {
     config: Config,
     catalog: Arc<SqlCatalog>,
     reader: RangeReader,
+    scorer: Scorer,
     /// Topics that were made again since: their offsets name other documents.
     recreated: Vec<String>,
     /// Used last; windows of a shard share them.
@@ -48,7 +50,8 @@ impl Replay {
         let probe = Probe::open(&config.kafka, bootstrap, TIMEOUT)?;
         let topic = |error| if let SourceError::TopicRecreated { topic, .. } = error { Some(topic) } else { None };
         let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
-        Ok(Replay { config, catalog, reader, recreated, model: None, weight: None })
+        let scorer = Scorer::new(config.decoder.clone(), 0);
+        Ok(Replay { config, catalog, reader, scorer, recreated, model: None, weight: None })
     }
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.
@@ -57,12 +60,23 @@ impl Replay {
             return Ok(Replayed::Impossible("its topic was deleted and made again".to_owned()));
         }
         let model = self.model(manifest).await?;
-        let version = WeightVersion { raw: window.raw_version, selected: window.against_selected };
+        let version = WeightVersion {
+            raw: window.raw_version,
+            selected: window.against_selected,
+            expected_loss: window.expected_loss,
+        };
         let weight = match self.weight(&model, &manifest.pipeline, version).await? {
             Ok(weight) => weight,
             Err(forgotten) => return Ok(Replayed::Impossible(forgotten)),
         };
-        tokio::task::block_in_place(|| match self.decide(manifest, window, &model, &weight) {
+        let division = match window.quota_version {
+            None => model.division.clone(),
+            Some(version) => match self.catalog.feedback_version(&manifest.pipeline, version).await? {
+                Some(found) => mixed(&model, &manifest.selector.quotas, &found),
+                None => return Ok(Replayed::Impossible(forgotten_feedback(version))),
+            },
+        };
+        tokio::task::block_in_place(|| match self.decide(manifest, window, &model, (&weight, &division)) {
             Ok(closed) => Ok(Replayed::Decided(Box::new(closed))),
             Err(SourceError::OffsetsLost(lost)) => {
                 let (low, high) = lost.first().map_or((0, 0), |lost| (lost.low, lost.high));
@@ -77,7 +91,7 @@ impl Replay {
         manifest: &ShardManifest,
         window: &WindowSummary,
         model: &LoadedModel,
-        weight: &Arc<VersionedWeight>,
+        (weight, division): (&Arc<VersionedWeight>, &Arc<Division>),
     ) -> Result<ClosedWindow, SourceError> {
         let WindowSummary { at, interval, closed_by, .. } = window;
         let selector = &manifest.selector;
@@ -88,20 +102,19 @@ impl Replay {
             max_age_ms: i64::MAX,
         };
         let buckets = model.model.featuriser.buckets as usize;
-        let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, &model.division, buckets);
+        let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, division, buckets);
         let noise = Noise::new(selector.seed, at);
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
-            for record in self.score(&batch, weight) {
-                open.push(record, weight, selector, &noise);
-            }
+            let mut destinations = Destinations::new(selector, &policy, &batch);
+            let number = destinations.open(&open, weight.clone(), &noise);
+            (0..batch.len()).for_each(|i| destinations.record(Some(number), batch.payload_bytes(i)));
+            let scored = self.scorer.score(&batch, destinations);
+            scored.tallies.into_iter().for_each(|counts| self.scorer.count(counts, &mut open));
+            scored.records.into_iter().flatten().for_each(|record| open.push(record, weight, selector, &noise));
         }
         open.advance_to(interval.to);
         Ok(open.close(*closed_by, selector, &noise, &model.target))
-    }
-
-    fn score(&self, batch: &Batch, weight: &VersionedWeight) -> Vec<crate::window::ScoredRecord> {
-        score_batch(batch, &self.config.decoder, 0, |_| weight)
     }
 
     /// The model of a shard, in the proportions of the shard.
@@ -155,12 +168,23 @@ impl Replay {
                 }
             }
         };
+        let expected = match version.expected_loss {
+            None => None,
+            Some(named) => match self.catalog.feedback_version(pipeline, named.version).await? {
+                Some(found) => Some((named, found.expected)),
+                None => return Ok(Err(forgotten_feedback(named.version))),
+            },
+        };
         let weight = if version == WeightVersion::default() {
             model.weight.clone()
         } else {
-            versioned_weight(model, raw.as_ref(), selected.as_ref().map(|(counts, share)| (counts, *share)))
+            versioned_weight(model, raw.as_ref(), selected.as_ref().map(|(counts, share)| (counts, *share)), expected)
         };
         self.weight = Some((model.id.clone(), weight.clone()));
         Ok(Ok(weight))
     }
+}
+
+fn forgotten_feedback(version: i64) -> String {
+    format!("version {version} of what was learnt from losses is forgotten (feedback.history_bytes)")
 }

@@ -1,75 +1,424 @@
-//! A batch of records decoded and scored on all cores, in order.
+//! A batch of records decoded, scored and counted on all cores, in order.
 
-use std::cell::RefCell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::features::{BucketList, Scratch};
-use crate::record::{Decoder, TextScratch};
+use crate::features::{BucketList, Featuriser, Scratch};
+use crate::record::{Decoder, DocumentRef, TextScratch};
 use crate::score::{Score, VersionedWeight};
+use crate::select::{Division, Noise, Reservoir, SelectorSettings};
 use crate::source::{Batch, Record};
-use crate::window::{DeadLetter, ScoredDocument, ScoredRecord};
-
-thread_local! {
-    /// Of this thread, for as long as it lives: what a featuriser remembers stays warm from batch to batch.
-    static SCRATCH: RefCell<(TextScratch, Scratch)> = RefCell::default();
-}
+use crate::window::{Content, DeadLetter, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy, WindowTally};
 
 const LONG_TEXT_BYTES: usize = 256 << 10;
 
-/// In: a batch, and the weights of each record by number, for all targets. Out: one outcome a record, in the same order; the
-/// same whatever the number of threads.
-pub fn score_batch<'a>(
-    batch: &Batch,
-    decoder: &Decoder,
-    kept_payload_bytes: usize,
-    weight: impl Fn(usize) -> &'a VersionedWeight + Sync,
-) -> Vec<ScoredRecord> {
-    let score = |i| {
-        SCRATCH.with_borrow_mut(|(text_scratch, scratch)| {
-            score_record(batch.get(i), decoder, kept_payload_bytes, weight(i), text_scratch, scratch)
-        })
-    };
-    (0..batch.len()).into_par_iter().with_min_len(16).map(score).collect()
+/// A window's n-grams are counted by each thread for itself when its records in the batch have so many bytes a bucket. To add
+/// the counts of a thread up takes less time then than to count the n-grams one by one, from memory that is far away, and they
+/// take no more room than the records.
+const TALLY_BYTES_PER_BUCKET: u64 = 8;
+
+/// The windows that the records of a batch will belong to. It is known before they are decoded.
+pub struct Destinations<'a> {
+    selector: &'a SelectorSettings,
+    /// The most documents that a window selects.
+    most_selected: usize,
+    windows: Vec<Destination<'a>>,
+    /// By record; `None` of those that are not ours to decide.
+    of_records: Vec<Option<u32>>,
 }
 
-fn score_record(
-    record: Record<'_>,
-    decoder: &Decoder,
-    kept_payload_bytes: usize,
-    weights: &VersionedWeight,
-    text_scratch: &mut TextScratch,
-    scratch: &mut Scratch,
-) -> ScoredRecord {
-    let Record { at, offset, timestamp_ms, payload, .. } = record;
-    let payload_bytes = payload.map_or(0, <[u8]>::len) as u64;
-    let outcome = match decoder.decode_ref(payload, at, offset, timestamp_ms, text_scratch) {
-        Ok(document) => {
-            // A long text's buckets are found again later: all together they could take more memory than is accounted for.
-            let weight = &weights.weight;
-            let is_long = document.text.len() > LONG_TEXT_BYTES;
-            let mut buckets = BucketList::new(weight.featuriser().buckets);
-            let score = if is_long {
-                weight.score(&document.text, scratch)
-            } else {
-                let mut log_importance_weight = 0.0;
-                let n_tokens = weight.featuriser().for_each_chunk(&document.text, scratch, |chunk| {
-                    buckets.extend(chunk);
-                    log_importance_weight = weight.add(log_importance_weight, chunk);
-                });
-                Score { n_tokens, log_importance_weight }
-            };
-            let buckets = (!is_long).then_some(buckets);
-            let other_weights = weights.for_others(&document.text, buckets.as_ref(), scratch);
-            Ok(ScoredDocument { document: document.to_document(), score, other_weights, buckets })
+struct Destination<'a> {
+    weight: Arc<VersionedWeight>,
+    noise: &'a Noise,
+    /// As it stood before the batch; `None` if it only opens in it.
+    window: Option<&'a OpenWindow>,
+    is_divided: bool,
+    /// Of its records in the batch.
+    n_records: usize,
+    payload_bytes: u64,
+    /// The best keys in the batch, where there are more than can be selected.
+    best: Option<Mutex<Reservoir<()>>>,
+}
+
+impl<'a> Destinations<'a> {
+    pub fn new(selector: &'a SelectorSettings, policy: &WindowPolicy, batch: &Batch) -> Self {
+        let most_selected = selector.fraction.at_most(policy.max_documents) as usize;
+        Destinations { selector, most_selected, windows: Vec::new(), of_records: Vec::with_capacity(batch.len()) }
+    }
+
+    /// A window that is open; gives the number that it gets.
+    pub fn open(&mut self, window: &'a OpenWindow, weight: Arc<VersionedWeight>, noise: &'a Noise) -> u32 {
+        self.window(Some(window), window.is_divided(), weight, noise)
+    }
+
+    /// The same of one that only opens within the batch, and will be divided so.
+    pub fn coming(&mut self, division: &Division, weight: Arc<VersionedWeight>, noise: &'a Noise) -> u32 {
+        self.window(None, !division.is_whole(), weight, noise)
+    }
+
+    fn window(
+        &mut self,
+        window: Option<&'a OpenWindow>,
+        is_divided: bool,
+        weight: Arc<VersionedWeight>,
+        noise: &'a Noise,
+    ) -> u32 {
+        self.windows.push(Destination {
+            weight,
+            noise,
+            window,
+            is_divided,
+            n_records: 0,
+            payload_bytes: 0,
+            best: None,
+        });
+        self.windows.len() as u32 - 1
+    }
+
+    /// Where the next record of the batch will go.
+    pub fn record(&mut self, window: Option<u32>, payload_bytes: u64) {
+        if let Some(window) = window {
+            let window = &mut self.windows[window as usize];
+            window.n_records += 1;
+            window.payload_bytes += payload_bytes;
+            if window.n_records > self.most_selected + 1 && !window.is_divided {
+                window.best.get_or_insert_with(|| Mutex::new(Reservoir::new(self.most_selected)));
+            }
         }
-        Err(reject) => Err(DeadLetter {
-            offset,
-            record_timestamp_ms: timestamp_ms,
-            reject,
-            payload_bytes,
-            payload: payload.map(|p| p[..p.len().min(kept_payload_bytes)].to_vec()),
-        }),
-    };
-    ScoredRecord { offset, record_timestamp_ms: timestamp_ms, payload_bytes, outcome }
+        self.of_records.push(window);
+    }
+}
+
+impl Destination<'_> {
+    /// Depends on the batch alone, and decides only who counts.
+    fn is_tallied(&self) -> bool {
+        self.payload_bytes >= TALLY_BYTES_PER_BUCKET * u64::from(self.weight.weight.featuriser().buckets)
+    }
+
+    /// Whether a document may still be selected, as far as is known here. Which documents pass depends on the threads, what is
+    /// selected does not: one that does not pass has enough better ones in its window.
+    fn might_select(&self, selector: &SelectorSettings, offset: i64, score: &Score) -> bool {
+        let key = selector.key(self.noise, offset, selector.total_log_weight(score, self.weight.weight.featuriser()));
+        let is_held = |best: &Mutex<Reservoir<()>>| {
+            let mut best = lock(best);
+            let might_hold = best.might_hold(key);
+            if might_hold {
+                best.offer(offset, key, ());
+            }
+            might_hold
+        };
+        score.n_tokens >= selector.min_tokens
+            && self.window.is_none_or(|window| window.might_select(key))
+            && self.best.as_ref().is_none_or(is_held)
+    }
+}
+
+/// What came of a batch.
+pub struct ScoredBatch {
+    /// In order; `None` of those that are not ours to decide.
+    pub records: Vec<Option<ScoredRecord>>,
+    /// By record the number of its window, and by that number the weights that it was scored with.
+    pub of_records: Vec<Option<u32>>,
+    pub weights: Vec<Arc<VersionedWeight>>,
+    /// By number of window: what the threads have counted of documents that say so.
+    pub tallies: Vec<Vec<WindowTally>>,
+}
+
+/// Decodes and scores, with what its threads remember from batch to batch.
+pub struct Scorer {
+    decoder: Decoder,
+    kept_payload_bytes: usize,
+    threads: Vec<Mutex<Thread>>,
+    spare: Mutex<Vec<WindowTally>>,
+}
+
+struct Thread {
+    text: TextScratch,
+    features: Scratch,
+    buckets: BucketList,
+    /// By number of window.
+    tallies: Vec<(u32, WindowTally)>,
+}
+
+impl Scorer {
+    /// `kept_payload_bytes`: of a dead letter.
+    pub fn new(decoder: Decoder, kept_payload_bytes: usize) -> Self {
+        let thread = || Thread {
+            text: TextScratch::default(),
+            features: Scratch::default(),
+            buckets: BucketList::new(0),
+            tallies: Vec::new(),
+        };
+        let threads = (0..rayon::current_num_threads()).map(|_| Mutex::new(thread())).collect();
+        Scorer { decoder, kept_payload_bytes, threads, spare: Mutex::default() }
+    }
+
+    /// In: a batch and the windows of its records. Out: what came of each record, in the same order, and the counts of their
+    /// n-grams; the same decisions whatever the number of threads.
+    pub fn score(&self, batch: &Batch, destinations: Destinations<'_>) -> ScoredBatch {
+        let Destinations { selector, windows, of_records, .. } = destinations;
+        let score = |(i, number): (usize, &Option<u32>)| {
+            let number = (*number)?;
+            let job = Job { scorer: self, selector, number, destination: &windows[number as usize] };
+            // Outside of the pool there is one thread, the caller's.
+            let thread = &self.threads[rayon::current_thread_index().unwrap_or_default()];
+            Some(job.score(batch.get(i), &mut lock(thread)))
+        };
+        let records = of_records.par_iter().enumerate().with_min_len(16).map(score).collect();
+        let mut tallies: Vec<_> = windows.iter().map(|_| Vec::new()).collect();
+        for (number, tally) in self.threads.iter().flat_map(|thread| std::mem::take(&mut lock(thread).tallies)) {
+            tallies[number as usize].push(tally);
+        }
+        ScoredBatch { records, of_records, weights: windows.into_iter().map(|w| w.weight).collect(), tallies }
+    }
+
+    /// Moves counts to their window.
+    pub fn count(&self, tallies: Vec<WindowTally>, window: &mut OpenWindow) {
+        for mut tally in tallies {
+            window.add(&tally);
+            tally.clear();
+            let mut spare = lock(&self.spare);
+            if spare.len() < 2 * self.threads.len() {
+                spare.push(tally);
+            }
+        }
+    }
+
+    fn empty_tally(&self, buckets: usize) -> WindowTally {
+        let spare = lock(&self.spare).pop().filter(|tally| tally.buckets() == buckets);
+        spare.unwrap_or_else(|| WindowTally::zero(buckets))
+    }
+}
+
+/// A thread that panicked has left nothing behind that another could not use: whoever waits for the batch panics, too.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A record on its way to its window.
+struct Job<'a> {
+    scorer: &'a Scorer,
+    selector: &'a SelectorSettings,
+    number: u32,
+    destination: &'a Destination<'a>,
+}
+
+impl Job<'_> {
+    fn score(&self, record: Record<'_>, thread: &mut Thread) -> ScoredRecord {
+        let Record { at, offset, timestamp_ms, payload, .. } = record;
+        let payload_bytes = payload.map_or(0, <[u8]>::len) as u64;
+        let Thread { text, features, buckets, tallies } = thread;
+        let outcome = match self.scorer.decoder.decode_ref(payload, at, offset, timestamp_ms, text) {
+            Ok(document) => Ok(self.document(&document, features, buckets, tallies)),
+            Err(reject) => Err(DeadLetter {
+                offset,
+                record_timestamp_ms: timestamp_ms,
+                reject,
+                payload_bytes,
+                payload: payload.map(|p| p[..p.len().min(self.scorer.kept_payload_bytes)].to_vec()),
+            }),
+        };
+        ScoredRecord { offset, record_timestamp_ms: timestamp_ms, payload_bytes, outcome }
+    }
+
+    fn document(
+        &self,
+        document: &DocumentRef<'_>,
+        features: &mut Scratch,
+        buckets: &mut BucketList,
+        tallies: &mut Vec<(u32, WindowTally)>,
+    ) -> ScoredDocument {
+        let Destination { weight, noise, .. } = self.destination;
+        let featuriser = weight.weight.featuriser();
+        let is_counted = self.destination.is_tallied();
+        let mut tally = is_counted.then(|| {
+            self.tally(featuriser.buckets as usize, tallies).of_document(document.offset, self.selector, noise)
+        });
+        // A long text's buckets are found again later: all together they could take more memory than is accounted for.
+        let (is_long, is_one_chunk) =
+            (document.text.len() > LONG_TEXT_BYTES, document.text.len() <= Featuriser::CHUNK_BYTES);
+        buckets.begin(featuriser.buckets);
+        let of_text = weight.score(&document.text, features, |chunk| {
+            if !is_long && !is_one_chunk {
+                buckets.extend(chunk);
+            }
+            if let Some(tally) = &mut tally {
+                tally.add_buckets(chunk);
+            }
+        });
+        let score = Score { loss: document.loss, ..of_text };
+        let kept = |buckets: &mut BucketList, features: &Scratch| {
+            if is_one_chunk {
+                buckets.extend(features.last_chunk());
+            }
+            (!is_long).then(|| buckets.clone())
+        };
+        // What is not counted yet, nor kept as buckets, must be found in the text.
+        if (is_long && !is_counted) || self.destination.might_select(self.selector, document.offset, &score) {
+            let (content, buckets) = (Content::Whole(document.to_document()), kept(buckets, features));
+            let other_weights = weight.for_others(&document.text, buckets.as_ref(), features);
+            return ScoredDocument { content, score, other_weights, buckets, is_counted };
+        }
+        let source = document.source.as_deref().map(str::to_owned);
+        let buckets = if is_counted { None } else { kept(buckets, features) };
+        ScoredDocument {
+            content: Content::PassedOver { source },
+            score,
+            other_weights: Vec::new(),
+            buckets,
+            is_counted,
+        }
+    }
+
+    fn tally<'t>(&self, buckets: usize, tallies: &'t mut Vec<(u32, WindowTally)>) -> &'t mut WindowTally {
+        let place = tallies.iter().rposition(|(number, _)| *number == self.number).unwrap_or_else(|| {
+            tallies.push((self.number, self.scorer.empty_tally(buckets)));
+            tallies.len() - 1
+        });
+        &mut tallies[place].1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::features::Featuriser;
+    use crate::record::TopicPartition;
+    use crate::score::{ImportanceWeight, Model, NgramCounts, Side, Target, TargetDistribution, WeightVersion};
+    use crate::select::Quotas;
+    use crate::window::{CloseReason, ClosedWindow};
+
+    struct Setting {
+        config: Config,
+        weight: Arc<VersionedWeight>,
+        target: TargetDistribution,
+        division: Arc<Division>,
+        at: [TopicPartition; 2],
+        /// Partition and payload; offsets count up in each partition.
+        records: Vec<(usize, Option<Vec<u8>>)>,
+    }
+
+    /// For one target, or for two with a share for one of the sources.
+    fn setting(buckets: u32, is_divided: bool) -> Setting {
+        // So that forty may be selected of a window.
+        let toml = "model.path = \"none\"\ndocuments.loss_field = \"loss\"\nwindow.max_documents = 400\n[selection]\nfraction = 0.1\nmin_tokens = 3\n\
+                    loss_coefficient = 2\nloss_low = 0\nloss_high = 6";
+        let config = Config::from_toml(toml, []).unwrap();
+        let featuriser = Featuriser { buckets, ..Featuriser::default() };
+        let side = |text: &str| {
+            let mut counts = NgramCounts::zero(buckets as usize);
+            counts.add_text(text, &featuriser, &mut Scratch::default());
+            Side::of(counts)
+        };
+        let one = Model::of_one_target(featuriser, side("good words only"), side("bad noise good words")).unwrap();
+        let (model, sources) = if is_divided {
+            let target = |name: &str, text| Target { name: name.to_owned(), proportion: 0.5, side: side(text) };
+            let targets = vec![target("a", "good words only"), target("b", "bad bad words 3")];
+            (Model { targets, ..one }, [("s1".to_owned(), 0.5)].into())
+        } else {
+            (one, [].into())
+        };
+        let payload = |i: usize| match i {
+            50 => Some(b"{\"text\":".to_vec()),
+            60 => None,
+            _ => {
+                let n = if i == 70 { LONG_TEXT_BYTES / 4 } else { i % 23 };
+                let text = format!("good {} words {}", "bad ".repeat(n), i % 7);
+                let (source, loss) = (format!("s{}", i % 3), i % 7);
+                Some(serde_json::json!({ "text": text, "source": source, "loss": loss }).to_string().into_bytes())
+            }
+        };
+        Setting {
+            config,
+            weight: VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(&model), None),
+            target: model.target_distribution(),
+            division: Arc::new(Division::of(&Quotas { sources, ..Quotas::default() }, &model)),
+            at: [0, 1].map(|partition| TopicPartition::new("docs", partition)),
+            records: (0..400).map(|i| (usize::from(i % 5 == 0), payload(i))).collect(),
+        }
+    }
+
+    impl Setting {
+        /// The window of each partition, decided from batches of so many records; also how many came without their document.
+        fn decide(&self, batch_records: usize) -> (Vec<ClosedWindow>, usize) {
+            let Config { selector, window: policy, decoder, .. } = &self.config;
+            let buckets = self.target.featuriser().buckets as usize;
+            let open = |at: &TopicPartition| OpenWindow::new(at.clone(), 0, policy, selector, &self.division, buckets);
+            let mut windows: Vec<_> = self.at.iter().map(open).collect();
+            let noises: Vec<_> = self.at.iter().map(|at| Noise::new(selector.seed, at)).collect();
+            let scorer = Scorer::new(decoder.clone(), 5);
+            let (mut next, mut n_passed_over) = ([0, 0], 0);
+            for records in self.records.chunks(batch_records) {
+                let mut batch = Batch::default();
+                for (partition, payload) in records {
+                    let (at, offset, payload) = (&self.at[*partition], next[*partition], payload.as_deref());
+                    batch.push(Record { at, owner_epoch: 1, offset, timestamp_ms: Some(1), payload });
+                    next[*partition] += 1;
+                }
+                let mut destinations = Destinations::new(selector, policy, &batch);
+                let number = |(window, noise)| destinations.open(window, self.weight.clone(), noise);
+                let numbers: Vec<_> = windows.iter().zip(&noises).map(number).collect();
+                let number_of = |at: &TopicPartition| numbers[at.partition as usize];
+                // Nobody decides the first record, as if its partition had been given up.
+                let is_ours = |i: usize| i > 0 || next[0] + next[1] > batch.len() as i64;
+                (0..batch.len()).for_each(|i| {
+                    destinations.record(is_ours(i).then(|| number_of(batch.get(i).at)), batch.payload_bytes(i));
+                });
+                let scored = scorer.score(&batch, destinations);
+                for (window, counts) in windows.iter_mut().zip(scored.tallies) {
+                    scorer.count(counts, window);
+                }
+                for (i, record) in scored.records.into_iter().enumerate() {
+                    let Some(record) = record else { continue };
+                    let is_over = |d: &ScoredDocument| matches!(d.content, Content::PassedOver { .. });
+                    n_passed_over += usize::from(record.outcome.as_ref().is_ok_and(is_over));
+                    let partition = batch.get(i).at.partition as usize;
+                    windows[partition].push(record, &self.weight, selector, &noises[partition]);
+                }
+            }
+            let closed = windows.into_iter().zip(&noises);
+            let closed = closed.map(|(w, noise)| w.close(CloseReason::Idle, selector, noise, &self.target)).collect();
+            (closed, n_passed_over)
+        }
+    }
+
+    fn check(setting: &Setting) {
+        let (expected, _) = setting.decide(1);
+        assert_eq!(expected[1].summary.n_records, 79, "the first record is nobody's");
+        let letters: Vec<_> = expected[1].dead_letters.iter().map(|letter| letter.payload.clone()).collect();
+        assert_eq!(letters, [Some(b"{\"tex".to_vec()), None]);
+        for batch_records in [3, 40, 150, 400] {
+            let (found, n_passed_over) = setting.decide(batch_records);
+            let is_expected = if setting.division.is_whole() { n_passed_over > 100 } else { n_passed_over == 0 };
+            assert!(is_expected, "{n_passed_over} of 400");
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_eq!(found.summary, expected.summary);
+                assert_eq!((&found.selected, &found.dead_letters), (&expected.selected, &expected.dead_letters));
+                assert_eq!(found.raw_counts, expected.raw_counts);
+                assert_eq!(found.selected_counts, expected.selected_counts);
+                assert_eq!(found.sources.top(9), expected.sources.top(9));
+            }
+        }
+    }
+
+    /// Batches of one record are counted by the window, larger ones by the threads.
+    #[test]
+    fn windows_are_the_same_whatever_the_batches() {
+        check(&setting(64, false));
+    }
+
+    /// So many buckets that the windows count all, the long text again from its bytes.
+    #[test]
+    fn also_where_nothing_is_counted_by_the_threads() {
+        check(&setting(1 << 16, false));
+    }
+
+    /// Which of several targets may want a document is not known before it is offered: none is passed over.
+    #[test]
+    fn also_where_targets_and_sources_divide_them() {
+        check(&setting(64, true));
+        check(&setting(1 << 16, true));
+    }
 }

@@ -7,14 +7,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::assignments::CatalogAssignments;
+use super::adaptive::InForce;
+use super::assignments::{CatalogAssignments, Claims};
 use super::forward::Forwarder;
 use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
 use super::worker::{Worker, WorkerEnd};
 use super::{DaemonError, Shared, adaptive, lost};
 use crate::catalog::CatalogError;
-use crate::score::VersionedWeight;
 use crate::sink::SinkError;
 use crate::source::{KafkaSource, LostOffset, SourceError, queue};
 use crate::telemetry::Step;
@@ -35,8 +35,8 @@ pub(super) enum SessionEnd {
 }
 
 pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) -> SessionEnd {
-    let weight = match prepare(&shared).await {
-        Ok(weight) => weight,
+    let in_force = match prepare(&shared).await {
+        Ok(in_force) => in_force,
         Err(
             error @ (DaemonError::Sink(SinkError::ForeignManifest { .. })
             | DaemonError::Catalog(
@@ -48,12 +48,8 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     // The session's own switch: also turned when one of its parts has ended.
     let (stop, stopped) = watch::channel(false);
     let (to_worker, from_source) = queue(shared.limits.queue_bytes);
-    let assignments = CatalogAssignments {
-        shared: shared.clone(),
-        queue: to_worker.clone(),
-        runtime: Handle::current(),
-        shutdown: stopped.clone(),
-    };
+    let claims = Claims { shared: shared.clone(), runtime: Handle::current(), shutdown: stopped.clone() };
+    let assignments = CatalogAssignments { claims, queue: to_worker.clone() };
     let source = KafkaSource::start(
         &shared.config.kafka,
         &shared.bootstrap,
@@ -68,7 +64,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     };
     let (to_publisher, windows) = mpsc::channel(WINDOWS_IN_FLIGHT);
     let in_flight = Arc::new(InFlight::default());
-    let (weights, weights_in_force) = watch::channel(weight);
+    let (newest, in_force) = watch::channel(in_force);
     let (to_forwarder, shards) = mpsc::unbounded_channel();
     let forwarder = tokio::spawn(Forwarder::new(shared.clone(), shards, stopped.clone()).run());
     let publisher = Publisher {
@@ -78,10 +74,10 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         mirror: source.mirror(),
         to_forwarder,
         shutdown: stopped,
-        weights,
+        in_force: newest,
     };
     let mut publisher = tokio::spawn(publisher.run());
-    let worker = Worker::new(shared.clone(), from_source, to_publisher, in_flight, weights_in_force);
+    let worker = Worker::new(shared.clone(), from_source, to_publisher, in_flight, in_force);
     let (runtime, worker_stopped) = (Handle::current(), stop.subscribe());
     let mut worker = tokio::task::spawn_blocking(move || worker.run(&runtime, &worker_stopped));
 
@@ -164,9 +160,9 @@ impl PartEnd {
     }
 }
 
-/// Makes the model known, brings the manifest up to the catalog, which a crash may have kept behind, and finds the weights in
+/// Makes the model known, brings the manifest up to the catalog, which a crash may have kept behind, and finds what is in
 /// force.
-async fn prepare(shared: &Shared) -> Result<Arc<VersionedWeight>, DaemonError> {
+async fn prepare(shared: &Shared) -> Result<InForce, DaemonError> {
     let Shared { config, model, catalog, store, telemetry, .. } = shared;
     let registered = catalog.register(&config.pipeline, &model.id, &model.bytes).await;
     telemetry.status().readiness.catalog_reachable = registered.is_ok();

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use super::adaptive::InForce;
 use super::memory::InFlight;
 use super::publisher::ToPublisher;
 use super::quality::Quality;
-use super::{DaemonError, Shared, score_batch};
+use super::scoring::{Destinations, ScoredBatch, Scorer};
+use super::{DaemonError, Shared};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
-use crate::score::{VersionedWeight, WeightVersion};
+use crate::score::VersionedWeight;
 use crate::select::{Division, Noise};
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
-use crate::window::{CloseReason, OpenWindow, ScoredRecord};
+use crate::window::{CloseReason, Forecast, OpenWindow, ScoredRecord, WindowTally};
 
 /// How often idle windows are looked for.
 const TICK: Duration = Duration::from_millis(100);
@@ -73,9 +75,10 @@ pub(super) struct Worker {
     queue: QueueReceiver,
     publisher: mpsc::Sender<ToPublisher>,
     in_flight: Arc<InFlight>,
+    scorer: Scorer,
     partitions: BTreeMap<TopicPartition, Partition>,
     quality: Quality,
-    weights: watch::Receiver<Arc<VersionedWeight>>,
+    in_force: watch::Receiver<InForce>,
     /// How windows are divided that open from now on.
     division: Arc<Division>,
     dead_letters: DeadLetterRatio,
@@ -95,18 +98,20 @@ impl Worker {
         queue: QueueReceiver,
         publisher: mpsc::Sender<ToPublisher>,
         in_flight: Arc<InFlight>,
-        weights: watch::Receiver<Arc<VersionedWeight>>,
+        in_force: watch::Receiver<InForce>,
     ) -> Self {
         let quality = Quality::new(&shared.model.model);
-        let division = shared.model.division.clone();
+        let division = in_force.borrow().division.clone();
+        let scorer = Scorer::new(shared.config.decoder.clone(), shared.config.dead_letters.payload_bytes);
         Worker {
             shared,
             queue,
             publisher,
             in_flight,
+            scorer,
             partitions: BTreeMap::new(),
             quality,
-            weights,
+            in_force,
             division,
             dead_letters: DeadLetterRatio::default(),
         }
@@ -127,6 +132,7 @@ impl Worker {
             if let Err(end) = result {
                 return end;
             }
+            self.quality.show_if_due(&self.shared);
             self.show_memory();
         }
     }
@@ -135,7 +141,7 @@ impl Worker {
         match event {
             SourceEvent::Batch(batch) => {
                 self.on_batch(&batch)?;
-                self.queue.release(batch.size_bytes());
+                self.queue.release(batch);
             }
             SourceEvent::Assigned(assigned) => assigned.into_iter().for_each(|a| self.on_assigned(a)),
             SourceEvent::Revoked { partitions, lost, done } => {
@@ -180,34 +186,85 @@ impl Worker {
     fn on_batch(&mut self, batch: &Batch) -> Result<(), WorkerEnd> {
         let shared = self.shared.clone();
         let timer = shared.telemetry.metrics.score_seconds.start_timer();
-        let weight = self.weights.borrow_and_update().clone();
-        let kept_bytes = shared.config.dead_letters.payload_bytes;
-        let weights = self.weights_of(batch, &weight);
-        let of_record = |i: usize| weights.get(i).unwrap_or(&weight);
-        let scored = score_batch(batch, &shared.config.decoder, kept_bytes, |i| of_record(i));
+        let InForce { weight: newest, division } = self.in_force.borrow_and_update().clone();
+        self.divide_by(division);
+        let scored = self.scorer.score(batch, self.destinations(batch, &newest));
         timer.observe_duration();
-        for (i, record) in scored.into_iter().enumerate() {
-            let seen = batch.get(i);
-            let owned = self.partitions.get(seen.at).is_some_and(|p| p.owner_epoch == seen.owner_epoch);
+        let ScoredBatch { records, of_records, weights, mut tallies } = scored;
+        self.show_records(records.iter().flatten());
+        for (i, (record, number)) in records.into_iter().zip(of_records).enumerate() {
             // Otherwise the partition was revoked after this record had been read: its next owner decides it.
-            if owned {
-                let looked_at = self.dead_letters.observe(seen.at, &record, &shared.config.dead_letters);
+            if let (Some(record), Some(number)) = (record, number) {
+                let at = batch.get(i).at;
+                let looked_at = self.dead_letters.observe(at, &record, &shared.config.dead_letters);
                 looked_at.map_err(WorkerEnd::Fatal)?;
-                self.on_record(seen.at, record, of_record(i), &weight)?;
+                // With the first record of a window come the counts of all.
+                let counts = std::mem::take(&mut tallies[number as usize]);
+                self.on_record(at, record, &weights[number as usize], counts)?;
             }
         }
         self.show_consumed();
         self.relieve_memory()
     }
 
-    /// What each record is scored with: by what its window has pinned, so that it need not be scored again. Nothing where
-    /// the model alone makes the weights.
-    fn weights_of(&self, batch: &Batch, newest: &Arc<VersionedWeight>) -> Vec<Arc<VersionedWeight>> {
-        if newest.version == WeightVersion::default() {
-            return Vec::new();
+    /// Divides windows so from now on, also those that still wait for their first record.
+    fn divide_by(&mut self, division: Arc<Division>) {
+        if division.version() == self.division.version() {
+            return;
         }
-        let pinned = |at| self.partitions.get(at).and_then(|partition| partition.window.pinned());
-        (0..batch.len()).map(|i| pinned(batch.get(i).at).unwrap_or(newest).clone()).collect()
+        self.division = division;
+        let waiting = self.partitions.iter().filter(|(_, partition)| partition.window.is_empty());
+        let waiting: Vec<_> = waiting.map(|(at, partition)| (at.clone(), partition.window.next_offset())).collect();
+        for (at, from) in waiting {
+            let window = self.open_window(&at, from);
+            self.partitions.entry(at).and_modify(|partition| partition.window = window);
+        }
+    }
+
+    /// The windows that the records will belong to, and what each is scored with: what it has pinned, else the newest.
+    fn destinations(&self, batch: &Batch, newest: &Arc<VersionedWeight>) -> Destinations<'_> {
+        let config = &self.shared.config;
+        let mut destinations = Destinations::new(&config.selector, &config.window, batch);
+        let owned = batch.partitions().iter().map(|(at, owner_epoch)| {
+            let partition = self.partitions.get(at).filter(|p| p.owner_epoch == *owner_epoch)?;
+            Some((partition, Forecast::from(partition.window.extent()), None))
+        });
+        let mut owned: Vec<_> = owned.collect();
+        for i in 0..batch.len() {
+            let record = batch.get(i);
+            let payload_bytes = batch.payload_bytes(i);
+            let number = owned[batch.partition_of(i)].as_mut().map(|(partition, forecast, last)| {
+                let nth = forecast.next(record.timestamp_ms, payload_bytes, &config.window);
+                let number = last.filter(|(last, _)| *last == nth).map_or_else(
+                    || {
+                        let open = (nth == 0).then_some(&partition.window);
+                        let weight = open.and_then(OpenWindow::pinned).unwrap_or(newest).clone();
+                        match open {
+                            Some(window) => destinations.open(window, weight, &partition.noise),
+                            None => destinations.coming(&self.division, weight, &partition.noise),
+                        }
+                    },
+                    |(_, number)| number,
+                );
+                *last = Some((nth, number));
+                number
+            });
+            destinations.record(number, payload_bytes);
+        }
+        destinations
+    }
+
+    fn show_records<'a>(&self, records: impl Iterator<Item = &'a ScoredRecord>) {
+        let (mut n_records, mut n_bytes, mut n_tokens) = (0, 0, 0);
+        for record in records {
+            n_records += 1;
+            n_bytes += record.payload_bytes;
+            n_tokens += record.outcome.as_ref().map_or(0, |document| u64::from(document.score.n_tokens));
+        }
+        let metrics = &self.shared.telemetry.metrics;
+        metrics.consumed_records.inc_by(n_records);
+        metrics.consumed_bytes.inc_by(n_bytes);
+        metrics.scored_tokens.inc_by(n_tokens);
     }
 
     fn show_consumed(&self) {
@@ -219,21 +276,16 @@ impl Worker {
         }
     }
 
+    /// `counts`: of documents of its window that have been counted.
     fn on_record(
         &mut self,
         at: &TopicPartition,
         record: ScoredRecord,
         scored_with: &Arc<VersionedWeight>,
-        newest: &Arc<VersionedWeight>,
+        counts: Vec<WindowTally>,
     ) -> Result<(), WorkerEnd> {
-        let metrics = &self.shared.telemetry.metrics;
-        metrics.consumed_records.inc();
-        metrics.consumed_bytes.inc_by(record.payload_bytes);
-        if let Ok(document) = &record.outcome {
-            metrics.scored_tokens.inc_by(document.score.n_tokens.into());
-        }
         let policy = self.shared.config.window;
-        let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
+        let Some(mut partition) = self.partitions.get_mut(at) else { return Ok(()) };
         let expected = partition.window.next_offset();
         if record.offset < expected {
             return Err(WorkerEnd::OutOfOrder(format!(
@@ -242,13 +294,14 @@ impl Worker {
             )));
         }
         partition.idle_since = None;
-        if partition.window.closes_before(record.record_timestamp_ms, &policy) {
+        if partition.window.extent().closes_before(record.record_timestamp_ms, &policy) {
             self.close(at, CloseReason::Age)?;
+            let Some(same) = self.partitions.get_mut(at) else { return Ok(()) };
+            partition = same;
         }
-        let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
-        partition.window.pin(newest);
+        self.scorer.count(counts, &mut partition.window);
         partition.window.push(record, scored_with, &self.shared.config.selector, &partition.noise);
-        match partition.window.closes_now(&policy) {
+        match partition.window.extent().closes_now(&policy) {
             Some(reason) => self.close(at, reason),
             None => Ok(()),
         }

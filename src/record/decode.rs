@@ -18,6 +18,10 @@ pub struct FieldNames {
     pub id: Option<String>,
     pub source: Option<String>,
     pub timestamp: Option<String>,
+    /// Of a proxy model.
+    pub loss: Option<String>,
+    /// Of a reference model: what counts is by how much the loss is above it.
+    pub reference_loss: Option<String>,
 }
 
 /// Turns the payload of a record into a document.
@@ -31,15 +35,21 @@ impl Decoder {
     /// The field names of the defaults, for files: `text`, `id`, `source`, `timestamp`.
     pub fn for_files() -> Self {
         let name = |s: &str| Some(s.to_owned());
-        let fields =
-            FieldNames { text: "text".into(), id: name("id"), source: name("source"), timestamp: name("timestamp") };
+        let fields = FieldNames {
+            text: "text".into(),
+            id: name("id"),
+            source: name("source"),
+            timestamp: name("timestamp"),
+            loss: None,
+            reference_loss: None,
+        };
         Decoder { fields, max_bytes: 1 << 30 }
     }
 
     /// In: the payload of one record and where it stood. Out: the document, or why it is none. Never fails otherwise.
     ///
     /// `id` may be a string or an integer; `timestamp` an integer (milliseconds since 1970 UTC) or an RFC 3339 string.
-    /// Fields that are null count as absent. Without an id the position is the id; without a timestamp the record's
+    /// Losses are numbers; where a reference is named, the document has a loss only if both are there. Fields that are null count as absent. Without an id the position is the id; without a timestamp the record's
     /// own, `record_timestamp_ms`, is taken. An empty text is a document without tokens.
     pub fn decode(
         &self,
@@ -97,13 +107,13 @@ impl Decoder {
             Scalar::Null => Ok(None),
             Scalar::String(s) => Ok(Some(s)),
             Scalar::Integer(n) => Ok(Some(Cow::Owned(n.to_string()))),
-            Scalar::Other(kind) => Err(wrong_type(name.as_deref().unwrap_or_default(), "a string or an integer", kind)),
+            other => Err(wrong_type(name.as_deref().unwrap_or_default(), "a string or an integer", other.kind())),
         };
         let text = match parsed.text {
             Scalar::String(text) => text,
             Scalar::Null => return Err(Reject::new(RejectReason::MissingText, format!("no field `{}`", names.text))),
             Scalar::Integer(_) => return Err(wrong_type(&names.text, "a string", "a number")),
-            Scalar::Other(kind) => return Err(wrong_type(&names.text, "a string", kind)),
+            other => return Err(wrong_type(&names.text, "a string", other.kind())),
         };
         let timestamp_ms = match parsed.timestamp {
             Scalar::Null => record_timestamp_ms,
@@ -115,14 +125,35 @@ impl Decoder {
                 Ok(time) => Some(time.timestamp_millis()),
                 Err(_) => return Err(bad_timestamp(names, &s)),
             },
-            Scalar::Other(kind) => {
+            other => {
                 let name = names.timestamp.as_deref().unwrap_or_default();
-                return Err(wrong_type(name, "milliseconds or an RFC 3339 string", kind));
+                return Err(wrong_type(name, "milliseconds or an RFC 3339 string", other.kind()));
             }
         };
+        let given_losses = [number(&parsed.loss, &names.loss)?, number(&parsed.reference_loss, &names.reference_loss)?];
+        let loss = match (given_losses, &names.reference_loss) {
+            ([loss, _], None) => loss,
+            ([loss, reference], Some(_)) => loss.zip(reference).map(|(loss, reference)| loss - reference),
+        };
+        // Two numbers at opposite ends of doubles.
+        if loss.is_some_and(|loss| !loss.is_finite()) {
+            return Err(Reject::new(
+                RejectReason::InvalidField,
+                "the loss and its reference have no finite difference",
+            ));
+        }
         let own_id = string_or_integer(parsed.id, &names.id)?;
         let source = string_or_integer(parsed.source, &names.source)?;
-        Ok(DocumentRef { own_id, at, offset, text, source, timestamp_ms, members: parsed.members })
+        Ok(DocumentRef { own_id, at, offset, text, source, timestamp_ms, loss, given_losses, members: parsed.members })
+    }
+}
+
+fn number(value: &Scalar<'_>, name: &Option<String>) -> Result<Option<f64>, Reject> {
+    match value {
+        Scalar::Null => Ok(None),
+        Scalar::Integer(n) => Ok(Some(*n as f64)),
+        Scalar::Float(number) => Ok(Some(*number)),
+        other => Err(wrong_type(name.as_deref().unwrap_or_default(), "a number", other.kind())),
     }
 }
 
@@ -145,6 +176,8 @@ pub(super) struct Parsed<'a> {
     pub id: Scalar<'a>,
     pub source: Scalar<'a>,
     pub timestamp: Scalar<'a>,
+    pub loss: Scalar<'a>,
+    pub reference_loss: Scalar<'a>,
     /// The other fields, with the bytes of their values.
     pub members: Vec<(Cow<'a, str>, &'a str)>,
 }
@@ -156,7 +189,22 @@ pub(super) enum Scalar<'a> {
     Null,
     String(Cow<'a, str>),
     Integer(i128),
+    /// Written with a point or an exponent, or too large for 64 bits.
+    Float(f64),
     Other(&'static str),
+}
+
+impl Scalar<'_> {
+    /// What it is, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Scalar::Null => "null",
+            Scalar::String(_) => "a string",
+            Scalar::Integer(_) => "an integer",
+            Scalar::Float(_) => "a number that is no 64-bit integer",
+            Scalar::Other(kind) => kind,
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Scalar<'de> {
@@ -179,8 +227,8 @@ impl<'de> Deserialize<'de> for Scalar<'de> {
             fn visit_u64<E>(self, v: u64) -> Result<Scalar<'de>, E> {
                 Ok(Scalar::Integer(v.into()))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Scalar<'de>, E> {
-                Ok(Scalar::Other("a number that is no 64-bit integer"))
+            fn visit_f64<E>(self, v: f64) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Float(v))
             }
             fn visit_bool<E>(self, _: bool) -> Result<Scalar<'de>, E> {
                 Ok(Scalar::Other("a boolean"))
@@ -202,7 +250,7 @@ impl<'de> Deserialize<'de> for Scalar<'de> {
 }
 
 #[derive(Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Key<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 struct ObjectSeed<'n>(&'n FieldNames);
 
@@ -224,7 +272,7 @@ impl<'de> Visitor<'de> for ObjectSeed<'_> {
         let names = self.0;
         let is = |name: &Option<String>, key: &str| name.as_deref() == Some(key);
         let mut parsed = Parsed::default();
-        let mut seen = [false; 4];
+        let mut seen = [false; 6];
         let mut duplicate = None;
         while let Some(Key(key)) = map.next_key()? {
             let (place, slot) = match &*key {
@@ -232,6 +280,8 @@ impl<'de> Visitor<'de> for ObjectSeed<'_> {
                 k if is(&names.id, k) => (1, &mut parsed.id),
                 k if is(&names.source, k) => (2, &mut parsed.source),
                 k if is(&names.timestamp, k) => (3, &mut parsed.timestamp),
+                k if is(&names.loss, k) => (4, &mut parsed.loss),
+                k if is(&names.reference_loss, k) => (5, &mut parsed.reference_loss),
                 _ => {
                     let value: &'de RawValue = map.next_value()?;
                     parsed.members.push((key, value.get()));
@@ -251,115 +301,4 @@ impl<'de> Visitor<'de> for ObjectSeed<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn decoder() -> Decoder {
-        Decoder { max_bytes: 1000, ..Decoder::for_files() }
-    }
-
-    fn decode(payload: &[u8]) -> Result<Document, Reject> {
-        decoder().decode(Some(payload), &TopicPartition::new("docs", 3), 17, Some(5))
-    }
-
-    #[test]
-    fn reads_fields_and_carries_the_others() {
-        let json = r#"{"a":1.50,"id":"x","text":"h\u00e9","n":{"k":[1, 2]},"source":"web","timestamp":"2024-01-02T03:04:05.5+01:00"}"#;
-        let document = decode(json.as_bytes()).unwrap();
-        assert_eq!(
-            document,
-            Document {
-                id: "x".into(),
-                text: "hé".into(),
-                source: Some("web".into()),
-                timestamp_ms: Some(1_704_161_045_500),
-                metadata: Some(r#"{"a":1.50,"n":{"k":[1, 2]}}"#.into()),
-            }
-        );
-    }
-
-    #[test]
-    fn absent_and_null_fields_have_stable_stand_ins() {
-        for json in [r#"{"text":""}"#, r#"{"text":"","id":null,"source":null,"timestamp":null}"#] {
-            let document = decode(json.as_bytes()).unwrap();
-            assert_eq!((document.id.as_str(), document.timestamp_ms, document.source), ("docs/3/17", Some(5), None));
-            assert_eq!(document.metadata, None);
-        }
-        assert_eq!(decode(br#"{"text":"t","id":18446744073709551615}"#).unwrap().id, "18446744073709551615");
-    }
-
-    /// A JSON string instead of an object, as a producer makes that encodes twice.
-    const LONG_STRING: &[u8] = &{
-        let mut json = [b'x'; 900];
-        (json[0], json[899]) = (b'"', b'"');
-        json
-    };
-
-    #[test]
-    fn bad_records_say_why() {
-        use RejectReason::*;
-        let cases: &[(&[u8], RejectReason, &str)] = &[
-            (br#"{"text":"abc"#, MalformedJson, "EOF"),
-            (br#"{"text":"abc"} x"#, MalformedJson, "trailing"),
-            (b"", MalformedJson, "EOF"),
-            (br#"{"text":"\ud800"}"#, MalformedJson, "hex escape"),
-            (b"{\"text\":\"\xff\"}", InvalidUtf8, "invalid utf-8"),
-            (b"[1]", NotAnObject, "expected a JSON object"),
-            (b"\"text\"", NotAnObject, "expected a JSON object"),
-            (LONG_STRING, NotAnObject, "xxx…"),
-            (br#"{"id":"x"}"#, MissingText, "no field `text`"),
-            (br#"{"text":null}"#, MissingText, "no field `text`"),
-            (br#"{"text":1}"#, InvalidField, "field `text` is a number, expected a string"),
-            (br#"{"text":["a"]}"#, InvalidField, "field `text` is an array, expected a string"),
-            (br#"{"text":"a","id":1.5}"#, InvalidField, "field `id` is a number that is no 64-bit integer"),
-            (br#"{"text":"a","source":{"b":1}}"#, InvalidField, "field `source` is an object"),
-            (br#"{"text":"a","timestamp":true}"#, InvalidField, "field `timestamp` is a boolean"),
-            (
-                br#"{"text":"a","timestamp":"yesterday"}"#,
-                InvalidField,
-                "`yesterday`, expected milliseconds or an RFC 3339",
-            ),
-            (br#"{"text":"a","timestamp":18446744073709551615}"#, InvalidField, "18446744073709551615"),
-            (br#"{"text":"a","text":"b"}"#, DuplicateField, "field `text` stands twice"),
-        ];
-        for (payload, reason, detail) in cases {
-            let reject = decode(payload).unwrap_err();
-            assert_eq!(reject.reason, *reason, "{}", String::from_utf8_lossy(payload));
-            assert!(reject.detail.contains(detail), "`{}` does not mention `{detail}`", reject.detail);
-        }
-        assert_eq!(decode(&[b' '; 1001]).unwrap_err().detail, "1001 bytes, allowed are 1000");
-        let tombstone = decoder().decode(None, &TopicPartition::new("docs", 0), 0, None);
-        assert_eq!(tombstone.unwrap_err().reason, NullPayload);
-    }
-
-    #[test]
-    fn nesting_does_not_exhaust_the_stack() {
-        let mut decoder = decoder();
-        decoder.max_bytes = 10_000_000;
-        let deep = format!(r#"{{"text":"a","deep":{}1{}}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
-        let in_text = format!(r#"{{"text":{}1{}}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
-        for json in [deep, in_text] {
-            // Either decision is fine, a crash is not.
-            let _ = decoder.decode(Some(json.as_bytes()), &TopicPartition::new("docs", 0), 0, None);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&payload);
-        }
-
-        #[test]
-        fn any_text_and_metadata_come_back(text: String, key in "[a-h]{1,5}", value: String) {
-            let json = serde_json::json!({ "text": text, key.clone(): value }).to_string();
-            let mut decoder = decoder();
-            decoder.max_bytes = 1 << 20;
-            let document = decoder.decode(Some(json.as_bytes()), &TopicPartition::new("docs", 0), 0, None).unwrap();
-            prop_assert_eq!(document.text, text);
-            let metadata: serde_json::Value = serde_json::from_str(&document.metadata.unwrap()).unwrap();
-            prop_assert_eq!(metadata, serde_json::json!({ key: value }));
-        }
-    }
-}
+mod tests;

@@ -35,6 +35,10 @@ pub struct DocumentRef<'a> {
     pub source: Option<Cow<'a, str>>,
     /// Milliseconds since 1970 UTC: the document's own, else the record's.
     pub timestamp_ms: Option<i64>,
+    /// Of a proxy model, in nats; above that of a reference, where one is named. Finite.
+    pub loss: Option<f64>,
+    /// The two numbers that it comes of, as they stand in the record: the proxy model's, and the reference's.
+    pub given_losses: [Option<f64>; 2],
     /// The record's other fields: name, and the bytes of the value.
     pub members: Vec<(Cow<'a, str>, &'a str)>,
 }

@@ -1,7 +1,9 @@
-//! From bytes to a document: where it stands, what it says, or why it cannot be read. Pure.
+//! From bytes to a document: where it stands, what it says, or why it cannot be read; and to a report of training losses.
+//! Pure.
 
 mod decode;
 mod document;
+mod losses;
 mod scan;
 
 use std::fmt;
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use decode::{Decoder, FieldNames};
 pub use document::{Document, DocumentRef};
+pub use losses::{BadLoss, BadLossReason, BadReport, BadReportReason, LossDecoder, LossReport, SampleLoss};
 pub use scan::TextScratch;
 
 /// One partition of one topic; the scope of windows and checkpoints.
@@ -94,11 +97,14 @@ impl Reject {
     const MAX_DETAIL_CHARS: usize = 200;
 
     pub fn new(reason: RejectReason, detail: impl Into<String>) -> Self {
-        let mut detail = detail.into();
+        Reject { reason, detail: Self::shorten(detail.into()) }
+    }
+
+    fn shorten(mut detail: String) -> String {
         if let Some((end, _)) = detail.char_indices().nth(Self::MAX_DETAIL_CHARS) {
             detail.truncate(end);
             detail.push('…');
         }
-        Reject { reason, detail }
+        detail
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn scan<'a>(names: &FieldNames, payload: &'a [u8], scratch: &'a mut T
     let mut scanner = Scanner { bytes: payload, at: 0 };
     let mut parsed = Parsed::default();
     let mut unescaped = None;
-    let mut seen = [false; 3];
+    let mut seen = [false; 5];
     scanner.expect(b'{')?;
     loop {
         scanner.expect(b'"')?;
@@ -53,6 +53,8 @@ pub(super) fn scan<'a>(names: &FieldNames, payload: &'a [u8], scratch: &'a mut T
             k if is(&names.id, k) => (0, &mut parsed.id),
             k if is(&names.source, k) => (1, &mut parsed.source),
             k if is(&names.timestamp, k) => (2, &mut parsed.timestamp),
+            k if is(&names.loss, k) => (3, &mut parsed.loss),
+            k if is(&names.reference_loss, k) => (4, &mut parsed.reference_loss),
             other => {
                 parsed.members.push((Cow::Borrowed(other), scanner.raw_value()?));
                 if scanner.is_last()? {
@@ -140,6 +142,10 @@ impl<'a> Scanner<'a> {
             "null" => Some(Scalar::Null),
             // To serde_json this is a floating-point number.
             "-0" => None,
+            number if number.contains(['.', 'e', 'E']) => {
+                // Of the words true and false, and of what holds numbers, nothing is a number.
+                number.parse().ok().filter(|number: &f64| number.is_finite()).map(Scalar::Float)
+            }
             number => number.parse::<i64>().ok().map(|n| Scalar::Integer(n.into())),
         }
     }
@@ -250,7 +256,8 @@ mod tests {
 
     /// The fields of a record if the quick way takes it; what it says must then be what `serde_json` says.
     fn taken(payload: &[u8]) -> Option<bool> {
-        let decoder = Decoder::for_files();
+        let mut decoder = Decoder::for_files();
+        (decoder.fields.loss, decoder.fields.reference_loss) = (Some("loss".into()), Some("ref".into()));
         // What a longer text left there must not matter.
         let mut scratch = TextScratch(vec![b'"'; 64]);
         let parsed = scan(&decoder.fields, payload, &mut scratch)?;
@@ -278,7 +285,7 @@ mod tests {
     }
 
     fn record() -> impl Strategy<Value = Vec<u8>> {
-        let name = prop_oneof!["text|id|source|timestamp", "[a-zé\"\\\\]{0,4}"];
+        let name = prop_oneof!["text|id|source|timestamp|loss|ref", "[a-zé\"\\\\]{0,4}"];
         let member = (name, value(), "[ \n\t\r]{0,2}").prop_map(|(name, value, space)| {
             format!("{space}{}{space}:{space}{value}{space}", json_string(&name, false))
         });
@@ -318,11 +325,12 @@ mod tests {
         }
 
         #[test]
-        fn ordinary_records_are_taken(text: String, ascii_only: bool, id in "[a-z0-9-]{0,20}", number: i32) {
+        fn ordinary_records_are_taken(text: String, ascii_only: bool, id in "[a-z0-9-]{0,20}", number: i32, loss in -1e6f64..1e6) {
             let text = json_string(&text, ascii_only);
             for record in [
                 format!(r#"{{"id":"{id}","text":{text},"source":"web"}}"#),
                 format!(r#"{{ "text": {text}, "timestamp": {number}, "meta": {{"k": [1.50, null]}} }}"#),
+            format!(r#"{{"text":{text},"loss":{loss:?},"ref":{number}}}"#),
             ] {
                 prop_assert!(is_taken(record.as_bytes()), "{}", record);
             }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{ImportanceWeight, NgramCounts, Probabilities};
+use super::{ExpectedLoss, ExpectedLossVersion, ImportanceWeight, NgramCounts, Probabilities, Score};
 use crate::features::{BucketList, Featuriser, Scratch};
 
 const MAGIC: &[u8; 8] = b"WNWCOUNT";
@@ -124,13 +124,15 @@ impl DecayedCounts {
     }
 }
 
-/// What a weight's denominator was made of, beside the model.
+/// What a document's total log weight was made of, beside the model.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct WeightVersion {
     /// Of the raw distribution; `None`: the one that is fitted in the model.
     pub raw: Option<i64>,
     /// `None`: the raw distribution alone.
     pub selected: Option<SelectedVersion>,
+    /// Of what trainers can be expected to lose on a document; `None`: that says nothing.
+    pub expected_loss: Option<ExpectedLossVersion>,
 }
 
 /// A version of the counts of what was selected, and how much it says in the denominator.
@@ -141,7 +143,15 @@ pub struct SelectedVersion {
     pub share: f64,
 }
 
-/// Scores against one version of the denominator.
+/// Of a document's n-grams.
+#[derive(Default)]
+struct Sums {
+    log_importance_weight: f64,
+    expected: f64,
+    n_ngrams: u64,
+}
+
+/// Scores by one version of everything.
 #[derive(Debug, Clone)]
 pub struct VersionedWeight {
     pub version: WeightVersion,
@@ -149,22 +159,28 @@ pub struct VersionedWeight {
     pub weight: ImportanceWeight,
     /// For the other targets, in the model's order.
     pub others: Vec<ImportanceWeight>,
+    /// Of the version's expected loss.
+    pub expected: Option<ExpectedLoss>,
 }
 
 impl VersionedWeight {
     /// By what the model says alone, for its only target.
     pub fn pinned(weight: ImportanceWeight) -> Arc<Self> {
-        Arc::new(VersionedWeight { version: WeightVersion::default(), weight, others: Vec::new() })
+        Arc::new(VersionedWeight { version: WeightVersion::default(), weight, others: Vec::new(), expected: None })
     }
 
-    /// One weight for every target, in the model's order.
+    /// One weight for every target, in the model's order, and what is expected of losses by that version.
     ///
     /// # Panics
     /// If there are none.
-    pub fn of_targets(version: WeightVersion, weights: Vec<ImportanceWeight>) -> Arc<Self> {
+    pub fn of_targets(
+        version: WeightVersion,
+        weights: Vec<ImportanceWeight>,
+        expected: Option<ExpectedLoss>,
+    ) -> Arc<Self> {
         let mut weights = weights.into_iter();
         let weight = weights.next().expect("a model has targets");
-        Arc::new(VersionedWeight { version, weight, others: weights.collect() })
+        Arc::new(VersionedWeight { version, weight, others: weights.collect(), expected })
     }
 
     /// The log importance weights of a text for the targets but the first, from its buckets where they were kept. Nothing, at
@@ -182,6 +198,41 @@ impl VersionedWeight {
             }
         }
         sums
+    }
+
+    /// Scores a text; `each_chunk` sees its buckets on the way.
+    pub fn score(&self, text: &str, scratch: &mut Scratch, mut each_chunk: impl FnMut(&[u32])) -> Score {
+        let mut sums = Sums::default();
+        let n_tokens = self.weight.featuriser().for_each_chunk(text, scratch, |chunk| {
+            each_chunk(chunk);
+            self.add(&mut sums, chunk);
+        });
+        self.of_sums(&sums, n_tokens)
+    }
+
+    /// The score of a text whose buckets were kept: the same numbers.
+    pub fn score_list(&self, list: &BucketList, n_tokens: u32) -> Score {
+        let mut sums = Sums::default();
+        list.for_each_chunk(|chunk| self.add(&mut sums, chunk));
+        self.of_sums(&sums, n_tokens)
+    }
+
+    #[inline]
+    fn add(&self, sums: &mut Sums, chunk: &[u32]) {
+        sums.log_importance_weight = self.weight.add(sums.log_importance_weight, chunk);
+        if let Some(expected) = &self.expected {
+            sums.expected = expected.add(sums.expected, chunk);
+            sums.n_ngrams += chunk.len() as u64;
+        }
+    }
+
+    fn of_sums(&self, sums: &Sums, n_tokens: u32) -> Score {
+        let expected_loss = self.expected.as_ref().map(|expected| expected.of_sum(sums.expected, sums.n_ngrams));
+        let expected_loss_weight = match (expected_loss, self.version.expected_loss) {
+            (Some(loss), Some(version)) => version.coefficient * loss,
+            _ => 0.0,
+        };
+        Score { n_tokens, log_importance_weight: sums.log_importance_weight, expected_loss_weight, loss: None }
     }
 }
 

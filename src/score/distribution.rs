@@ -59,6 +59,47 @@ impl NgramCounts {
     }
 }
 
+/// Counts of some texts on their way to others: half as wide as [`NgramCounts`], so that they stay in a core's own cache. Of
+/// fewer than 2^32 n-grams.
+#[derive(Debug, Clone)]
+pub struct NgramTally {
+    counts: Vec<u32>,
+    is_empty: bool,
+}
+
+impl NgramTally {
+    pub fn zero(buckets: usize) -> Self {
+        NgramTally { counts: vec![0; buckets], is_empty: true }
+    }
+
+    pub fn add_buckets(&mut self, buckets: &[u32]) {
+        self.is_empty = false;
+        for &bucket in buckets {
+            self.counts[bucket as usize] += 1;
+        }
+    }
+
+    /// # Panics
+    /// If the two have different numbers of buckets.
+    pub fn add_to(&self, counts: &mut NgramCounts) {
+        assert_eq!(self.counts.len(), counts.0.len(), "counts of different featurisers cannot be added");
+        if !self.is_empty {
+            counts.0.iter_mut().zip(&self.counts).for_each(|(sum, &count)| *sum += u64::from(count));
+        }
+    }
+
+    pub fn clear(&mut self) {
+        if !self.is_empty {
+            self.counts.fill(0);
+            self.is_empty = true;
+        }
+    }
+
+    pub fn buckets(&self) -> usize {
+        self.counts.len()
+    }
+}
+
 /// A distribution over the buckets: one probability each. They sum to 1, or to 0 when nothing was counted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probabilities(Vec<f64>);
@@ -242,12 +283,17 @@ mod tests {
             let featuriser = Featuriser::default();
             let mut scratch = Scratch::default();
             let (mut all, mut merged) = (NgramCounts::zero(10_000), NgramCounts::zero(10_000));
+            let (mut tallied, mut tally) = (NgramCounts::zero(10_000), NgramTally::zero(10_000));
             for text in &texts {
                 let mut one = NgramCounts::zero(10_000);
                 prop_assert_eq!(all.add_text(text, &featuriser, &mut scratch), one.add_text(text, &featuriser, &mut scratch));
                 merged.merge(&one);
+                featuriser.for_each_chunk(text, &mut scratch, |buckets| tally.add_buckets(buckets));
+                tally.add_to(&mut tallied);
+                tally.clear();
             }
-            prop_assert_eq!(all, merged);
+            prop_assert_eq!(&all, &merged);
+            prop_assert_eq!(&all, &tallied);
         }
     }
 }

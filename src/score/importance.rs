@@ -10,6 +10,10 @@ pub struct Score {
     pub n_tokens: u32,
     /// Σ over n-grams of log(p_target + ε) − log(p_raw + ε), in nats; 0 for a text without tokens.
     pub log_importance_weight: f64,
+    /// What the document itself brings along, in nats, for [`super::LossTerm`]: a loss, or by how much it is above a reference's.
+    pub loss: Option<f64>,
+    /// What the loss that is expected of the document adds to its total log weight: a coefficient times nats a token.
+    pub expected_loss_weight: f64,
 }
 
 /// Scores texts against one target: a log ratio per bucket, ready to be summed.
@@ -79,7 +83,7 @@ impl ImportanceWeight {
         let n_tokens = self.featuriser.for_each_chunk(text, scratch, |buckets| {
             log_importance_weight = self.add(log_importance_weight, buckets);
         });
-        Score { n_tokens, log_importance_weight }
+        Score { n_tokens, log_importance_weight, ..Score::default() }
     }
 
     /// The weight of a text whose buckets were kept: the same number.

@@ -105,13 +105,10 @@ impl LossWeight {
         let LossWeightSettings { strategy, temperature, range, cap, .. } = self.settings;
         let equal = || vec![1.0; losses.len()];
         let Some(temperature) = temperature.at(step) else { return equal() };
-        let prefer: fn(Bounds, f64) -> f64 = match strategy {
-            LossStrategy::Uniform => return equal(),
-            LossStrategy::LinUpper => |bounds, loss| (bounds.centred(loss) + 1.0).min(1.0),
-            LossStrategy::Quadratic => |bounds, loss| 1.0 - bounds.centred(loss).powi(2),
-            LossStrategy::Extremes => |bounds, loss| bounds.centred(loss).abs(),
-            LossStrategy::KlDro => Bounds::clamp,
-            LossStrategy::Cvar { share } => return simplex::worst_share(losses, share),
+        let prefer = match (strategy, strategy.preference()) {
+            (LossStrategy::Cvar { share }, _) => return simplex::worst_share(losses, share),
+            (_, Some(prefer)) => prefer,
+            (_, None) => return equal(),
         };
         let Some(bounds) = Bounds::of(losses, range) else { return Vec::new() };
         let preferences: Vec<f64> = losses.iter().map(|&loss| prefer(bounds, loss)).collect();
@@ -119,11 +116,27 @@ impl LossWeight {
     }
 }
 
+/// What f is of a loss.
+type Preference = fn(Bounds, f64) -> f64;
+
+impl LossStrategy {
+    /// f; `None` where a loss alone says nothing.
+    pub(super) fn preference(self) -> Option<Preference> {
+        match self {
+            LossStrategy::LinUpper => Some(|bounds, loss| (bounds.centred(loss) + 1.0).min(1.0)),
+            LossStrategy::Quadratic => Some(|bounds, loss| 1.0 - bounds.centred(loss).powi(2)),
+            LossStrategy::Extremes => Some(|bounds, loss| bounds.centred(loss).abs()),
+            LossStrategy::KlDro => Some(Bounds::clamp),
+            LossStrategy::Uniform | LossStrategy::Cvar { .. } => None,
+        }
+    }
+}
+
 /// What low and high losses are.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Bounds {
-    low: f64,
-    high: f64,
+pub(super) struct Bounds {
+    pub low: f64,
+    pub high: f64,
 }
 
 impl Bounds {

@@ -78,6 +78,18 @@ impl SourceCounts {
         2 * self.name_bytes + self.counts.len() * (2 * size_of::<(Box<str>, Counts)>())
     }
 
+    /// Entropy over the sources, in nats: of all documents, and of those selected. The higher, the more evenly the sources
+    /// are there. Sources that are not told apart count as one.
+    pub fn entropies(&self) -> (f64, f64) {
+        let entropy = |of: fn(&Counts) -> u64| {
+            let counts = || self.counts.iter().map(|(_, c)| c).chain([&self.unnamed, &self.beyond]).map(of);
+            let total = counts().sum::<u64>() as f64;
+            let part = |n: u64| n as f64 / total * (total / n as f64).ln();
+            counts().filter(|n| *n > 0).map(part).sum()
+        };
+        (entropy(|c| c.documents), entropy(|c| c.selected))
+    }
+
     /// The `n` sources with the most documents.
     pub fn top(&self, n: usize) -> AcceptanceBySource {
         let named = self.counts.iter().map(|(source, counts)| (Some(&**source), *counts));
@@ -155,6 +167,21 @@ mod tests {
                 prop_assert_eq!(row.documents, expected);
             }
         }
+    }
+
+    #[test]
+    fn even_sources_have_the_highest_entropy() {
+        let mut counts = SourceCounts::default();
+        assert_eq!(counts.entropies(), (0.0, 0.0));
+        for (source, selected) in [(Some("a"), true), (Some("a"), true), (Some("b"), true), (None, false)] {
+            counts.document(source);
+            if selected {
+                counts.selected(source);
+            }
+        }
+        // Of a half and two quarters, and of two thirds and a third.
+        let (documents, selected) = counts.entropies();
+        assert!((documents - 1.5 * 2f64.ln()).abs() < 1e-12 && (selected - 0.636_514_168_294_813).abs() < 1e-12);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Picks the documents of a window: Gumbel top-k on the log importance weight, or plain top-k. Pure.
+//! Picks the documents of a window: Gumbel top-k on the log importance weight, plain top-k, spread over strata of their
+//! difficulty, or by how much a loss depends on them. Pure.
 //!
 //! In: scored documents, one by one. Out: the chosen ones with their inclusion probabilities. The order of arrival and
 //! the way documents are batched never matter: the noise of a document is a function of the seed and its position.
@@ -6,21 +7,29 @@
 mod acceptance;
 mod apportion;
 mod budget;
+mod coverage;
 mod diagnostics;
 mod fraction;
 mod noise;
 mod quotas;
 mod reservoir;
 mod reservoirs;
+mod sensitivity;
+mod spread;
 
 use serde::{Deserialize, Serialize};
 
 use crate::features::Featuriser;
-use crate::score::Score;
+use crate::score::{LossTerm, Score};
 
 pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
 pub use apportion::{Rounding, apportion};
 pub use budget::{BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
+pub use coverage::{
+    CoverageRequest, CoverageSettings, Covered, CoveredPool, CoveredWindow, Cutoff, DEFAULT_CLIP, DEFAULT_STRATA,
+    DocumentScores, Edges, QuantileSketch, QuantileSketchError, Stratum, StratumReservoirs, StratumSelection, Tail,
+    Within, select_coverage, water_fill,
+};
 pub use diagnostics::{
     Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
     weight_length_correlation,
@@ -30,6 +39,11 @@ pub use noise::Noise;
 pub use quotas::{Division, Quotas, pool_shares_of};
 pub use reservoir::{Chosen, Reservoir, Selection};
 pub use reservoirs::{BudgetedReservoirs, ChosenFor};
+pub use sensitivity::{
+    CentreSettings, Centres, CentresError, DEFAULT_FLOOR, SamplePoint, Sensitivity, SensitivityPool,
+    SensitivitySelection, select_by_sensitivity, with_floor,
+};
+pub use spread::NearestDistances;
 
 /// How keys are made from log importance weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,17 +85,23 @@ pub struct SelectorSettings {
     /// How the selection of a window is divided among sources and targets.
     #[serde(default, skip_serializing_if = "Quotas::is_empty")]
     pub quotas: Quotas,
+    /// What the documents' own losses add to the log weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<LossTerm>,
 }
 
 impl SelectorSettings {
-    /// What a document competes with: its log importance weight, or the mean of that over its n-grams. Keys,
-    /// probabilities and diagnostics are made from it; shards keep the log importance weight itself.
+    /// What a document competes with: its log importance weight, or the mean of that over its n-grams, and what its own loss
+    /// and the one that is expected of it add. Keys, probabilities and diagnostics are made from it; shards keep the log
+    /// importance weight itself.
     pub fn total_log_weight(&self, score: &Score, featuriser: &Featuriser) -> f64 {
-        if self.length_normalise {
+        let of_text = if self.length_normalise {
             score.log_importance_weight / featuriser.n_ngrams(score.n_tokens).max(1) as f64
         } else {
             score.log_importance_weight
-        }
+        };
+        let of_loss = self.loss.map_or(0.0, |term| term.added(score.loss));
+        of_text + of_loss + score.expected_loss_weight
     }
 
     /// The key by which documents are ranked, highest first.

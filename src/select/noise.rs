@@ -24,6 +24,7 @@ enum Use {
     Sampling = 3,
     PoolRounding = 4,
     TargetRounding = 5,
+    Priority = 6,
 }
 
 impl Noise {
@@ -68,6 +69,11 @@ impl Noise {
     /// A number in (0, 1) that decides whether this position belongs to a uniform sample: it does below a threshold.
     pub fn sampling(&self, offset: i64) -> f64 {
         self.uniform(offset, Use::Sampling)
+    }
+
+    /// A number in (0, 1) by which the scores of a priority sample are divided.
+    pub fn priority(&self, offset: i64) -> f64 {
+        self.uniform(offset, Use::Priority)
     }
 
     fn uniform(&self, offset: i64, usage: Use) -> f64 {
@@ -131,13 +137,14 @@ mod tests {
         assert_ne!(noise.gumbel(0), Noise::new(2, &at).gumbel(0));
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("documents", 4)).gumbel(0));
         assert_ne!(noise.gumbel(0), Noise::new(1, &TopicPartition::new("document", 3)).gumbel(0));
-        let mut uses =
-            [Use::Gumbel, Use::Rounding, Use::Baseline, Use::Sampling].map(|usage| noise.uniform(7, usage)).to_vec();
+        let mut uses = [Use::Gumbel, Use::Rounding, Use::Baseline, Use::Sampling, Use::Priority]
+            .map(|usage| noise.uniform(7, usage))
+            .to_vec();
         uses.push(noise.pool_rounding(7));
         uses.extend((0..300).map(|pool| noise.target_rounding(7, pool)));
         uses.sort_by(f64::total_cmp);
         uses.dedup();
-        assert_eq!(uses.len(), 5 + 300);
+        assert_eq!(uses.len(), 6 + 300);
     }
 
     #[test]

@@ -91,12 +91,20 @@ pub struct Division {
     /// Names of the targets; none of a model's only one.
     targets: Vec<String>,
     target_shares: Vec<f64>,
+    /// Of quotas that change: see [`Division::of_version`].
+    version: Option<i64>,
 }
 
 impl Division {
     /// One pool for one target.
     pub fn whole() -> Self {
-        Division { sources: Vec::new(), pool_shares: vec![1.0], targets: Vec::new(), target_shares: vec![1.0] }
+        Division {
+            sources: Vec::new(),
+            pool_shares: vec![1.0],
+            targets: Vec::new(),
+            target_shares: vec![1.0],
+            version: None,
+        }
     }
 
     /// # Panics
@@ -113,7 +121,17 @@ impl Division {
             pool_shares: pool_shares_of(quotas.sources.values().copied()),
             targets: model.targets.iter().map(|t| t.name.clone()).filter(|_| model.targets.len() > 1).collect(),
             target_shares,
+            version: None,
         }
+    }
+
+    /// The same, by this version of quotas that change while the pipeline runs.
+    pub fn of_version(self, version: i64) -> Self {
+        Division { version: Some(version), ..self }
+    }
+
+    pub fn version(&self) -> Option<i64> {
+        self.version
     }
 
     /// Whether it divides nothing.

@@ -63,6 +63,19 @@ impl<T> Reservoir<T> {
         self.heap.into_sorted_vec().into_iter().map(|ranked| ranked.0).collect()
     }
 
+    /// Takes the items of another reservoir for as many: the outcome is that of one to which all were offered.
+    pub fn merge(&mut self, other: Reservoir<T>) {
+        for Ranked(Chosen { offset, key, item }) in other.heap {
+            self.offer(offset, key, item);
+        }
+    }
+
+    /// The best `capacity`, by ascending offset.
+    pub fn into_items(self) -> Vec<Chosen<T>> {
+        let capacity = self.capacity;
+        self.select(capacity).chosen
+    }
+
     /// Chooses the best `k`.
     ///
     /// # Panics

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::record::TopicPartition;
+use crate::score::LossStrategy;
 
 fn settings(kind: SelectorKind) -> SelectorSettings {
     let fraction = "0.1".parse().unwrap();
@@ -13,6 +14,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
         min_tokens: 0,
         seed: 3,
         quotas: Quotas::default(),
+        loss: None,
     }
 }
 
@@ -94,11 +96,24 @@ fn length_normalised_documents_compete_by_the_mean_of_their_ngrams() {
     let featuriser = Featuriser::default();
     let sum = settings(SelectorKind::TopK);
     let mean = SelectorSettings { length_normalise: true, ..sum.clone() };
-    let score = |n_tokens, log_importance_weight| Score { n_tokens, log_importance_weight };
+    let score = |n_tokens, log_importance_weight| Score { n_tokens, log_importance_weight, ..Score::default() };
     // Ten tokens have ten unigrams and nine bigrams.
     assert_eq!(mean.total_log_weight(&score(10, -38.0), &featuriser), -2.0);
     assert_eq!(sum.total_log_weight(&score(10, -38.0), &featuriser), -38.0);
     assert_eq!(mean.total_log_weight(&score(0, 0.0), &featuriser), 0.0);
+    // What is expected of its loss is a mean already.
+    let expected = |score: Score| Score { expected_loss_weight: 0.5, ..score };
+    assert_eq!(mean.total_log_weight(&expected(score(10, -38.0)), &featuriser), -1.5);
+    assert_eq!(sum.total_log_weight(&expected(score(10, -38.0)), &featuriser), -37.5);
+    // A loss adds to either, whatever the length.
+    let term = LossTerm { coefficient: 2.0, strategy: LossStrategy::LinUpper, low: 1.0, high: 5.0 };
+    let with_loss = |loss| Score { loss, ..score(10, -38.0) };
+    for (settings, of_text) in [(mean, -2.0), (sum.clone(), -38.0)] {
+        let settings = SelectorSettings { loss: Some(term), ..settings };
+        for (loss, of_loss) in [(Some(2.0), 0.5), (Some(0.0), 0.0), (Some(9.0), 1.0), (None, 0.75)] {
+            assert_eq!(settings.total_log_weight(&with_loss(loss), &featuriser), of_text + 2.0 * of_loss);
+        }
+    }
     // Manifests of the first version do not have the setting.
     let old = r#"{"kind":"top_k","fraction":"0.1","temperature":2.0,"min_tokens":0,"seed":3}"#;
     assert_eq!(serde_json::from_str::<SelectorSettings>(old).unwrap(), sum);

@@ -17,7 +17,7 @@ pub use dead_letters::{DeadLetterWriter, StoredDeadLetter, read_dead_letters};
 pub use patience::{FullDisk, GiveUp};
 pub use read::{PublishedRow, ShardReader};
 pub use scratch::{FinishedFile, ScratchFile};
-pub use selection::{SelectedRow, SelectionWriter};
+pub use selection::{SelectedRow, SelectionColumns, SelectionWriter};
 pub use shard::{COLUMNS, ShardWriter, WriterSettings, schema};
 pub use store::ShardStore;
 

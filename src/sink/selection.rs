@@ -35,14 +35,26 @@ pub struct SelectedRow {
     pub target: usize,
     pub selection_key: f64,
     pub inclusion_probability: f64,
+    pub sample_weight: f64,
     pub metadata: Option<String>,
+    /// Its own loss, if it has one, and the log of the weight that this gives it, where losses count.
+    pub loss: Option<f64>,
+    pub loss_weight: Option<f64>,
+}
+
+/// Columns that not every selection has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelectionColumns {
+    /// The names of the targets if there are several, else nothing.
+    pub targets: Vec<String>,
+    pub has_losses: bool,
 }
 
 /// Writes `selected-00000.parquet` and so on into a folder.
 pub struct SelectionWriter {
     folder: PathBuf,
     schema: SchemaRef,
-    targets: Vec<String>,
+    columns: SelectionColumns,
     metadata: Vec<KeyValue>,
     rows: Rows,
     open: Option<ArrowWriter<BufWriter<File>>>,
@@ -68,16 +80,19 @@ struct Rows {
     inclusion_probability: Float64Builder,
     sample_weight: Float64Builder,
     metadata: StringBuilder,
+    /// Of selections in which losses count.
+    loss: Option<(Float64Builder, Float64Builder)>,
 }
 
 impl SelectionWriter {
-    /// `targets`: their names if there are several, else nothing. `metadata` goes into the footer of every file.
-    pub fn new(folder: &Path, targets: Vec<String>, metadata: Vec<(String, String)>) -> Self {
-        let rows = Rows { by_target: targets.iter().map(|_| Float64Builder::new()).collect(), ..Rows::default() };
+    /// `metadata` goes into the footer of every file.
+    pub fn new(folder: &Path, columns: SelectionColumns, metadata: Vec<(String, String)>) -> Self {
+        let by_target = columns.targets.iter().map(|_| Float64Builder::new()).collect();
+        let rows = Rows { by_target, loss: columns.has_losses.then(Default::default), ..Rows::default() };
         SelectionWriter {
             folder: folder.to_owned(),
-            schema: schema(&targets),
-            targets,
+            schema: schema(&columns),
+            columns,
             metadata: metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect(),
             rows,
             open: None,
@@ -104,7 +119,7 @@ impl SelectionWriter {
             }
             (self.group_rows, self.group_bytes) = (0, 0);
         }
-        self.rows.push(row, bytes, &self.targets);
+        self.rows.push(row, bytes, &self.columns.targets);
         self.file_rows += 1;
         self.file_bytes += bytes;
         self.group_rows += 1;
@@ -151,7 +166,8 @@ impl SelectionWriter {
     }
 }
 
-fn schema(targets: &[String]) -> SchemaRef {
+fn schema(columns: &SelectionColumns) -> SchemaRef {
+    let SelectionColumns { targets, has_losses } = columns;
     let mut fields = vec![
         Field::new("text", DataType::Utf8, false),
         Field::new("id", DataType::Utf8, false),
@@ -169,6 +185,9 @@ fn schema(targets: &[String]) -> SchemaRef {
         ["selection_key", "inclusion_probability", "sample_weight"].map(|n| Field::new(n, DataType::Float64, false)),
     );
     fields.push(Field::new("metadata", DataType::Utf8, true));
+    if *has_losses {
+        fields.extend(["loss", "loss_weight"].map(|name| Field::new(name, DataType::Float64, true)));
+    }
     Arc::new(Schema::new(fields))
 }
 
@@ -187,8 +206,12 @@ impl Rows {
         self.by_target.iter_mut().zip(&row.log_importance_weights).for_each(|(column, w)| column.append_value(*w));
         self.selection_key.append_value(row.selection_key);
         self.inclusion_probability.append_value(row.inclusion_probability);
-        self.sample_weight.append_value(row.inclusion_probability.recip());
+        self.sample_weight.append_value(row.sample_weight);
         self.metadata.append_option(row.metadata.as_deref());
+        if let Some((loss, loss_weight)) = &mut self.loss {
+            loss.append_option(row.loss);
+            loss_weight.append_option(row.loss_weight);
+        }
     }
 
     fn take(&mut self, schema: &SchemaRef) -> Result<RecordBatch, ParquetError> {
@@ -208,6 +231,9 @@ impl Rows {
         columns.push(Arc::new(self.inclusion_probability.finish()));
         columns.push(Arc::new(self.sample_weight.finish()));
         columns.push(Arc::new(self.metadata.finish()));
+        if let Some((loss, loss_weight)) = &mut self.loss {
+            columns.extend([loss, loss_weight].map(|column| Arc::new(column.finish()) as ArrayRef));
+        }
         Ok(RecordBatch::try_new(schema.clone(), columns)?)
     }
 }

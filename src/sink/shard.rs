@@ -19,7 +19,7 @@ use crate::window::{ClosedWindow, SelectedDocument};
 
 /// Names, types and nullability of the columns, in order. Only ever added to, at the end. Several targets have further ones
 /// after them: see [`schema`].
-pub const COLUMNS: [(&str, DataType, bool); 15] = [
+pub const COLUMNS: [(&str, DataType, bool); 17] = [
     ("text", DataType::Utf8, false),
     ("id", DataType::Utf8, false),
     ("source", DataType::Utf8, true),
@@ -35,6 +35,8 @@ pub const COLUMNS: [(&str, DataType, bool); 15] = [
     ("window", DataType::Utf8, false),
     ("model", DataType::Utf8, false),
     ("metadata", DataType::Utf8, true),
+    ("loss", DataType::Float64, true),
+    ("loss_weight", DataType::Float64, true),
 ];
 
 /// The schema of every shard of a model with one target, or with several of these names: then it also tells which of them
@@ -196,6 +198,8 @@ struct Batch {
     window: StringBuilder,
     model: StringBuilder,
     metadata: StringBuilder,
+    loss: Float64Builder,
+    loss_weight: Float64Builder,
     target: StringBuilder,
     by_target: Vec<Float64Builder>,
 }
@@ -224,6 +228,8 @@ impl Batch {
         self.window.append_value(window_id);
         self.model.append_value(model.as_str());
         self.metadata.append_option(row.document.metadata.as_deref());
+        self.loss.append_option(row.score.loss);
+        self.loss_weight.append_option(row.loss_weight);
         if let Some(name) = self.targets.get(row.target) {
             self.target.append_value(name);
         }
@@ -250,6 +256,8 @@ impl Batch {
             Arc::new(self.window.finish()),
             Arc::new(self.model.finish()),
             Arc::new(self.metadata.finish()),
+            Arc::new(self.loss.finish()),
+            Arc::new(self.loss_weight.finish()),
         ];
         if !self.targets.is_empty() {
             columns.push(Arc::new(self.target.finish()));

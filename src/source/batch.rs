@@ -54,6 +54,13 @@ impl Batch {
         });
     }
 
+    /// Forgets the records and keeps the memory, for the next ones.
+    pub fn clear(&mut self) {
+        self.partitions.clear();
+        self.payloads.clear();
+        self.index.clear();
+    }
+
     pub fn len(&self) -> usize {
         self.index.len()
     }
@@ -62,9 +69,35 @@ impl Batch {
         self.index.is_empty()
     }
 
-    /// Bytes that it holds.
+    /// Bytes of its records.
     pub fn size_bytes(&self) -> usize {
         self.payloads.len() + self.index.len() * size_of::<Entry>()
+    }
+
+    /// Bytes that it holds on to, used or not.
+    pub fn held_bytes(&self) -> usize {
+        self.payloads.capacity() + self.index.capacity() * size_of::<Entry>()
+    }
+
+    /// Its partitions, each with the epoch under which it was consumed; [`Batch::partition_of`] counts them.
+    pub fn partitions(&self) -> &[(TopicPartition, i64)] {
+        &self.partitions
+    }
+
+    /// The number of a record's partition.
+    ///
+    /// # Panics
+    /// If there is no such record.
+    pub fn partition_of(&self, i: usize) -> usize {
+        self.index[i].partition as usize
+    }
+
+    /// Of one record; 0 of one without a value.
+    ///
+    /// # Panics
+    /// If there is no such record.
+    pub fn payload_bytes(&self, i: usize) -> u64 {
+        self.index[i].len.unwrap_or_default() as u64
     }
 
     /// # Panics
@@ -98,6 +131,13 @@ mod tests {
             assert_eq!((back.at, back.owner_epoch, back.offset), (r.at, r.owner_epoch, r.offset));
             assert_eq!((back.timestamp_ms, back.payload), (r.timestamp_ms, r.payload));
         }
-        assert_eq!(batch.partitions.len(), 3);
+        assert_eq!(batch.partitions().len(), 3);
+        assert_eq!([0, 1, 2, 3].map(|i| batch.partition_of(i)), [0, 1, 2, 0]);
+
+        let (used, held) = (batch.size_bytes(), batch.held_bytes());
+        assert!(used > 0 && held >= used);
+        batch.clear();
+        assert!(batch.is_empty() && batch.partitions().is_empty());
+        assert_eq!((batch.size_bytes(), batch.held_bytes()), (0, held), "the memory is kept");
     }
 }

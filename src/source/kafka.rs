@@ -7,6 +7,7 @@
 
 mod brokers;
 mod context;
+mod group_reader;
 mod poller;
 mod producer;
 mod range;
@@ -26,6 +27,7 @@ use crate::config::KafkaConfig;
 use crate::record::TopicPartition;
 use context::PollContext;
 pub(super) use context::resolve_start;
+pub use group_reader::{GroupReader, PlacedRecord};
 use poller::Poller;
 pub use producer::{OutgoingRecord, TopicWriter};
 pub use range::RangeReader;

@@ -18,7 +18,9 @@ use std::sync::Arc;
 use crate::record::TopicPartition;
 
 pub use batch::{Batch, Record};
-pub use kafka::{KafkaSource, OffsetMirror, OutgoingRecord, PollHeartbeat, RangeReader, TopicWriter};
+pub use kafka::{
+    GroupReader, KafkaSource, OffsetMirror, OutgoingRecord, PlacedRecord, PollHeartbeat, RangeReader, TopicWriter,
+};
 pub use probe::Probe;
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use settings::{SourceLimits, check_settings, client_config};

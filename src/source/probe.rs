@@ -33,9 +33,14 @@ impl Probe {
 
     /// Every topic of the configuration that exists, with its number of partitions.
     pub fn topics(&self) -> Result<Vec<(String, usize)>, SourceError> {
+        self.those_of(&self.kafka.topics)
+    }
+
+    /// The same of any topics.
+    pub fn those_of(&self, topics: &[String]) -> Result<Vec<(String, usize)>, SourceError> {
         // Asked for all: asking for one by name may create it.
         let metadata = self.consumer.fetch_metadata(None, self.timeout).map_err(|e| self.failed("topics", &e))?;
-        let wanted = |name: &str| self.kafka.topics.iter().any(|topic| topic == name);
+        let wanted = |name: &str| topics.iter().any(|topic| topic == name);
         let found = metadata.topics().iter().filter(|topic| wanted(topic.name()));
         Ok(found.map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect())
     }

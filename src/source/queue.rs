@@ -1,6 +1,7 @@
 //! The queue between the polling thread and the worker, bounded by the bytes of the batches in it.
 //!
-//! Control events pass at any time, in order with the batches: they hold a rebalance up and are small.
+//! Control events pass at any time, in order with the batches: they hold a rebalance up and are small. Batches that have been
+//! dealt with go back to be filled again: a fresh megabyte costs more in page faults than the records' copy.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -11,20 +12,31 @@ use super::{Batch, SourceEvent};
 
 /// Gives the two ends of a queue for up to `limit_bytes` of batches. A single larger batch passes when it is empty.
 pub fn queue(limit_bytes: usize) -> (QueueSender, QueueReceiver) {
-    let room = Arc::new(Room { queued: Mutex::new(0), freed: Condvar::new(), limit_bytes });
+    let room = Room { queued: Mutex::new(0), freed: Condvar::new(), limit_bytes, spare: Mutex::default() };
+    let room = Arc::new(room);
     let (sender, receiver) = mpsc::unbounded_channel();
     (QueueSender { sender, room: room.clone() }, QueueReceiver { receiver, room })
 }
+
+/// Emptied batches that are kept; one is being filled and one looked at, so more are hardly ever wanted at once.
+const MAX_SPARE: usize = 2;
+/// Larger ones are not kept: they held a single large record.
+const MAX_SPARE_BYTES: usize = 4 << 20;
 
 struct Room {
     queued: Mutex<usize>,
     freed: Condvar,
     limit_bytes: usize,
+    spare: Mutex<Vec<Batch>>,
 }
 
 impl Room {
     fn queued(&self) -> std::sync::MutexGuard<'_, usize> {
         self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Batch>> {
+        self.spare.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn has_room(&self, queued: usize, bytes: usize) -> bool {
@@ -45,7 +57,7 @@ pub struct Closed;
 impl QueueSender {
     /// Waits up to `timeout` for room and sends; gives the batch back if there was none.
     pub fn batch(&self, batch: Batch, timeout: Duration) -> Result<Option<Batch>, Closed> {
-        let bytes = batch.size_bytes();
+        let bytes = batch.held_bytes();
         let queued = self.room.queued();
         let wait = |queued: &mut usize| !self.room.has_room(*queued, bytes);
         let (mut queued, waited) = match self.room.freed.wait_timeout_while(queued, timeout, wait) {
@@ -58,6 +70,11 @@ impl QueueSender {
         *queued += bytes;
         drop(queued);
         self.sender.send(SourceEvent::Batch(batch)).map(|()| None).map_err(|_| Closed)
+    }
+
+    /// An empty batch, with the memory of one that has been dealt with if there is one.
+    pub fn empty_batch(&self) -> Batch {
+        self.room.spare().pop().unwrap_or_default()
     }
 
     /// Sends at once.
@@ -81,9 +98,17 @@ impl QueueReceiver {
         self.receiver.recv().await
     }
 
-    /// Makes the room of a batch free once it has been dealt with.
-    pub fn release(&self, batch_bytes: usize) {
-        *self.room.queued() -= batch_bytes;
+    /// Takes a batch back that has been dealt with: its room is free.
+    pub fn release(&self, mut batch: Batch) {
+        let bytes = batch.held_bytes();
+        batch.clear();
+        {
+            let mut spare = self.room.spare();
+            if spare.len() < MAX_SPARE && bytes <= MAX_SPARE_BYTES {
+                spare.push(batch);
+            }
+        }
+        *self.room.queued() -= bytes;
         self.room.freed.notify_one();
     }
 
@@ -120,10 +145,34 @@ mod tests {
             let sender = sender.clone();
             move || sender.batch(batch(1), Duration::from_secs(60)).unwrap().is_none()
         });
-        receiver.release(first.size_bytes());
+        receiver.release(first);
         assert!(waiting.join().unwrap());
         assert!(matches!(receiver.next().await, Some(SourceEvent::ReachedEnd(_))));
         drop(receiver);
         assert_eq!(sender.control(SourceEvent::ReachedEnd(Vec::new())), Err(Closed));
+    }
+
+    #[tokio::test]
+    async fn batches_are_filled_again_and_large_ones_are_not_kept() {
+        let (sender, mut receiver) = queue(usize::MAX);
+        let sizes = [1000, 3000, 2000, MAX_SPARE_BYTES + 1];
+        for bytes in sizes {
+            assert!(sender.batch(batch(bytes), Duration::ZERO).unwrap().is_none());
+        }
+        let mut batches = Vec::new();
+        for _ in sizes {
+            let Some(SourceEvent::Batch(batch)) = receiver.next().await else { panic!("a batch") };
+            batches.push(batch);
+        }
+        assert_eq!(receiver.queued_bytes(), batches.iter().map(Batch::held_bytes).sum::<usize>());
+        // The large one first, when there is room for it.
+        batches.into_iter().rev().for_each(|batch| receiver.release(batch));
+        assert_eq!(receiver.queued_bytes(), 0);
+        let held = [(); 3].map(|()| {
+            let batch = sender.empty_batch();
+            assert!(batch.is_empty());
+            batch.held_bytes()
+        });
+        assert!((3000..4000).contains(&held[0]) && (2000..3000).contains(&held[1]) && held[2] == 0, "{held:?}");
     }
 }

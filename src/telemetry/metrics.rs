@@ -1,20 +1,24 @@
-//! Every metric with its name, help and labels; those of several targets stand in their own file. No label takes values from
-//! the data.
+//! Every metric with its name, help and labels; those of several targets and of feedback stand in their own files. No label takes
+//! values from the data, but for the sources of feedback, of which there are few.
+
+mod losses;
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
+use super::feedback_metrics::FeedbackMetrics;
 use super::target_metrics::TargetMetrics;
 use crate::record::RejectReason;
 use crate::select::Quantiles;
 use crate::window::CloseReason;
+pub use losses::{BAD, LossMetrics, STALE};
 
 /// The steps of a publication that take time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Into the scratch file.
+    /// Into the scratch file; what is timed is its end.
     Write,
     Stage,
     Upload,
@@ -78,6 +82,8 @@ pub struct Metrics {
     pub selected_version: IntGauge,
     pub raw_drift: Gauge,
     pub of_targets: TargetMetrics,
+    pub losses: LossMetrics,
+    pub feedback: FeedbackMetrics,
 }
 
 pub const DECISIONS: [&str; 3] = ["selected", "rejected", "dead_letter"];
@@ -274,6 +280,8 @@ impl Default for Metrics {
                 "KL(adaptive raw distribution, the one fitted in the model); 0 where it is pinned.",
             ),
             of_targets: TargetMetrics::new(&r),
+            losses: LossMetrics::new(&r),
+            feedback: FeedbackMetrics::new(&r),
             registry: r,
         };
         for part in ["queue", "windows", "shard"] {
@@ -309,11 +317,11 @@ pub(super) fn register<M: prometheus::core::Collector + Clone + 'static>(
     metric
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+pub(super) fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
     register(registry, IntCounter::new(format!("winnowd_{name}"), help))
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, label: &str, values: &[&str]) -> IntCounterVec {
+pub(super) fn counters(registry: &Registry, name: &str, help: &str, label: &str, values: &[&str]) -> IntCounterVec {
     let counters = register(registry, IntCounterVec::new(Opts::new(format!("winnowd_{name}"), help), &[label]));
     for value in values {
         counters.with_label_values(&[value]);
@@ -321,11 +329,11 @@ fn counters(registry: &Registry, name: &str, help: &str, label: &str, values: &[
     counters
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     register(registry, IntGauge::new(format!("winnowd_{name}"), help))
 }
 
-fn float_gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
+pub(super) fn float_gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
     register(registry, Gauge::new(format!("winnowd_{name}"), help))
 }
 
@@ -348,7 +356,14 @@ mod tests {
             "winnowd_publish_stalled{step=\"write\"} 0",
             "winnowd_fenced_publications_total 0",
             "winnowd_skipped_offsets_total 0",
+            "winnowd_weighed_batches_total{by=\"topic\",why=\"deadline\"} 0",
+            "winnowd_weights_requests_total{outcome=\"conflict\"} 0",
+            "winnowd_loss_reports_total{outcome=\"late\"} 0",
+            "winnowd_bad_losses_total{reason=\"not_finite\"} 0",
             "winnowd_build_info{version=",
+            "winnowd_feedback_losses_total{outcome=\"unknown_id\"} 0",
+            "winnowd_feedback_losses_total{outcome=\"not_finite\"} 0",
+            "winnowd_feedback_bad_reports_total{reason=\"malformed_json\"} 0",
         ] {
             assert!(text.contains(expected), "`{expected}` is not in:\n{text}");
         }

@@ -1,11 +1,16 @@
-//! What the daemon shows of itself: metrics, health and status, on one HTTP port.
+//! What the daemon shows of itself: metrics, health and status, on one HTTP port; and what it answers there: weights.
 
+mod access;
+mod feedback_metrics;
 mod metrics;
 mod server;
 mod status;
 mod target_metrics;
+mod weights;
 
-pub use metrics::{Metrics, Step};
+pub use feedback_metrics::FeedbackMetrics;
+pub use metrics::{BAD, Metrics, STALE, Step};
 pub use server::{HttpServer, TelemetryError};
-pub use status::{Lack, PartitionStatus, Readiness, Status, TargetStatus, Telemetry};
+pub use status::{BatchStatus, FeedbackStatus, Lack, PartitionStatus, Readiness, Status, TargetStatus, Telemetry};
 pub use target_metrics::TargetMetrics;
+pub use weights::WeightsEndpoint;

@@ -1,22 +1,37 @@
-//! One HTTP port: `/metrics`, `/healthz`, `/readyz`, `/status`.
+//! One HTTP port: `/metrics`, `/healthz`, `/readyz`, `/status`, `POST /v1/weights`.
+//!
+//! What Prometheus and Kubernetes ask for is open to everybody who reaches the port. `/status` names sources, shards and n-grams
+//! of documents, and `/v1/weights` remembers steps: those go by [`Access`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
-use super::Telemetry;
+use super::access::Access;
+use super::{Telemetry, WeightsEndpoint};
+use crate::config::HttpConfig;
 
 #[derive(Debug, thiserror::Error)]
 #[error("http: cannot listen on `{address}`: {source}")]
 pub struct TelemetryError {
     address: SocketAddr,
     source: std::io::Error,
+}
+
+/// What the pages are made of.
+#[derive(Clone)]
+struct Served {
+    telemetry: Arc<Telemetry>,
+    weights: Arc<WeightsEndpoint>,
+    access: Access,
 }
 
 /// A bound port with a server on it, until it is dropped.
@@ -27,17 +42,35 @@ pub struct HttpServer {
 
 impl HttpServer {
     /// Binds and serves. Port 0 takes a free one.
-    pub async fn start(address: SocketAddr, telemetry: Arc<Telemetry>) -> Result<Self, TelemetryError> {
+    pub async fn start(
+        http: &HttpConfig,
+        telemetry: Arc<Telemetry>,
+        weights: Arc<WeightsEndpoint>,
+    ) -> Result<Self, TelemetryError> {
+        let address = http.listen;
         let error = |source| TelemetryError { address, source };
         let listener = TcpListener::bind(address).await.map_err(error)?;
         let address = listener.local_addr().map_err(error)?;
+        let access = Access::of(http, address);
+        if matches!(access, Access::Closed) {
+            tracing::info!(
+                "http: {address} is no loopback address and http.token is not set: /status and /v1/weights are closed"
+            );
+        }
+        // The end of an answer must not wait for the client to acknowledge its beginning.
+        let listener = listener.tap_io(|stream| {
+            if let Err(e) = stream.set_nodelay(true) {
+                tracing::debug!("http: answers may wait for acknowledgements: {e}");
+            }
+        });
         let router = Router::new()
             .route("/", get(index))
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .route("/status", get(status))
-            .with_state(telemetry);
+            .route("/v1/weights", post(post_weights))
+            .with_state(Served { telemetry, weights, access });
         let task = tokio::spawn(async move {
             if let Err(e) = axum::serve(listener, router).await {
                 tracing::error!("http: the server ended: {e}");
@@ -54,21 +87,21 @@ impl Drop for HttpServer {
 }
 
 async fn index() -> &'static str {
-    "winnowd\n\n/metrics  for Prometheus\n/healthz  is the poll loop alive?\n/readyz   is the worker working?\n/status   state as JSON\n"
+    "winnowd\n\n/metrics  for Prometheus\n/healthz  is the poll loop alive?\n/readyz   is the worker working?\n/status   state as JSON\n/v1/weights  (POST) weights for the samples of a training step\n"
 }
 
-async fn metrics(State(telemetry): State<Arc<Telemetry>>) -> Response {
+async fn metrics(State(Served { telemetry, .. }): State<Served>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry.metrics.render()).into_response()
 }
 
-async fn healthz(State(telemetry): State<Arc<Telemetry>>) -> Response {
+async fn healthz(State(Served { telemetry, .. }): State<Served>) -> Response {
     match telemetry.poll_problem() {
         None => "ok\n".into_response(),
         Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response(),
     }
 }
 
-async fn readyz(State(telemetry): State<Arc<Telemetry>>) -> Response {
+async fn readyz(State(Served { telemetry, .. }): State<Served>) -> Response {
     let missing = telemetry.status().readiness.missing();
     if missing.is_empty() {
         "ready\n".into_response()
@@ -77,10 +110,24 @@ async fn readyz(State(telemetry): State<Arc<Telemetry>>) -> Response {
     }
 }
 
-async fn status(State(telemetry): State<Arc<Telemetry>>) -> Response {
+async fn status(State(Served { telemetry, access, .. }): State<Served>, headers: HeaderMap) -> Response {
+    if let Err(refusal) = access.check(&headers) {
+        return refusal;
+    }
     let status = telemetry.status().clone();
     let mut body = serde_json::to_value(status).expect("a status has string keys");
     body["version"] = env!("CARGO_PKG_VERSION").into();
     body["uptime_seconds"] = telemetry.uptime().as_secs().into();
     ([(header::CONTENT_TYPE, "application/json")], format!("{body:#}\n")).into_response()
+}
+
+async fn post_weights(
+    State(Served { weights, access, .. }): State<Served>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match access.check(&headers) {
+        Ok(()) => weights.post(&headers, body).await,
+        Err(refusal) => refusal,
+    }
 }

@@ -8,8 +8,10 @@ use serde::Serialize;
 
 use super::{Metrics, Step};
 use crate::catalog::{Gap, Totals};
+use crate::feedback::FeedbackSummary;
 use crate::record::TopicPartition;
-use crate::select::AcceptanceBySource;
+use crate::score::{BatchWeights, Why};
+use crate::select::{AcceptanceBySource, Quantiles};
 use crate::source::PollHeartbeat;
 use crate::window::WindowSummary;
 
@@ -54,6 +56,10 @@ pub struct Status {
     /// The same for each of several targets; nothing of one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<TargetStatus>,
+    /// The global batch that was weighed last, by request or from the topic.
+    pub last_batch: Option<BatchStatus>,
+    /// What trainers reported; `null` where they are not listened to.
+    pub feedback: Option<FeedbackStatus>,
     /// The last error that ended a session, until a publication succeeds.
     pub last_error: Option<String>,
 }
@@ -67,6 +73,36 @@ pub struct TargetStatus {
     pub kl_reduction: Option<f64>,
     /// The largest parts of KL(this target ‖ what it selected).
     pub lacking: Vec<Lack>,
+}
+
+/// A global batch of a trainer, without its samples.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BatchStatus {
+    pub run_id: String,
+    pub step: u64,
+    pub strategy: &'static str,
+    pub temperature: Option<f64>,
+    pub by: &'static str,
+    pub why: &'static str,
+    pub n_samples: usize,
+    pub n_bad: usize,
+    pub n_missing_ranks: usize,
+    pub effective_sample_size: f64,
+    /// Of the weights, times the number of samples.
+    pub weights: Option<Quantiles>,
+}
+
+/// The loop back from trainers.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct FeedbackStatus {
+    /// In force.
+    pub version: i64,
+    /// Of that version.
+    pub quotas: BTreeMap<String, f64>,
+    /// Everything that was taken, at the last transaction of this process.
+    pub learnt: Option<FeedbackSummary>,
+    /// Why nothing is taken, until something is.
+    pub problem: Option<String>,
 }
 
 /// A bucket of which the selection has too little.
@@ -207,11 +243,58 @@ impl Telemetry {
         }
     }
 
+    /// Shows a batch that was given weights.
+    pub fn weighed(&self, batch: &BatchWeights, by: &'static str, why: Why) {
+        let metrics = &self.metrics.losses;
+        metrics.batches.with_label_values(&[by, why.as_str()]).inc();
+        metrics.samples.inc_by(batch.n_samples as u64);
+        metrics.missing_ranks.inc_by(batch.missing_ranks.len() as u64);
+        for bad in &batch.bad {
+            metrics.bad_losses.with_label_values(&[bad.reason]).inc();
+        }
+        let weights = Quantiles::of(batch.multiples());
+        if let Some(weights) = &weights {
+            metrics.effective_sample_ratio.set(batch.effective_sample_size / batch.n_samples as f64);
+            for (point, value) in weights.named() {
+                metrics.weight.with_label_values(&[point]).set(value);
+            }
+        }
+        self.status().last_batch = Some(BatchStatus {
+            run_id: batch.run_id.clone(),
+            step: batch.step,
+            strategy: batch.strategy,
+            temperature: batch.temperature,
+            by,
+            why: why.as_str(),
+            n_samples: batch.n_samples,
+            n_bad: batch.n_bad,
+            n_missing_ranks: batch.missing_ranks.len(),
+            effective_sample_size: batch.effective_sample_size,
+            weights,
+        });
+    }
+
     /// Shows the newest of the catalog's gaps.
     pub fn set_gaps(&self, mut gaps: Vec<Gap>) {
         gaps.sort_by_key(|gap| std::cmp::Reverse(gap.noted_at_ms));
         gaps.truncate(MAX_GAPS);
         self.status().gaps = gaps;
+    }
+
+    /// Shows what selection takes of feedback.
+    pub fn set_feedback_version(&self, version: i64, quotas: &BTreeMap<String, f64>) {
+        self.metrics.feedback.show_version(version, quotas);
+        let mut status = self.status();
+        let feedback = status.feedback.get_or_insert_default();
+        (feedback.version, feedback.quotas) = (version, quotas.clone());
+    }
+
+    /// Shows what was learnt.
+    pub fn set_feedback(&self, learnt: FeedbackSummary) {
+        self.metrics.feedback.show(&learnt);
+        let mut status = self.status();
+        let feedback = status.feedback.get_or_insert_default();
+        (feedback.learnt, feedback.problem) = (Some(learnt), None);
     }
 
     /// Shows the catalog's sums.

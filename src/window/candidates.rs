@@ -112,6 +112,14 @@ impl Candidates {
         }
     }
 
+    /// See [`super::OpenWindow::might_select`].
+    pub fn might_hold(&self, key: f64) -> bool {
+        match self {
+            Candidates::Whole(reservoir) => reservoir.might_hold(key),
+            Candidates::Divided(_) => true,
+        }
+    }
+
     /// Bytes of what is remembered of every candidate, chosen or not.
     pub fn held_bytes(&self) -> usize {
         match self {

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::candidates::{Candidate, Choice, ChosenCandidate, Deciding};
 use super::statistics::Statistics;
-use super::{CloseReason, DeadLetter, OpenWindow};
+use super::{CloseReason, DeadLetter, Extent, OpenWindow};
 use crate::checkpoint::Interval;
 use crate::features::Scratch;
 use crate::record::{Document, TopicPartition};
-use crate::score::{NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
+use crate::score::{ExpectedLossVersion, NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
 use crate::select::{Diagnostics, Noise, SelectorSettings, SourceCounts};
 
 /// A document of the selection.
@@ -24,6 +24,10 @@ pub struct SelectedDocument {
     pub log_importance_weights: Vec<f64>,
     pub selection_key: f64,
     pub inclusion_probability: f64,
+    /// Log of the weight that its loss gives it, where losses count.
+    pub loss_weight: Option<f64>,
+    /// Its tenth among the candidates of the window by total log weight for that target, the lowest 0.
+    pub tenth: u8,
 }
 
 /// A decided window, ready for a shard.
@@ -68,6 +72,12 @@ pub struct WindowSummary {
     /// Version of the counts of what was selected that is in the denominator; `None`: the raw distribution alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against_selected: Option<SelectedVersion>,
+    /// Version of the losses that are expected of its documents, and their coefficient in the weights; `None`: there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_loss: Option<ExpectedLossVersion>,
+    /// Version of the shares of sources by their losses that divided it; `None`: those of the selector, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_version: Option<i64>,
     /// `None` of windows published by earlier versions, and of several targets, which have their own.
     #[serde(default)]
     pub diagnostics: Option<Diagnostics>,
@@ -123,20 +133,23 @@ impl OpenWindow {
         let OpenWindow {
             at,
             from,
-            n_records,
+            extent: Extent { n_records, payload_bytes, .. },
             n_documents,
             n_too_short,
-            payload_bytes,
             dead_letters,
             candidates,
             statistics: Statistics { raw, baseline, mut sources, log_weights, n_tokens, .. },
             pinned,
+            quota_version,
             ..
         } = self;
         let by = Deciding { selector, noise, from, n_documents, log_weights: &log_weights };
         let Choice { chosen, threshold, turns, other_log_weights, targets: names } = candidates.choose(&by);
         let n_targets = names.len().max(1);
         let mut numbers = vec![Vec::new(); n_targets];
+        let log_weights: Vec<&[f64]> =
+            std::iter::once(&log_weights).chain(&other_log_weights).map(Vec::as_slice).collect();
+        let ranked: Vec<Vec<f64>> = log_weights.iter().map(|weights| ranked(weights)).collect();
         let mut scratch = Scratch::default();
         let mut selected_counts = vec![NgramCounts::zero(target.featuriser().buckets as usize); n_targets];
         let to_selected = |ChosenCandidate { offset, target: of, key, inclusion_probability, candidate }| {
@@ -159,12 +172,12 @@ impl OpenWindow {
                 log_importance_weights,
                 selection_key,
                 inclusion_probability,
+                loss_weight: selector.loss.map(|term| term.log_weight(score.loss)),
+                tenth: tenth_of(log_weights[of][number], &ranked[of]),
             }
         };
         let selected: Vec<_> = chosen.into_iter().map(to_selected).collect();
 
-        let log_weights: Vec<&[f64]> =
-            std::iter::once(&log_weights).chain(&other_log_weights).map(Vec::as_slice).collect();
         let draws = log_weights.iter().zip(&numbers);
         let diagnostics: Vec<_> =
             draws.map(|(weights, numbers)| Diagnostics::of(selector, weights, &n_tokens, numbers)).collect();
@@ -191,6 +204,8 @@ impl OpenWindow {
             random_kl_reduction: reduction(&baseline),
             raw_version: version.raw,
             against_selected: version.selected,
+            expected_loss: version.expected_loss,
+            quota_version,
             diagnostics: diagnostics.first().copied().filter(|_| n_targets == 1),
             turns,
             targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),
@@ -239,4 +254,16 @@ fn target_summaries(
             TargetSummary { target: name, kl_reduction, diagnostics: *diagnostics }
         };
     names.into_iter().zip(parts).map(of).collect()
+}
+
+fn ranked(log_weights: &[f64]) -> Vec<f64> {
+    let mut ranked = log_weights.to_vec();
+    ranked.sort_unstable_by(f64::total_cmp);
+    ranked
+}
+
+/// The tenth that a weight belongs to: as many tenths of all lie below it.
+fn tenth_of(log_weight: f64, ranked: &[f64]) -> u8 {
+    let below = ranked.partition_point(|other| other.total_cmp(&log_weight).is_lt());
+    (10 * below / ranked.len().max(1)) as u8
 }

@@ -6,6 +6,7 @@
 
 mod candidates;
 mod closed;
+mod extent;
 mod statistics;
 
 use std::sync::Arc;
@@ -13,9 +14,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use closed::{ClosedWindow, SelectedDocument, TargetSummary, TurnSummary, WindowSummary};
+pub use extent::{Extent, Forecast};
+pub use statistics::WindowTally;
 
 use crate::checkpoint::Interval;
-use crate::features::{BucketList, Scratch};
+use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
 use crate::select::{Division, Noise, SelectorSettings};
@@ -71,7 +74,7 @@ pub struct ScoredRecord {
 
 #[derive(Debug)]
 pub struct ScoredDocument {
-    pub document: Document,
+    pub content: Content,
     /// Of several targets for the first.
     pub score: Score,
     /// Log importance weights for the other targets, in the model's order; nothing of one target.
@@ -79,17 +82,52 @@ pub struct ScoredDocument {
     /// Buckets of its n-grams, for the counts of the window. `None` of a text so long that nobody wants to hold them: the
     /// window finds them again.
     pub buckets: Option<BucketList>,
+    /// Whether its n-grams come in a [`WindowTally`]; otherwise the window counts them.
+    pub is_counted: bool,
+}
+
+/// What is left of a document once it is scored.
+#[derive(Debug)]
+pub enum Content {
+    /// It may be selected.
+    Whole(Document),
+    /// It cannot, see [`OpenWindow::might_select`], so that nobody asks for more than its source. Counted, or with its buckets.
+    PassedOver { source: Option<String> },
+}
+
+impl Content {
+    fn source(&self) -> Option<&str> {
+        match self {
+            Content::Whole(document) => document.source.as_deref(),
+            Content::PassedOver { source } => source.as_deref(),
+        }
+    }
 }
 
 impl ScoredDocument {
     /// The same document by other weights of the same featuriser.
     fn score_again(&mut self, by: &VersionedWeight) {
-        let (text, scratch) = (&self.document.text, &mut Scratch::default());
-        self.score.log_importance_weight = match &self.buckets {
-            Some(buckets) => by.weight.of_list(buckets),
-            None => by.weight.score(text, scratch).log_importance_weight,
+        let of_text = match (&self.buckets, &self.content) {
+            (Some(buckets), _) => by.score_list(buckets, self.score.n_tokens),
+            (None, Content::Whole(document)) => by.score(&document.text, &mut Scratch::default(), |_| ()),
+            (None, Content::PassedOver { .. }) => panic!("a document that is to be scored again was passed over"),
         };
-        self.other_weights = by.for_others(text, self.buckets.as_ref(), scratch);
+        self.score = Score { loss: self.score.loss, ..of_text };
+        if let Content::Whole(document) = &self.content {
+            self.other_weights = by.for_others(&document.text, self.buckets.as_ref(), &mut Scratch::default());
+        }
+    }
+
+    /// # Panics
+    /// If neither its buckets nor its text are left.
+    fn for_each_chunk(&self, featuriser: &Featuriser, chunk: impl FnMut(&[u32])) {
+        match (&self.buckets, &self.content) {
+            (Some(buckets), _) => buckets.for_each_chunk(chunk),
+            (None, Content::Whole(document)) => {
+                featuriser.for_each_chunk(&document.text, &mut Scratch::default(), chunk);
+            }
+            (None, Content::PassedOver { .. }) => panic!("the n-grams of a document are gone and wanted"),
+        }
     }
 }
 
@@ -117,14 +155,14 @@ pub struct OpenWindow {
     at: TopicPartition,
     from: i64,
     next_offset: i64,
-    first_timestamp_ms: Option<i64>,
-    n_records: u64,
+    extent: Extent,
     n_documents: u64,
     n_too_short: u64,
-    payload_bytes: u64,
     held_bytes: usize,
     dead_letters: Vec<DeadLetter>,
     candidates: Candidates,
+    /// Version of the quotas that it is divided by.
+    quota_version: Option<i64>,
     statistics: Statistics,
     /// What all its documents are scored with, whatever came into force since its first record.
     pinned: Option<Arc<VersionedWeight>>,
@@ -145,14 +183,13 @@ impl OpenWindow {
             at,
             from,
             next_offset: from,
-            first_timestamp_ms: None,
-            n_records: 0,
+            extent: Extent::default(),
             n_documents: 0,
             n_too_short: 0,
-            payload_bytes: 0,
             held_bytes: 0,
             dead_letters: Vec::new(),
             candidates: Candidates::new(division, at_most),
+            quota_version: division.version(),
             statistics: Statistics::new(buckets, selector),
             pinned: None,
         }
@@ -160,6 +197,11 @@ impl OpenWindow {
 
     pub fn next_offset(&self) -> i64 {
         self.next_offset
+    }
+
+    /// Version of the quotas that it is divided by, where they change.
+    pub fn quota_version(&self) -> Option<i64> {
+        self.quota_version
     }
 
     /// Nothing to publish: not even progress.
@@ -172,23 +214,9 @@ impl OpenWindow {
         self.held_bytes + self.statistics.held_bytes() + self.candidates.held_bytes()
     }
 
-    /// Whether a record with this timestamp is too late for this window, so that it must be closed first.
-    pub fn closes_before(&self, timestamp_ms: Option<i64>, policy: &WindowPolicy) -> bool {
-        match (self.first_timestamp_ms, timestamp_ms) {
-            (Some(first), Some(now)) => now.saturating_sub(first) > policy.max_age_ms,
-            _ => false,
-        }
-    }
-
-    /// Whether the window is full.
-    pub fn closes_now(&self, policy: &WindowPolicy) -> Option<CloseReason> {
-        if self.n_records >= policy.max_documents {
-            Some(CloseReason::Documents)
-        } else if self.payload_bytes >= policy.max_bytes {
-            Some(CloseReason::Bytes)
-        } else {
-            None
-        }
+    /// How far it has come towards its limits.
+    pub fn extent(&self) -> Extent {
+        self.extent
     }
 
     /// What its documents are scored with, once that is settled.
@@ -196,16 +224,12 @@ impl OpenWindow {
         self.pinned.as_ref()
     }
 
-    /// Settles what its documents are scored with, unless it is.
-    pub fn pin(&mut self, weight: &Arc<VersionedWeight>) {
-        self.pinned.get_or_insert_with(|| weight.clone());
-    }
-
-    /// Takes the next record, whose score was made by `scored_with`. Unless another one is pinned, the first record
-    /// pins that version of the weights; records that were scored with another one are scored again.
+    /// Takes the next record, whose score was made by `scored_with`. The first record pins that version of
+    /// the weights; records that were scored with another one are scored again.
     ///
     /// # Panics
-    /// If its offset is below the window's next one: it would be decided twice.
+    /// If its offset is below the window's next one: it would be decided twice. If it must be scored again and was passed
+    /// over, so that there is nothing left to be scored.
     pub fn push(
         &mut self,
         record: ScoredRecord,
@@ -216,9 +240,7 @@ impl OpenWindow {
         let ScoredRecord { offset, record_timestamp_ms, payload_bytes, outcome } = record;
         self.advance_to(offset);
         self.next_offset = offset + 1;
-        self.first_timestamp_ms = self.first_timestamp_ms.or(record_timestamp_ms);
-        self.n_records += 1;
-        self.payload_bytes += payload_bytes;
+        self.extent.add(record_timestamp_ms, payload_bytes);
         let pinned = self.pinned.get_or_insert_with(|| scored_with.clone());
         match outcome {
             Err(dead_letter) => {
@@ -242,15 +264,13 @@ impl OpenWindow {
         selector: &SelectorSettings,
         noise: &Noise,
     ) {
-        let ScoredDocument { document, score, other_weights, buckets } = scored;
         let featuriser = scored_with.weight.featuriser();
         self.n_documents += 1;
-        self.statistics.count(offset, document.source.as_deref(), noise, |count| match &buckets {
-            Some(buckets) => buckets.for_each_chunk(count),
-            None => {
-                featuriser.for_each_chunk(&document.text, &mut Scratch::default(), count);
-            }
-        });
+        self.statistics.sources.document(scored.content.source());
+        if !scored.is_counted {
+            self.statistics.count(offset, noise, |count| scored.for_each_chunk(featuriser, count));
+        }
+        let ScoredDocument { content, score, other_weights, buckets, .. } = scored;
         if score.n_tokens < selector.min_tokens {
             self.n_too_short += 1;
             return;
@@ -258,11 +278,28 @@ impl OpenWindow {
         let of_score = |score: &Score| selector.total_log_weight(score, featuriser);
         let total_log_weight = of_score(&score);
         let number = self.statistics.candidate(&score, total_log_weight);
+        let Content::Whole(document) = content else { return };
         let candidate = Candidate { document, score, other_weights, buckets, number };
         self.held_bytes += candidate.size_bytes();
         let key = |total_log_weight| selector.key(noise, offset, total_log_weight);
         let Self { candidates, held_bytes, .. } = self;
         candidates.offer(offset, candidate, total_log_weight, of_score, key, |out| *held_bytes -= out.size_bytes());
+    }
+
+    /// Whether a document with this key may still be selected. Once it may not, it never may again, whatever comes. Of a
+    /// divided window it is not told before the document is offered.
+    pub fn might_select(&self, key: f64) -> bool {
+        self.candidates.might_hold(key)
+    }
+
+    /// Whether several targets or quotas divide it.
+    pub fn is_divided(&self) -> bool {
+        matches!(self.candidates, Candidates::Divided(_))
+    }
+
+    /// Takes the n-grams of documents that say they are counted.
+    pub fn add(&mut self, tally: &WindowTally) {
+        self.statistics.add(tally);
     }
 
     /// Covers offsets below `offset` that hold no record for us (control records, compacted ones).

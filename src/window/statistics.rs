@@ -1,6 +1,6 @@
 //! What a window remembers of every document, whether or not it can still be selected.
 
-use crate::score::{NgramCounts, Score};
+use crate::score::{NgramCounts, NgramTally, Score};
 use crate::select::{Noise, SelectorSettings, SourceCounts};
 
 /// A dozen bytes a candidate and two count vectors; no allocation of its own for a document.
@@ -29,15 +29,8 @@ impl Statistics {
         }
     }
 
-    /// Counts a document; `each_chunk` is called with what takes its buckets.
-    pub fn count(
-        &mut self,
-        offset: i64,
-        source: Option<&str>,
-        noise: &Noise,
-        each_chunk: impl FnOnce(&mut dyn FnMut(&[u32])),
-    ) {
-        self.sources.document(source);
+    /// Counts the n-grams of a document; `each_chunk` is called with what takes its buckets.
+    pub fn count(&mut self, offset: i64, noise: &Noise, each_chunk: impl FnOnce(&mut dyn FnMut(&[u32]))) {
         if noise.in_baseline(offset, self.baseline_share) {
             each_chunk(&mut |buckets| {
                 self.raw.add_buckets(buckets);
@@ -46,6 +39,13 @@ impl Statistics {
         } else {
             each_chunk(&mut |buckets| self.raw.add_buckets(buckets));
         }
+    }
+
+    /// Takes what was counted beside it.
+    pub fn add(&mut self, WindowTally { sampled, others }: &WindowTally) {
+        sampled.add_to(&mut self.raw);
+        others.add_to(&mut self.raw);
+        sampled.add_to(&mut self.baseline);
     }
 
     /// Remembers a candidate and gives its number, from 0.
@@ -60,5 +60,34 @@ impl Statistics {
             + self.sources.held_bytes()
             + self.log_weights.capacity() * size_of::<f64>()
             + self.n_tokens.capacity() * size_of::<u32>()
+    }
+}
+
+/// N-grams of documents of one window, counted beside it: by one thread, of the records of one batch.
+#[derive(Debug)]
+pub struct WindowTally {
+    /// Of the documents in the random sample.
+    sampled: NgramTally,
+    others: NgramTally,
+}
+
+impl WindowTally {
+    pub fn zero(buckets: usize) -> Self {
+        WindowTally { sampled: NgramTally::zero(buckets), others: NgramTally::zero(buckets) }
+    }
+
+    /// Where the n-grams of a document are counted.
+    pub fn of_document(&mut self, offset: i64, selector: &SelectorSettings, noise: &Noise) -> &mut NgramTally {
+        let is_sampled = noise.in_baseline(offset, selector.fraction.as_f64());
+        if is_sampled { &mut self.sampled } else { &mut self.others }
+    }
+
+    pub fn clear(&mut self) {
+        self.sampled.clear();
+        self.others.clear();
+    }
+
+    pub fn buckets(&self) -> usize {
+        self.others.buckets()
     }
 }

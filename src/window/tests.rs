@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::features::Featuriser;
 use crate::record::RejectReason;
-use crate::score::WeightVersion;
 use crate::score::{ImportanceWeight, Model, NgramCounts, Side};
+use crate::score::{LossStrategy, LossTerm, WeightVersion};
 use crate::select::{Quotas, SelectorKind};
 
 const BUCKETS: u32 = 64;
@@ -36,6 +36,7 @@ fn selector(fraction: &str) -> SelectorSettings {
         min_tokens: 2,
         seed: 11,
         quotas: Quotas::default(),
+        loss: None,
     }
 }
 
@@ -50,9 +51,10 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
     let source = Some(format!("s{}", offset % 3));
     let document = Document { id: offset.to_string(), text: text.into(), source, timestamp_ms: None, metadata: None };
     let outcome = Ok(ScoredDocument {
-        document,
+        content: Content::Whole(document),
         score,
         other_weights: Vec::new(),
+        is_counted: false,
         buckets: (offset % 2 == 0).then_some(buckets),
     });
     ScoredRecord { offset, record_timestamp_ms: Some(offset * 10), payload_bytes: text.len() as u64, outcome }
@@ -144,7 +146,7 @@ fn held_bytes_fall_back_when_candidates_are_beaten() {
     let buckets = window.held_bytes() - statistics - 3 * one;
     assert!([0, 10, 20, 30].contains(&buckets), "{buckets}");
     assert!(largest <= statistics + 3 * (one + 10), "{largest}");
-    assert_eq!(window.closes_now(&policy()), Some(CloseReason::Documents));
+    assert_eq!(window.extent().closes_now(&policy()), Some(CloseReason::Documents));
 }
 
 #[test]
@@ -153,15 +155,15 @@ fn closes_by_bytes_and_by_record_time() {
     let weight = weight(&model);
     let selector = selector("0.5");
     let (mut window, noise) = open(&selector);
-    assert!(!window.closes_before(Some(5_000_000), &policy()), "an empty window has no age");
+    assert!(!window.extent().closes_before(Some(5_000_000), &policy()), "an empty window has no age");
     window.push(record(100, "good words", &model), &weight, &selector, &noise);
-    assert!(!window.closes_before(Some(2_000), &policy()));
-    assert!(window.closes_before(Some(2_001), &policy()));
-    assert!(!window.closes_before(Some(-5), &policy()), "time that runs backwards does not close a window");
-    assert!(!window.closes_before(None, &policy()));
-    assert_eq!(window.closes_now(&policy()), None);
+    assert!(!window.extent().closes_before(Some(2_000), &policy()));
+    assert!(window.extent().closes_before(Some(2_001), &policy()));
+    assert!(!window.extent().closes_before(Some(-5), &policy()), "time that runs backwards does not close a window");
+    assert!(!window.extent().closes_before(None, &policy()));
+    assert_eq!(window.extent().closes_now(&policy()), None);
     window.push(record(101, &"x ".repeat(5_000), &model), &weight, &selector, &noise);
-    assert_eq!(window.closes_now(&policy()), Some(CloseReason::Bytes));
+    assert_eq!(window.extent().closes_now(&policy()), Some(CloseReason::Bytes));
 }
 
 #[test]
@@ -218,7 +220,8 @@ fn a_window_keeps_the_version_that_it_opened_with() {
         counts.add_text(raw, &model.featuriser, &mut Scratch::default());
         let raw = counts.probabilities();
         let weight = ImportanceWeight::new(model.featuriser, target.probabilities(), &raw, model.smoothing);
-        VersionedWeight::of_targets(WeightVersion { raw: Some(raw_version), selected: None }, vec![weight])
+        let version = WeightVersion { raw: Some(raw_version), ..WeightVersion::default() };
+        VersionedWeight::of_targets(version, vec![weight], None)
     };
     let (old, new) = (version(7, "bad noise good words noise"), version(8, "good good good words only noise bad"));
     let texts = ["good words only", "bad noise", "good noise bad words", "only bad words", "noise noise only"];
@@ -226,7 +229,8 @@ fn a_window_keeps_the_version_that_it_opened_with() {
     let scored_with = |offset: i64, weight: &VersionedWeight| {
         let mut record = record(offset, texts[(offset - 100) as usize], &model);
         if let Ok(scored) = &mut record.outcome {
-            scored.score = weight.weight.score(&scored.document.text, &mut Scratch::default());
+            let text = texts[(offset - 100) as usize];
+            scored.score = weight.weight.score(text, &mut Scratch::default());
         }
         record
     };
@@ -267,4 +271,126 @@ fn the_baseline_is_a_sample_of_all_documents() {
     let summary = window.close(CloseReason::Documents, &selector, &noise, &model.target_distribution()).summary;
     let (selected, random) = (summary.kl_reduction.unwrap(), summary.random_kl_reduction.unwrap());
     assert!(selected > random + 0.1 && random.abs() < 0.05, "{selected} against {random}");
+}
+
+/// A window with losses is the one without, whose log weights have what losses add: the same documents, keys and probabilities.
+#[test]
+fn what_a_loss_adds_counts_as_if_it_were_of_the_text() {
+    let model = model();
+    let weight = weight(&model);
+    let term = LossTerm { coefficient: 1.5, strategy: LossStrategy::Quadratic, low: 0.0, high: 8.0 };
+    let plain = selector("0.3");
+    let decided = |selector: &SelectorSettings, change: &dyn Fn(i64, &mut Score)| {
+        let (mut window, noise) = open(selector);
+        for offset in 100..120 {
+            let mut record = record(offset, "good words only in bad noise", &model);
+            if let Ok(scored) = &mut record.outcome {
+                change(offset, &mut scored.score);
+            }
+            window.push(record, &weight, selector, &noise);
+        }
+        window.close(CloseReason::Idle, selector, &noise, &model.target_distribution())
+    };
+    let loss = |offset: i64| (offset % 4 != 0).then_some((offset - 100) as f64 / 2.0);
+    let with_losses =
+        decided(&SelectorSettings { loss: Some(term), ..plain.clone() }, &|offset, score| score.loss = loss(offset));
+    let added = decided(&plain, &|offset, score| score.log_importance_weight += term.added(loss(offset)));
+    assert_eq!(with_losses.summary.threshold, added.summary.threshold);
+    assert_eq!(with_losses.summary.diagnostics, added.summary.diagnostics);
+    assert_eq!((with_losses.selected.len(), added.selected.len()), (6, 6));
+    for (with_loss, added) in with_losses.selected.iter().zip(&added.selected) {
+        assert_eq!((with_loss.offset, with_loss.selection_key), (added.offset, added.selection_key));
+        assert_eq!(with_loss.inclusion_probability, added.inclusion_probability);
+        assert_eq!(with_loss.loss_weight, Some(term.log_weight(loss(with_loss.offset))));
+        assert_eq!((added.loss_weight, with_loss.score.loss), (None, loss(with_loss.offset)));
+    }
+}
+
+/// Thriftily: documents are passed over by what the window held before their batch, and counted beside it. Also how many.
+fn close_in_batches(
+    texts: &[String],
+    per_batch: usize,
+    selector: &SelectorSettings,
+    is_thrifty: bool,
+) -> (ClosedWindow, usize) {
+    let model = model();
+    let weight = weight(&model);
+    let (mut window, noise) = open(selector);
+    let mut n_passed_over = 0;
+    for (batch, texts) in texts.chunks(per_batch).enumerate() {
+        let mut tallies = [(); 2].map(|()| WindowTally::zero(BUCKETS as usize));
+        let records = texts.iter().zip(100 + (batch * per_batch) as i64..).map(|(text, offset)| {
+            let mut record = record(offset, text, &model);
+            let Ok(scored) = &mut record.outcome else { panic!("a document") };
+            if is_thrifty {
+                let tally = tallies[offset as usize % 2].of_document(offset, selector, &noise);
+                model.featuriser.for_each_chunk(text, &mut Scratch::default(), |buckets| tally.add_buckets(buckets));
+                scored.is_counted = true;
+                let total_log_weight = selector.total_log_weight(&scored.score, &model.featuriser);
+                if !window.might_select(selector.key(&noise, offset, total_log_weight)) {
+                    let source = scored.content.source().map(str::to_owned);
+                    (scored.content, scored.buckets) = (Content::PassedOver { source }, None);
+                    n_passed_over += 1;
+                }
+            }
+            record
+        });
+        let records: Vec<_> = records.collect();
+        tallies.iter().for_each(|tally| window.add(tally));
+        records.into_iter().for_each(|record| window.push(record, &weight, selector, &noise));
+    }
+    (window.close(CloseReason::Idle, selector, &noise, &model.target_distribution()), n_passed_over)
+}
+
+#[test]
+fn most_documents_of_a_full_window_are_passed_over() {
+    let texts: Vec<String> = (1..=20).map(|n| format!("good{}", " bad".repeat(n))).collect();
+    let (closed, n_passed_over) = close_in_batches(&texts, 4, &selector("0.1"), true);
+    // Three are held, and the best come first.
+    assert!((8..=16).contains(&n_passed_over), "{n_passed_over} of 20");
+    assert_eq!(closed.summary.n_rejected, 18);
+}
+
+proptest! {
+    #[test]
+    fn what_was_passed_over_would_not_have_been_selected(
+        texts in proptest::collection::vec("(good|bad|noise| ){1,12}", 1..20),
+        per_batch in 1usize..6,
+    ) {
+        let selector = selector("0.1");
+        let (plain, _) = close_in_batches(&texts, texts.len(), &selector, false);
+        let (thrifty, _) = close_in_batches(&texts, per_batch, &selector, true);
+        prop_assert_eq!(&thrifty.summary, &plain.summary);
+        prop_assert_eq!(&thrifty.selected, &plain.selected);
+        prop_assert_eq!((&thrifty.raw_counts, &thrifty.selected_counts), (&plain.raw_counts, &plain.selected_counts));
+        prop_assert_eq!(thrifty.sources.top(20), plain.sources.top(20));
+    }
+
+    /// A forecast from the index alone names the windows that the records come to belong to.
+    #[test]
+    fn windows_are_known_before_the_records(
+        records in proptest::collection::vec((proptest::option::of(0i64..6_000), 0u64..4_000), 1..80),
+        from in 0usize..40,
+    ) {
+        let (policy, selector) = (policy(), selector("0.1"));
+        let weight = weight(&model());
+        let (mut window, noise) = open(&selector);
+        let (mut forecast, mut n_closed) = (None, 0);
+        for (i, &(record_timestamp_ms, payload_bytes)) in records.iter().enumerate() {
+            if i == from.min(records.len() - 1) {
+                (forecast, n_closed) = (Some(Forecast::from(window.extent())), 0);
+            }
+            if window.extent().closes_before(record_timestamp_ms, &policy) {
+                (window, n_closed) = (open(&selector).0, n_closed + 1);
+            }
+            if let Some(forecast) = &mut forecast {
+                prop_assert_eq!(forecast.next(record_timestamp_ms, payload_bytes, &policy), n_closed);
+            }
+            let record = ScoredRecord { record_timestamp_ms, payload_bytes, ..dead(100 + i as i64) };
+            window.push(record, &weight, &selector, &noise);
+            if window.extent().closes_now(&policy).is_some() {
+                (window, n_closed) = (open(&selector).0, n_closed + 1);
+            }
+        }
+    }
 }

@@ -137,49 +137,56 @@ def normal(n, mean=3.0, deviation=0.5):
 SOFT = ["lin_upper", "quadratic", "extremes", "kl_dro"]
 ALL = ["uniform", *SOFT, {"cvar": {"share": 0.3}}]
 ROBUST = {"quantiles": {"tail": 0.01}}
-batch = normal(64)
-large = normal(199)
-outlier = [*large, 50.0]
-nan, inf = math.nan, math.inf
 
-for strategy in ALL:
-    label = strategy if isinstance(strategy, str) else "cvar"
-    case(f"{label}, r = 1", batch, settings(strategy))
-    case(f"{label}, r = 0.4, defaults of the range and cap", batch, settings(strategy, 0.4, range=ROBUST, cap=4.0))
-    case(f"{label}, one sample", [2.5], settings(strategy, 0.4, cap=2.0 if label != "cvar" else None))
-    case(f"{label}, no sample", [], settings(strategy))
-    case(f"{label}, all equal", [2.5] * 7, settings(strategy, 0.1))
-    case(f"{label}, ties", [1, 1, 2, 3, 3, 3, 4, 4, 2, 1], settings(strategy, 0.5))
-    case(f"{label}, negative and zero", [-1.5, 0.0, -0.0, 2.0, 0.25], settings(strategy, 0.5))
 
-for strategy in SOFT:
-    case(f"{strategy}, two samples", [1.0, 4.0], settings(strategy, 0.7))
-    case(f"{strategy}, cap of 2 at r = 0.1", batch, settings(strategy, 0.1, cap=2.0))
-    case(f"{strategy}, cap of 1 makes all equal", batch[:10], settings(strategy, 0.1, cap=1.0))
-    case(f"{strategy}, an outlier, published range", outlier, settings(strategy, 0.4))
-    case(f"{strategy}, an outlier, robust range", outlier, settings(strategy, 0.4, range=ROBUST))
-    case(f"{strategy}, nearly equal", [3.0, 3.0 + 1e-9, 3.0 + 5e-7, 3.0], settings(strategy, 0.05))
-    case(f"{strategy}, tail of a quarter", batch[:21], settings(strategy, 0.3, range={"quantiles": {"tail": 0.25}}))
+def main():
+    batch = normal(64)
+    large = normal(199)
+    outlier = [*large, 50.0]
+    nan, inf = math.nan, math.inf
 
-for strategy in ["lin_upper", "quadratic", "extremes"]:
-    case(f"{strategy}, r = 1 / ln 2 needs no cap", batch, settings(strategy, 1 / math.log(2), cap=2.0))
-    case(f"{strategy}, losses at the end of doubles", [-1.7e308, 1.7e308, 0.0, 9e307], settings(strategy, 0.4))
-case("kl_dro, doubles cannot hold the small weights", [9.0, 7.0, 6.0, 5.5, 2.0], settings("kl_dro", 0.002))
-case("kl_dro, nor share what the cap leaves to them", [9.0, 7.0, 6.0, 5.5, 2.0], settings("kl_dro", 0.002, cap=1.5))
-case("kl_dro, ties at the cap", [5, 5, 5, 4, 4, 1, 1, 1, 1, 0], settings("kl_dro", 0.2, cap=2.5))
+    for strategy in ALL:
+        label = strategy if isinstance(strategy, str) else "cvar"
+        case(f"{label}, r = 1", batch, settings(strategy))
+        case(f"{label}, r = 0.4, defaults of the range and cap", batch, settings(strategy, 0.4, range=ROBUST, cap=4.0))
+        case(f"{label}, one sample", [2.5], settings(strategy, 0.4, cap=2.0 if label != "cvar" else None))
+        case(f"{label}, no sample", [], settings(strategy))
+        case(f"{label}, all equal", [2.5] * 7, settings(strategy, 0.1))
+        case(f"{label}, ties", [1, 1, 2, 3, 3, 3, 4, 4, 2, 1], settings(strategy, 0.5))
+        case(f"{label}, negative and zero", [-1.5, 0.0, -0.0, 2.0, 0.25], settings(strategy, 0.5))
 
-for share in [0.04, 0.05, 0.1, 0.25, 0.3, 0.5, 0.77, 1.0]:
-    case(f"cvar, share {share} of 20", normal(20), settings({"cvar": {"share": share}}))
-case("cvar, ties at the boundary", [5, 4, 4, 4, 1, 0], settings({"cvar": {"share": 1 / 3}}))
-case("cvar, ties at the top, less than one sample", [5, 5, 4, 1], settings({"cvar": {"share": 0.1}}))
+    for strategy in SOFT:
+        case(f"{strategy}, two samples", [1.0, 4.0], settings(strategy, 0.7))
+        case(f"{strategy}, cap of 2 at r = 0.1", batch, settings(strategy, 0.1, cap=2.0))
+        case(f"{strategy}, cap of 1 makes all equal", batch[:10], settings(strategy, 0.1, cap=1.0))
+        case(f"{strategy}, an outlier, published range", outlier, settings(strategy, 0.4))
+        case(f"{strategy}, an outlier, robust range", outlier, settings(strategy, 0.4, range=ROBUST))
+        case(f"{strategy}, nearly equal", [3.0, 3.0 + 1e-9, 3.0 + 5e-7, 3.0], settings(strategy, 0.05))
+        case(f"{strategy}, tail of a quarter", batch[:21], settings(strategy, 0.3, range={"quantiles": {"tail": 0.25}}))
 
-decay = {"half_life_steps": 500, "floor": 0.4}
-for step in [0, 999, 1000, 1500, 2250, 1_000_000]:
-    case(f"schedule, step {step}", batch[:9], settings("lin_upper", 2.0, burn_in=1000, decay=decay), step)
+    for strategy in ["lin_upper", "quadratic", "extremes"]:
+        case(f"{strategy}, r = 1 / ln 2 needs no cap", batch, settings(strategy, 1 / math.log(2), cap=2.0))
+        case(f"{strategy}, losses at the end of doubles", [-1.7e308, 1.7e308, 0.0, 9e307], settings(strategy, 0.4))
+    case("kl_dro, doubles cannot hold the small weights", [9.0, 7.0, 6.0, 5.5, 2.0], settings("kl_dro", 0.002))
+    case("kl_dro, nor share what the cap leaves to them", [9.0, 7.0, 6.0, 5.5, 2.0], settings("kl_dro", 0.002, cap=1.5))
+    case("kl_dro, ties at the cap", [5, 5, 5, 4, 4, 1, 1, 1, 1, 0], settings("kl_dro", 0.2, cap=2.5))
 
-for strategy in ["lin_upper", "uniform", {"cvar": {"share": 0.5}}]:
-    for policy in ["error", "uniform", "zero"]:
-        for losses in [[1.0, nan, 2.0, inf, 4.0, -inf, 1.5], [nan, inf]]:
-            label = strategy if isinstance(strategy, str) else "cvar"
-            cap = 2.0 if label == "cvar" else 1.2
-            case(f"{label}, not finite: {policy}, {len(losses)}", losses, settings(strategy, 0.2, cap=cap, non_finite=policy))
+    for share in [0.04, 0.05, 0.1, 0.25, 0.3, 0.5, 0.77, 1.0]:
+        case(f"cvar, share {share} of 20", normal(20), settings({"cvar": {"share": share}}))
+    case("cvar, ties at the boundary", [5, 4, 4, 4, 1, 0], settings({"cvar": {"share": 1 / 3}}))
+    case("cvar, ties at the top, less than one sample", [5, 5, 4, 1], settings({"cvar": {"share": 0.1}}))
+
+    decay = {"half_life_steps": 500, "floor": 0.4}
+    for step in [0, 999, 1000, 1500, 2250, 1_000_000]:
+        case(f"schedule, step {step}", batch[:9], settings("lin_upper", 2.0, burn_in=1000, decay=decay), step)
+
+    for strategy in ["lin_upper", "uniform", {"cvar": {"share": 0.5}}]:
+        for policy in ["error", "uniform", "zero"]:
+            for losses in [[1.0, nan, 2.0, inf, 4.0, -inf, 1.5], [nan, inf]]:
+                label = strategy if isinstance(strategy, str) else "cvar"
+                cap = 2.0 if label == "cvar" else 1.2
+                case(f"{label}, not finite: {policy}, {len(losses)}", losses, settings(strategy, 0.2, cap=cap, non_finite=policy))
+
+
+if __name__ == "__main__":
+    main()

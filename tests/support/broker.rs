@@ -150,10 +150,14 @@ impl Broker {
     }
 
     pub fn producer(&self) -> TestProducer {
+        self.producer_to(&self.topic)
+    }
+
+    pub fn producer_to(&self, topic: &str) -> TestProducer {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.bootstrap).set("enable.idempotence", self.is_real().to_string());
         config.set("message.max.bytes", "26000000").set("linger.ms", "5").set("queue.buffering.max.messages", "50000");
-        TestProducer { producer: config.create().expect("a producer"), topic: self.topic.clone() }
+        TestProducer { producer: config.create().expect("a producer"), topic: topic.to_owned() }
     }
 }
 
@@ -239,6 +243,7 @@ pub struct TestReader {
 /// A record as it stands in a topic.
 #[derive(Debug)]
 pub struct ReadRecord {
+    pub key: Option<Vec<u8>>,
     pub payload: Option<Vec<u8>>,
     pub timestamp_ms: Option<i64>,
     headers: Vec<(String, Vec<u8>)>,
@@ -257,6 +262,7 @@ impl TestReader {
         let message = self.consumer.poll(Duration::from_millis(100))?.ok()?;
         let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
         Some(ReadRecord {
+            key: message.key().map(<[u8]>::to_vec),
             payload: message.payload().map(<[u8]>::to_vec),
             timestamp_ms: message.timestamp().to_millis(),
             headers: headers.map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect(),

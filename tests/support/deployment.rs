@@ -332,9 +332,16 @@ impl Drop for DaemonProcess {
 }
 
 pub fn http_get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
+    http(address, &format!("GET {path}"), "", b"")
+}
+
+/// `request`: method and path; `headers`: lines with their ends. The length of the body is among them.
+pub fn http(address: &str, request: &str, headers: &str, body: &[u8]) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    write!(stream, "{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{length}{headers}\r\n")?;
+    stream.write_all(body)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;

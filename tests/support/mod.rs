@@ -12,6 +12,7 @@ mod patient;
 mod postgres_server;
 mod published;
 mod tcp_proxy;
+mod weights;
 
 use std::hash::BuildHasher;
 use std::process::Command;
@@ -29,6 +30,7 @@ pub use patient::*;
 pub use postgres_server::PostgresServer;
 pub use published::*;
 pub use tcp_proxy::*;
+pub use weights::*;
 
 /// Far beyond what anything here takes.
 pub const DEADLINE: Duration = Duration::from_secs(240);

@@ -29,6 +29,8 @@ pub struct Row {
     /// Of several targets: the one that chose it, and its weight for each.
     pub target: Option<String>,
     pub log_importance_weights: Vec<(String, f64)>,
+    pub loss: Option<f64>,
+    pub loss_weight: Option<f64>,
 }
 
 /// Everything that a deployment has published.
@@ -124,6 +126,7 @@ fn read_rows(path: &Path, rows: &mut Vec<Row>) {
         let column = |name: &str| batch.column_by_name(name).expect("a documented column").as_any();
         let strings = |name| column(name).downcast_ref::<StringArray>().expect("strings");
         let floats = |name| column(name).downcast_ref::<Float64Array>().expect("numbers");
+        let optional = |name, i| Some(floats(name)).filter(|c| c.is_valid(i)).map(|c| c.value(i));
         let partitions = column("partition").downcast_ref::<Int32Array>().expect("partitions");
         let offsets = column("offset").downcast_ref::<Int64Array>().expect("offsets");
         let schema = batch.schema();
@@ -143,6 +146,8 @@ fn read_rows(path: &Path, rows: &mut Vec<Row>) {
             window: strings("window").value(i).to_owned(),
             target: (!by_target.is_empty()).then(|| strings("target").value(i).to_owned()),
             log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
+            loss: optional("loss", i),
+            loss_weight: optional("loss_weight", i),
         }));
     }
 }

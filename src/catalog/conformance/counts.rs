@@ -40,7 +40,13 @@ async fn publish_counts<C: Catalog>(
     let counts = [(String::new(), NgramCounts::from_vec(counts.to_vec()))].into();
     let addition = CountsAddition { kind: CountsKind::Raw, counts: &counts, half_life_ngrams: Some(50), history_bytes };
     catalog.stage(PIPELINE, shard, manifest.path.as_deref()).await.unwrap();
-    let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &[addition], forward_to: None };
+    let request = PublishRequest {
+        manifest: &manifest,
+        advances: &advances,
+        counts: &[addition],
+        feedback: None,
+        forward_to: None,
+    };
     catalog.publish(&request).await
 }
 
@@ -130,7 +136,7 @@ async fn counts_of_several_targets_move_together<C: Catalog + CountsCatalog>(cat
         let addition = CountsAddition { kind: selected, counts: &counts, half_life_ngrams: Some(50), history_bytes };
         catalog.stage(PIPELINE, shard, manifest.path.as_deref()).await.unwrap();
         let (manifest, advances, counts) = (&manifest, &advances[..], &[addition][..]);
-        catalog.publish(&PublishRequest { manifest, advances, counts, forward_to: None }).await
+        catalog.publish(&PublishRequest { manifest, advances, counts, feedback: None, forward_to: None }).await
     };
     let mut expected = both.clone();
     for (i, added) in [([9, 0, 1, 0], [0; 4]), ([0; 4], [0, 7, 0, 0])].into_iter().enumerate() {

@@ -17,8 +17,8 @@ async fn a_catalog_of_the_schema_before_targets_is_migrated() {
             100,
         );
         catalog.fill_schema_of_version_7(PIPELINE, &model_id(), &counts.to_bytes()).await;
-        assert_eq!(catalog.pending_migrations().await.unwrap(), 2);
-        assert_eq!(catalog.migrate().await.unwrap(), 2);
+        assert_eq!(catalog.pending_migrations().await.unwrap(), 3);
+        assert_eq!(catalog.migrate().await.unwrap(), 3);
         catalog.check_schema().await.unwrap();
 
         let [old] = &catalog.windows(PIPELINE).await.unwrap()[..] else { panic!("one window") };
@@ -50,7 +50,13 @@ async fn a_catalog_of_the_schema_before_targets_is_migrated() {
         };
         catalog.stage(PIPELINE, "t", manifest.path.as_deref()).await.unwrap();
         let (advances, additions) = ([advance(0, 100, 110, epoch)], [addition]);
-        let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &additions, forward_to: None };
+        let request = PublishRequest {
+            manifest: &manifest,
+            advances: &advances,
+            counts: &additions,
+            feedback: None,
+            forward_to: None,
+        };
         catalog.publish(&request).await.unwrap();
         counts.add(&added, None);
         let newest = catalog.newest_counts(PIPELINE, CountsKind::Selected).await.unwrap();

@@ -369,7 +369,10 @@ async fn ask(catalog: &SqlCatalog, pipeline: &str, call: &Call) -> Answer {
         }
         Call::Publish(shard) => {
             let (manifest, advances) = (&shard.manifest, &shard.advances[..]);
-            match catalog.publish(&PublishRequest { manifest, advances, counts: &[], forward_to: None }).await {
+            match catalog
+                .publish(&PublishRequest { manifest, advances, counts: &[], feedback: None, forward_to: None })
+                .await
+            {
                 Ok(sequence) => Answer::Published(sequence),
                 Err(CatalogError::Fenced { .. }) => Answer::Fenced,
                 Err(CatalogError::NotStaged(_)) => Answer::NotStaged,

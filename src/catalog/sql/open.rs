@@ -27,6 +27,7 @@ const SQLITE: &Migrations = &[
     (7, "against selected", include_str!("../../../migrations/sqlite/0007_against_selected.sql")),
     (8, "divided windows", include_str!("../../../migrations/sqlite/0008_divided_windows.sql")),
     (9, "counts by target", include_str!("../../../migrations/sqlite/0009_counts_by_target.sql")),
+    (10, "feedback", include_str!("../../../migrations/sqlite/0010_feedback.sql")),
 ];
 const POSTGRES: &Migrations = &[
     (1, "catalog", include_str!("../../../migrations/postgres/0001_catalog.sql")),
@@ -38,6 +39,7 @@ const POSTGRES: &Migrations = &[
     (7, "against selected", include_str!("../../../migrations/postgres/0007_against_selected.sql")),
     (8, "divided windows", include_str!("../../../migrations/postgres/0008_divided_windows.sql")),
     (9, "counts by target", include_str!("../../../migrations/postgres/0009_counts_by_target.sql")),
+    (10, "feedback", include_str!("../../../migrations/postgres/0010_feedback.sql")),
 ];
 
 const MAX_CONNECTIONS: u32 = 4;

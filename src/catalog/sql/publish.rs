@@ -20,19 +20,9 @@ impl SqlCatalog {
         let pipeline = manifest.pipeline.as_str();
         let now = now_ms();
         let mut tx = self.database.begin().await?;
-        let mut advances: Vec<&Advance> = request.advances.iter().collect();
-        advances.sort_by_key(|advance| &advance.at);
-        for Advance { at, interval, owner_epoch } in advances {
-            let moved = tx.execute(
-                r#"UPDATE checkpoints SET next_offset = $1, updated_at_ms = $2
-                   WHERE pipeline = $3 AND topic = $4 AND "partition" = $5 AND next_offset = $6 AND owner_epoch = $7"#,
-                values![interval.to, now, pipeline, &*at.topic, at.partition, interval.from, *owner_epoch],
-            );
-            if moved.await? != 1 {
-                tx.rollback().await?;
-                let (at, interval, owner_epoch) = (at.clone(), *interval, *owner_epoch);
-                return Ok(Err(CatalogError::Fenced { at, interval, owner_epoch }));
-            }
+        if let Err(fenced) = move_checkpoints(&mut tx, pipeline, request.advances).await? {
+            tx.rollback().await?;
+            return Ok(Err(fenced));
         }
         crash::point("commit.checkpoints_moved");
         let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>();
@@ -84,6 +74,12 @@ impl SqlCatalog {
                 return Ok(Err(error));
             }
         }
+        if let Some(addition) = &request.feedback
+            && let Err(error) = self.add_feedback(&mut tx, manifest, addition).await?
+        {
+            tx.rollback().await?;
+            return Ok(Err(error));
+        }
         if let Some(entry) = sequence.and_then(|sequence| manifest.entry(sequence)) {
             tx.execute(
                 "INSERT INTO manifest_entries (pipeline, sequence, entry) VALUES ($1, $2, $3)",
@@ -98,13 +94,38 @@ impl SqlCatalog {
     }
 }
 
+/// Moves each checkpoint from the beginning of its interval to the end, if it stands there and its epoch is ours; after an inner
+/// error the transaction is to be rolled back.
+pub(super) async fn move_checkpoints(
+    tx: &mut Tx,
+    pipeline: &str,
+    advances: &[Advance],
+) -> Result<Result<(), CatalogError>, sqlx::Error> {
+    let mut advances: Vec<&Advance> = advances.iter().collect();
+    advances.sort_by_key(|advance| &advance.at);
+    for Advance { at, interval, owner_epoch } in advances {
+        let moved = tx.execute(
+            r#"UPDATE checkpoints SET next_offset = $1, updated_at_ms = $2
+               WHERE pipeline = $3 AND topic = $4 AND "partition" = $5 AND next_offset = $6 AND owner_epoch = $7"#,
+            values![interval.to, now_ms(), pipeline, &*at.topic, at.partition, interval.from, *owner_epoch],
+        );
+        if moved.await? != 1 {
+            let (at, interval, owner_epoch) = (at.clone(), *interval, *owner_epoch);
+            return Ok(Err(CatalogError::Fenced { at, interval, owner_epoch }));
+        }
+    }
+    Ok(Ok(()))
+}
+
 async fn insert_windows(tx: &mut Tx, manifest: &ShardManifest) -> Result<(), sqlx::Error> {
     for window in &manifest.windows {
         tx.execute(
             r#"INSERT INTO windows (pipeline, topic, "partition", from_offset, to_offset, shard, model, closed_by,
                    n_records, n_selected, n_rejected, n_too_short, n_dead_letters, payload_bytes, threshold, kl_reduction,
-                   random_kl_reduction, raw_version, diagnostics, selected_version, selected_share, turns, targets)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)"#,
+                   random_kl_reduction, raw_version, diagnostics, selected_version, selected_share, turns, targets,
+                   expected_loss_version, expected_loss_coefficient, quota_version)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
+                   $23, $24, $25, $26)"#,
             values![
                 manifest.pipeline.as_str(),
                 &*window.at.topic,
@@ -129,6 +150,9 @@ async fn insert_windows(tx: &mut Tx, manifest: &ShardManifest) -> Result<(), sql
                 window.against_selected.map(|selected| selected.share),
                 Some(&window.turns).filter(|turns| !turns.is_empty()).map(to_json),
                 Some(&window.targets).filter(|targets| !targets.is_empty()).map(to_json),
+                window.expected_loss.map(|expected| expected.version),
+                window.expected_loss.map(|expected| expected.coefficient),
+                window.quota_version,
             ],
         )
         .await?;

@@ -8,7 +8,7 @@ use crate::catalog::{CatalogError, CatalogReader, Checkpoint, Gap, GapReason, Pe
 use crate::checkpoint::Interval;
 use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::TopicPartition;
-use crate::score::SelectedVersion;
+use crate::score::{ExpectedLossVersion, SelectedVersion};
 use crate::window::{CloseReason, WindowSummary};
 
 impl SqlCatalog {
@@ -112,6 +112,7 @@ impl CatalogReader for SqlCatalog {
                 (Err(problem), _) | (_, Err(problem)) => return Ok(Err(problem)),
             };
             let (selected_version, selected_share): (Option<i64>, Option<f64>) = (row.get(16)?, row.get(17)?);
+            let (expected_version, coefficient): (Option<i64>, Option<f64>) = (row.get(20)?, row.get(21)?);
             Ok(Ok(WindowSummary {
                 at: TopicPartition::new(row.get::<String>(0)?, row.get(1)?),
                 interval: Interval { from: row.get(2)?, to: row.get(3)? },
@@ -129,6 +130,10 @@ impl CatalogReader for SqlCatalog {
                 against_selected: selected_version
                     .zip(selected_share)
                     .map(|(version, share)| SelectedVersion { version, share }),
+                expected_loss: expected_version
+                    .zip(coefficient)
+                    .map(|(version, coefficient)| ExpectedLossVersion { version, coefficient }),
+                quota_version: row.get(22)?,
                 diagnostics,
                 turns,
                 targets,
@@ -137,7 +142,8 @@ impl CatalogReader for SqlCatalog {
         let windows = self.select(
             r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
                    n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics,
-                   selected_version, selected_share, turns, targets
+                   selected_version, selected_share, turns, targets, expected_loss_version, expected_loss_coefficient,
+                   quota_version
                FROM windows WHERE pipeline = $1 ORDER BY topic, "partition", from_offset"#,
             values![pipeline],
             window,

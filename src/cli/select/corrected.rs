@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use anyhow::Context;
 
-use super::draw::{self, Draw};
+use super::draw::{self, Draw, Drawn};
 use super::featurise::Featurised;
 use super::scores::Scores;
 use super::spool::{Place, Spool};
@@ -318,6 +318,7 @@ impl Drawing<'_> {
             requested,
             candidates: candidates.len() as u64,
             selection,
+            drawn: Drawn::Weights,
             probabilities: Some(probabilities),
             correction: None,
             diagnostics: Vec::new(),

@@ -1,7 +1,9 @@
 //! Between the passes: temperature, budgets, and which documents are selected.
 
 use super::corrected::Correction;
+use super::covered::Strata;
 use super::scores::Scores;
+use super::sensitive::Sensitivities;
 use super::{Quota, SelectionPlan, Temperature};
 use crate::cli::UsageError;
 use crate::record::TopicPartition;
@@ -22,6 +24,7 @@ pub struct Draw {
     pub requested: u64,
     pub candidates: u64,
     pub selection: BudgetedSelection,
+    pub drawn: Drawn,
     /// Of the picks, in their order, where the turns do not tell them.
     pub probabilities: Option<Vec<f64>>,
     /// How weights were corrected, with what was left open decided.
@@ -30,17 +33,20 @@ pub struct Draw {
     pub diagnostics: Vec<Diagnostics>,
 }
 
+/// By what documents were drawn.
+pub enum Drawn {
+    Weights,
+    Strata(Strata),
+    Sensitivities(Sensitivities),
+}
+
 pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Result<Draw> {
     let candidates = candidates(scores, plan);
     let (requested, mut settings) = settings(scores, model, plan, 1.0)?;
-    let totals: Vec<Vec<f64>> =
-        (0..scores.n_targets).map(|target| totals(scores, model, &settings, &candidates, target)).collect();
-    settings.temperature = temperature(plan.temperature, &totals)?;
-    drop(totals);
+    settings.temperature = temperature(scores, model, plan, &settings, &candidates)?;
 
     let noise = noise(plan.seed);
-    let mut pools = vec![Vec::new(); plan.sources.len() + 1];
-    candidates.iter().for_each(|&document| pools[scores.pool(document)].push(document));
+    let pools = pools(scores, plan, &candidates);
     let target_shares: Vec<f64> = model.targets.iter().map(|target| target.proportion).collect();
     let key = |document: u32, target: usize| {
         let weight = total_weight(scores, model, &settings, document, scores.weight(document, target));
@@ -52,12 +58,29 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
     let selection = select_within_budgets(pools, &budgets, key);
     let diagnostics = diagnostics(scores, model, &settings, &candidates, &selection);
     let candidates = candidates.len() as u64;
-    Ok(Draw { settings, noise, requested, candidates, selection, probabilities: None, correction: None, diagnostics })
+    Ok(Draw {
+        settings,
+        noise,
+        requested,
+        candidates,
+        selection,
+        drawn: Drawn::Weights,
+        probabilities: None,
+        correction: None,
+        diagnostics,
+    })
+}
+
+/// The candidates of all sources without a share of their own, and of each that has one.
+pub fn pools(scores: &Scores, plan: &SelectionPlan, candidates: &[u32]) -> Vec<Vec<u32>> {
+    let mut pools = vec![Vec::new(); plan.sources.len() + 1];
+    candidates.iter().for_each(|&document| pools[scores.pool(document)].push(document));
+    pools
 }
 
 /// Documents that may be selected, in order.
 pub fn candidates(scores: &Scores, plan: &SelectionPlan) -> Vec<u32> {
-    (0..scores.len() as u32).filter(|&document| scores.is_candidate(document, plan.min_tokens)).collect()
+    (0..scores.len() as u32).filter(|&document| scores.is_candidate(document, plan)).collect()
 }
 
 /// How many are to be selected, and how.
@@ -80,6 +103,7 @@ pub fn settings(
         min_tokens: plan.min_tokens,
         seed: plan.seed,
         quotas: Quotas { sources: plan.sources.iter().cloned().collect(), ..Quotas::default() }.of_model(model),
+        loss: plan.loss.map(|loss| loss.term(scores, plan)).transpose()?,
     };
     Ok((requested, settings))
 }
@@ -124,17 +148,26 @@ pub fn total_weight(
     document: u32,
     log_importance_weight: f64,
 ) -> f64 {
-    let score = Score { n_tokens: scores.n_tokens[document as usize], log_importance_weight };
+    let n_tokens = scores.n_tokens[document as usize];
+    let score = Score { n_tokens, log_importance_weight, loss: scores.loss(document), ..Score::default() };
     settings.total_log_weight(&score, &model.featuriser)
 }
 
 /// The temperature that was asked for. Of several targets the one that needs the highest decides, so that each has at
 /// least the effective sample size that is wanted.
-fn temperature(wanted: Temperature, totals: &[Vec<f64>]) -> Result<f64, UsageError> {
-    let share = match wanted {
+pub fn temperature(
+    scores: &Scores,
+    model: &Model,
+    plan: &SelectionPlan,
+    settings: &SelectorSettings,
+    candidates: &[u32],
+) -> Result<f64, UsageError> {
+    let share = match plan.temperature {
         Temperature::Fixed(temperature) => return Ok(temperature),
         Temperature::Auto(share) => share,
     };
+    let totals: Vec<Vec<f64>> =
+        (0..scores.n_targets).map(|target| totals(scores, model, settings, candidates, target)).collect();
     let of_target = |totals: &Vec<f64>| {
         let size = share * totals.len() as f64;
         temperature_for_effective_sample_size(totals, size).ok_or_else(|| {
@@ -161,6 +194,11 @@ impl Draw {
             return pick.map_or(0.0, |pick| probabilities[pick]);
         }
         let pool = scores.pool(document);
+        match &self.drawn {
+            Drawn::Weights => {}
+            Drawn::Strata(strata) => return strata.inclusion_probability(self, scores, model, document),
+            Drawn::Sensitivities(of) => return of.pool(pool).inclusion_probability(of.score(document)),
+        }
         let turns = self.selection.turns.iter().filter(|turn| turn.pool == pool && turn.count > 0);
         turns
             .map(|turn| {
@@ -169,6 +207,26 @@ impl Draw {
                 self.settings.inclusion_probability(weight, turn.threshold)
             })
             .fold(0.0, f64::max)
+    }
+
+    /// What a selected document stands for in weighted sums.
+    pub fn sample_weight(&self, scores: &Scores, document: u32, inclusion_probability: f64) -> f64 {
+        match &self.drawn {
+            Drawn::Sensitivities(of) => of.pool(scores.pool(document)).sample_weight(of.score(document)),
+            Drawn::Weights | Drawn::Strata(_) => inclusion_probability.recip(),
+        }
+    }
+
+    /// The key of a document for a target, whether it was selected or not.
+    pub fn key(&self, scores: &Scores, model: &Model, document: u32, target: usize) -> f64 {
+        let total = match &self.drawn {
+            Drawn::Strata(strata) if strata.is_uniform() => 0.0,
+            Drawn::Sensitivities(of) => return of.key(&self.noise, document),
+            Drawn::Weights | Drawn::Strata(_) => {
+                total_weight(scores, model, &self.settings, document, scores.weight(document, target))
+            }
+        };
+        self.settings.key(&self.noise, i64::from(document), total)
     }
 
     /// The picks among the documents `from..to`, by number.

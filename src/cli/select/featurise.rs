@@ -4,7 +4,7 @@ use anyhow::Context;
 
 use super::SelectionPlan;
 use super::scores::Scores;
-use super::spool::{Place, Spool};
+use super::spool::{Place, Spool, SpoolWriter};
 use crate::cli::UsageError;
 use crate::cli::files::{Files, total_bytes};
 use crate::cli::progress::Progress;
@@ -24,9 +24,10 @@ pub struct Featurised {
 }
 
 /// What a thread has.
-struct Counting {
+struct Counting<'a> {
     counts: NgramCounts,
     scratch: Scratch,
+    writer: SpoolWriter<'a>,
     /// Of the chunk at hand.
     buckets: BucketList,
 }
@@ -44,13 +45,14 @@ pub fn featurise(
     let states = files.states(|| Counting {
         counts: NgramCounts::zero(n_buckets),
         scratch: Scratch::default(),
+        writer: spool.writer(),
         buckets: BucketList::new(featuriser.buckets),
     });
     let (mut scores, mut kept) = (Scores::of_targets(1), Vec::new());
     let states = files.reader(inputs).scan(
         Wanted::Named,
         states,
-        |Counting { counts, scratch, buckets }, chunk| {
+        |Counting { counts, scratch, writer, buckets }, chunk| {
             let mut scores = Scores::of_targets(1);
             buckets.clear();
             let is_kept = !spool.has_failed();
@@ -67,7 +69,7 @@ pub fn featurise(
                 }
                 None => scores.push_bad_line(plan),
             })?;
-            let piece = if is_kept { spool.append(buckets.as_bytes()) } else { None };
+            let piece = if is_kept { writer.append(buckets.as_bytes()) } else { None };
             Ok::<_, FileError>((scores, piece, chunk.chunk.place, chunk.chunk.file_bytes))
         },
         |(chunk, piece, place, bytes)| {
@@ -82,7 +84,7 @@ pub fn featurise(
         eprintln!("raw: {} bad lines were passed over", scores.bad_lines);
     }
     let mut counts = NgramCounts::zero(n_buckets);
-    states.iter().for_each(|state| counts.merge(&state.counts));
+    states.into_iter().for_each(|state| counts.merge(&state.counts));
     let paths = inputs.iter().map(|input| input.path.to_string_lossy().into_owned()).collect();
     let provenance = Provenance { documents: scores.n_documents(), inputs: paths, ..Provenance::default() };
     let raw = Side { counts, provenance };

@@ -1,7 +1,7 @@
 //! The folder of a selection: built under another name beside its place, and moved there when it is complete.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -9,7 +9,7 @@ use anyhow::Context;
 use super::rows::Rows;
 use super::spool::Spool;
 use crate::cli::UsageError;
-use crate::sink::SelectionWriter;
+use crate::sink::{SelectionColumns, SelectionWriter};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -66,14 +66,18 @@ impl Folder {
         self.building.path()
     }
 
-    /// A file for n-grams beside what will be published, without a name: whatever happens, it does not stay.
-    pub fn spool(&self, limit_bytes: u64) -> Spool {
-        Spool::new(tempfile::tempfile_in(self.path()), limit_bytes)
+    /// Files for n-grams beside what will be published, without names: whatever happens, they do not stay.
+    pub fn spool(&self, limit_bytes: u64, threads: usize) -> Spool {
+        Spool::new((0..threads).map(|_| tempfile::tempfile_in(self.path())), limit_bytes)
     }
 
     pub fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let mut file = File::create(self.path().join(name)).with_context(|| name.to_owned())?;
         file.write_all(bytes).and_then(|()| file.sync_all()).with_context(|| name.to_owned())
+    }
+
+    pub fn create(&self, name: &str) -> anyhow::Result<BufWriter<File>> {
+        Ok(BufWriter::new(File::create(self.path().join(name)).with_context(|| name.to_owned())?))
     }
 
     /// Moves the folder to its place. What it replaces is there until then.
@@ -102,7 +106,8 @@ impl Folder {
 
 fn is_own(name: &str) -> bool {
     let is_selection = |end: &str| name.starts_with("selected-") && name.ends_with(end);
-    matches!(name, "report.json" | "model.wnw") || [".parquet", ".jsonl", ".jsonl.zst"].into_iter().any(is_selection)
+    matches!(name, "report.json" | "model.wnw" | super::explain::DECISIONS)
+        || [".parquet", ".jsonl", ".jsonl.zst"].into_iter().any(is_selection)
 }
 
 /// Files of selected rows.
@@ -112,9 +117,9 @@ pub enum Output {
 }
 
 impl Output {
-    pub fn new(folder: &Folder, format: Format, targets: Vec<String>, footer: Vec<(String, String)>) -> Self {
+    pub fn new(folder: &Folder, format: Format, columns: SelectionColumns, footer: Vec<(String, String)>) -> Self {
         match format {
-            Format::Parquet => Output::Parquet(Box::new(SelectionWriter::new(folder.path(), targets, footer))),
+            Format::Parquet => Output::Parquet(Box::new(SelectionWriter::new(folder.path(), columns, footer))),
             Format::Jsonl | Format::JsonlZst => Output::Lines(Lines {
                 folder: folder.path().to_owned(),
                 is_compressed: format == Format::JsonlZst,

@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use super::SelectionPlan;
 use super::draw::Draw;
+use super::explain::{self, Explanation};
 use super::rows::Written;
 use super::scores::Scores;
+use super::spread::{self, Covers, MethodReport, SensitivityReport, StrataReport};
 use crate::cli::bars::bar;
 use crate::cli::model::target_name;
 use crate::score::{Model, ModelId};
@@ -26,6 +28,10 @@ fn lacking(model: &Model, parts: &[(u32, f64)]) -> Vec<Lack> {
     parts.iter().map(lack).collect()
 }
 
+fn n_with_loss(scores: &Scores, plan: &SelectionPlan) -> u64 {
+    super::draw::candidates(scores, plan).into_iter().filter(|&document| scores.loss(document).is_some()).count() as u64
+}
+
 pub struct Facts<'a> {
     pub model: &'a Model,
     pub model_id: &'a ModelId,
@@ -34,6 +40,7 @@ pub struct Facts<'a> {
     pub scores: &'a Scores,
     pub draw: &'a Draw,
     pub written: &'a Written,
+    pub explanations: &'a [Explanation],
     pub out: &'a Path,
     pub is_fitted: bool,
     pub seconds: f64,
@@ -41,7 +48,7 @@ pub struct Facts<'a> {
 
 /// `report.json`. Fields are only ever added.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct Report<'a> {
     made_by: String,
     inputs: Vec<String>,
     model: ModelId,
@@ -57,6 +64,14 @@ pub struct Report {
     /// How many documents fewer than requested were selected, because no more may be.
     shortfall: u64,
     targets: Vec<TargetReport>,
+    /// Only with `--selector coverage`.
+    strata: Option<StrataReport>,
+    /// Only with `--selector sensitivity`.
+    sensitivity: Option<SensitivityReport>,
+    /// `null` where it was not measured.
+    coverage: Option<Covers>,
+    /// Of `--explain`.
+    explanations: &'a [Explanation],
     kl_to_raw_nats: f64,
     kl_to_selected_nats: f64,
     /// The largest parts of it.
@@ -69,6 +84,8 @@ pub struct Report {
     #[serde(skip)]
     out: String,
     #[serde(skip)]
+    has_decisions: bool,
+    #[serde(skip)]
     is_fitted: bool,
     #[serde(skip)]
     seconds: f64,
@@ -77,6 +94,7 @@ pub struct Report {
 #[derive(Debug, Serialize)]
 struct Selector {
     kind: &'static str,
+    method: MethodReport,
     seed: u64,
     temperature: f64,
     length_normalise: bool,
@@ -84,6 +102,10 @@ struct Selector {
     source_proportions: Vec<(String, f64)>,
     /// `null`: weights against raw alone.
     against_selected: Option<super::corrected::Correction>,
+    /// `null`: losses add nothing to the weights.
+    loss: Option<crate::score::LossTerm>,
+    /// Candidates that have one; `null`: losses are not read.
+    n_with_loss: Option<u64>,
 }
 
 /// A bucket of which the selection has too little.
@@ -110,8 +132,8 @@ struct FileReport {
     rows: u64,
 }
 
-impl Report {
-    pub fn of(facts: &Facts<'_>) -> Self {
+impl<'a> Report<'a> {
+    pub fn of(facts: &Facts<'a>) -> Self {
         let Facts { model, plan, scores, draw, written, .. } = facts;
         let target = model.target_distribution();
         let to_raw = target.divergence_from(&model.raw.counts);
@@ -121,19 +143,23 @@ impl Report {
             proportion: target.proportion,
             diagnostics: *diagnostics,
         });
+        let method = spread::method(plan);
         let mut report = Report {
             made_by: concat!("winnowd ", env!("CARGO_PKG_VERSION")).to_owned(),
             inputs: facts.inputs.iter().map(|input| input.path.to_string_lossy().into_owned()).collect(),
             model: facts.model_id.clone(),
             featuriser: model.featuriser,
             selector: Selector {
-                kind: plan.kind.as_str(),
+                kind: method.name(),
+                method,
                 seed: plan.seed,
                 temperature: draw.settings.temperature,
                 length_normalise: plan.length_normalise,
                 min_tokens: plan.min_tokens,
                 source_proportions: plan.sources.clone(),
                 against_selected: draw.correction,
+                loss: draw.settings.loss,
+                n_with_loss: plan.keeps_losses.then(|| n_with_loss(scores, plan)),
             },
             documents: scores.n_documents(),
             bad_lines: scores.bad_lines,
@@ -144,6 +170,10 @@ impl Report {
             selected_tokens: written.n_tokens,
             shortfall: draw.requested - selected,
             targets: targets.collect(),
+            strata: spread::strata(draw, plan),
+            sensitivity: spread::sensitivity(draw, plan),
+            coverage: written.nearest.as_ref().map(|nearest| Covers::of(nearest, written)),
+            explanations: facts.explanations,
             kl_to_raw_nats: to_raw,
             kl_to_selected_nats: target.divergence_from(&written.selected),
             lacking: lacking(model, &target.largest_parts(&written.selected, N_LACKING)),
@@ -153,6 +183,7 @@ impl Report {
             files: written.files.iter().map(|(name, rows)| FileReport { name: name.clone(), rows: *rows }).collect(),
             warnings: Vec::new(),
             out: facts.out.display().to_string(),
+            has_decisions: plan.writes_decisions,
             is_fitted: facts.is_fitted,
             seconds: facts.seconds,
         };
@@ -162,12 +193,24 @@ impl Report {
 
     fn find_warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.shortfall > 0 {
+        let (without_number, cut) = self.strata.as_ref().map_or((0, 0), |s| (s.without_number, s.cut));
+        if self.shortfall > 0 && cut > 0 {
+            warnings.push(format!(
+                "{} documents were asked for, but only {} may be selected, of which {cut} were cut off: all others were \
+                 selected",
+                self.requested, self.candidates
+            ));
+        } else if self.shortfall > 0 {
             warnings.push(format!(
                 "{} documents were asked for, but only {} of {} have at least {} tokens: all of them were selected",
                 self.requested, self.candidates, self.documents, self.selector.min_tokens
             ));
         }
+        if without_number > 0 {
+            warnings
+                .push(format!("{without_number} documents lack a number that coverage needs: they cannot be selected"));
+        }
+        warnings.extend(self.strata.as_ref().and_then(StrataReport::warning).map(str::to_owned));
         if self.bad_lines > 0 {
             warnings.push(format!("{} bad lines were passed over", self.bad_lines));
         }
@@ -195,15 +238,22 @@ impl Report {
             self.seconds
         );
         self.add_sources(&mut text);
+        self.strata.iter().for_each(|strata| strata.add_text(&mut text));
+        self.sensitivity.iter().for_each(|sensitivity| sensitivity.add_text(&mut text));
+        self.coverage.iter().for_each(|covers| covers.add_text(&mut text));
         self.add_divergence(&mut text);
         self.add_lacking(&mut text);
         self.targets.iter().for_each(|target| self.add_diagnostics(&mut text, target));
+        explain::add_text(self.explanations, &mut text);
         for warning in &self.warnings {
             let _ = writeln!(text, "\nWARNING: {}", wrapped(warning));
         }
         let _ = writeln!(text, "\nWritten to {}", self.out);
         for file in &self.files {
             let _ = writeln!(text, "  {}  {} rows", file.name, file.rows);
+        }
+        if self.has_decisions {
+            let _ = writeln!(text, "  {}", explain::DECISIONS);
         }
         text.push_str(if self.is_fitted { "  report.json\n  model.wnw\n" } else { "  report.json\n" });
         text
@@ -281,7 +331,7 @@ impl Report {
 }
 
 /// A number with about four digits.
-fn significant(number: f64) -> String {
+pub fn significant(number: f64) -> String {
     let decimals = match number.abs() {
         n if n >= 1000.0 => 0,
         n if n >= 100.0 => 1,

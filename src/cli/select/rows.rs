@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use super::SelectionPlan;
 use super::draw::Draw;
+use super::measure::PROJECTION;
 use super::output::{Folder, Format, Output};
 use super::scores::Scores;
 use crate::cli::UsageError;
@@ -16,8 +17,8 @@ use crate::cli::weights::Weights;
 use crate::features::Scratch;
 use crate::record::{DocumentRef, TextScratch};
 use crate::score::{Model, ModelId, NgramCounts};
-use crate::select::Pick;
-use crate::sink::SelectedRow;
+use crate::select::{NearestDistances, Pick};
+use crate::sink::{SelectedRow, SelectionColumns};
 use crate::source::files::{ChunkPlace, ChunkReader, FileError, Input, Wanted};
 
 /// All that is known when rows are written.
@@ -28,6 +29,8 @@ pub struct Writing<'a> {
     pub scores: &'a Scores,
     pub draw: &'a Draw,
     pub plan: &'a SelectionPlan,
+    /// Documents to which distances are measured.
+    pub sample: Option<&'a NearestDistances>,
 }
 
 /// What came of it.
@@ -38,6 +41,8 @@ pub struct Written {
     pub selected: NgramCounts,
     pub random: NgramCounts,
     pub random_documents: u64,
+    /// Distances of the sample to the selection, and to the random one.
+    pub nearest: Option<[NearestDistances; 2]>,
     pub sources: crate::select::SourceCounts,
     /// Selected documents, and the tokens in them.
     pub n_tokens: u64,
@@ -49,6 +54,7 @@ struct Counting {
     selected: NgramCounts,
     random: NgramCounts,
     random_documents: u64,
+    nearest: Option<[NearestDistances; 2]>,
 }
 
 /// Rows of one chunk, ready to be written.
@@ -72,13 +78,14 @@ impl Writing<'_> {
         weights: &Weights,
         model_id: &ModelId,
     ) -> anyhow::Result<Written> {
-        let mut output = Output::new(folder, format, self.target_names(), self.footer(model_id)?);
+        let mut output = Output::new(folder, format, self.columns(), self.footer(model_id)?);
         let buckets = self.model.featuriser.buckets as usize;
         let states = self.files.states(|| Counting {
             scratch: Scratch::default(),
             selected: NgramCounts::zero(buckets),
             random: NgramCounts::zero(buckets),
             random_documents: 0,
+            nearest: self.sample.map(|sample| [sample.clone(), sample.clone()]),
         });
         let progress = Progress::new("write", total_bytes(self.inputs));
         let mut sources = self.scores.sources.clone();
@@ -102,6 +109,7 @@ impl Writing<'_> {
             selected: NgramCounts::zero(buckets),
             random: NgramCounts::zero(buckets),
             random_documents: 0,
+            nearest: self.sample.map(|sample| [sample.clone(), sample.clone()]),
             sources,
             n_tokens,
         };
@@ -109,6 +117,8 @@ impl Writing<'_> {
             written.selected.merge(&state.selected);
             written.random.merge(&state.random);
             written.random_documents += state.random_documents;
+            let nearest = written.nearest.iter_mut().zip(&state.nearest).flat_map(|(all, of)| all.iter_mut().zip(of));
+            nearest.for_each(|(all, of)| all.merge(of));
         }
         let rows: u64 = written.files.iter().map(|(_, rows)| rows).sum();
         if rows != self.draw.selection.picks.len() as u64 {
@@ -134,12 +144,13 @@ impl Writing<'_> {
         (first(chunk), first(chunk + 1))
     }
 
-    /// Names for columns: only several targets need them.
-    fn target_names(&self) -> Vec<String> {
-        match &self.model.targets[..] {
+    /// Only several targets need columns of their names.
+    fn columns(&self) -> SelectionColumns {
+        let targets = match &self.model.targets[..] {
             [_] => Vec::new(),
             targets => targets.iter().map(|target| target.name.clone()).collect(),
-        }
+        };
+        SelectionColumns { targets, has_losses: self.plan.keeps_losses }
     }
 
     fn footer(&self, model_id: &ModelId) -> anyhow::Result<Vec<(String, String)>> {
@@ -148,6 +159,7 @@ impl Writing<'_> {
             pair("model", model_id.as_str().to_owned()),
             pair("seed", self.plan.seed.to_string()),
             pair("selector", serde_json::to_string(&self.draw.settings).context("selector")?),
+            pair("method", serde_json::to_string(&super::spread::method(self.plan)).context("method")?),
         ])
     }
 
@@ -178,6 +190,7 @@ impl Writing<'_> {
             |n| pick(document(n)).is_some() || is_random(document(n)),
             |n, line, json| {
                 let Some(content) = chunk.decode(line, json, &mut text_scratch)? else { return Ok(()) };
+                self.measure(state, &content.text, pick(document(n)).is_some(), is_random(document(n)));
                 if is_random(document(n)) {
                     state.random.add_text(&content.text, &self.model.featuriser, &mut state.scratch);
                     state.random_documents += 1;
@@ -192,12 +205,23 @@ impl Writing<'_> {
         Ok(found)
     }
 
+    /// How near a document is to those of the sample.
+    fn measure(&self, state: &mut Counting, text: &str, is_selected: bool, is_random: bool) {
+        let Some([selected, random]) = &mut state.nearest else { return };
+        let point = PROJECTION.of_text(text, &self.model.featuriser, &mut state.scratch);
+        if is_selected {
+            selected.selected(&point);
+        }
+        if is_random {
+            random.selected(&point);
+        }
+    }
+
     /// Candidates of a random selection that is expected to be as large as the real one, among documents `from..to`.
     fn random(&self, from: u32, to: u32) -> Vec<u32> {
         let share = self.draw.selection.picks.len() as f64 / (self.draw.candidates as f64).max(1.0);
         let is_drawn = |&document: &u32| {
-            self.scores.is_candidate(document, self.plan.min_tokens)
-                && self.draw.noise.in_baseline(i64::from(document), share)
+            self.scores.is_candidate(document, self.plan) && self.draw.noise.in_baseline(i64::from(document), share)
         };
         (from..to).filter(is_drawn).collect()
     }
@@ -210,6 +234,7 @@ impl Writing<'_> {
         found.sources.push(source.clone());
         // Lines carry the text as it stands in the original.
         let is_columns = matches!(found.rows, Rows::Columns(_));
+        let inclusion_probability = self.draw.inclusion_probability(self.scores, self.model, document);
         let row = SelectedRow {
             text: if is_columns { content.text.as_ref().to_owned() } else { String::new() },
             id: content.id().into_owned(),
@@ -218,8 +243,11 @@ impl Writing<'_> {
             log_importance_weights: self.scores.weights_of(document).to_vec(),
             target: pick.target,
             selection_key: pick.key,
-            inclusion_probability: self.draw.inclusion_probability(self.scores, self.model, document),
+            inclusion_probability,
+            sample_weight: self.draw.sample_weight(self.scores, document, inclusion_probability),
             metadata: if is_columns { content.metadata() } else { None },
+            loss: self.scores.loss(document),
+            loss_weight: self.draw.settings.loss.map(|term| term.log_weight(self.scores.loss(document))),
         };
         match &mut found.rows {
             Rows::Columns(rows) => rows.push(row),
@@ -248,7 +276,8 @@ fn fields(row: &SelectedRow, target: Option<&str>, weights: &Weights) -> Vec<(St
     }
     fields.push(("selection_key".to_owned(), row.selection_key.into()));
     fields.push(("inclusion_probability".to_owned(), row.inclusion_probability.into()));
-    fields.push(("sample_weight".to_owned(), row.inclusion_probability.recip().into()));
+    fields.push(("sample_weight".to_owned(), row.sample_weight.into()));
+    fields.extend(row.loss_weight.map(|weight| ("loss_weight".to_owned(), weight.into())));
     fields
 }
 

@@ -21,6 +21,11 @@ pub struct Scores {
     /// The number of the pool that a document's source has of its own, counted from 1; 0 for all others. Empty when there
     /// is only one pool.
     pub pools: Vec<u16>,
+    /// NaN of documents without one. Empty when losses are not read.
+    pub losses: Vec<f64>,
+    /// `n_numbers` for each document: of the plan's fields, NaN where there is none.
+    pub numbers: Vec<f64>,
+    pub n_numbers: usize,
     pub sources: SourceCounts,
     pub bad_lines: u64,
     pub text_bytes: u64,
@@ -40,19 +45,29 @@ impl Scores {
         self.bad_lines += 1;
         self.n_tokens.push(0);
         self.weights.extend(std::iter::repeat_n(f64::NAN, self.n_targets));
+        self.n_numbers = plan.fields.len();
+        self.numbers.extend(std::iter::repeat_n(f64::NAN, self.n_numbers));
         if !plan.sources.is_empty() {
             self.pools.push(0);
+        }
+        if plan.keeps_losses {
+            self.losses.push(f64::NAN);
         }
     }
 
     /// Its weights come apart from it.
     pub fn push_document(&mut self, record: &Record<'_>, n_tokens: u32, plan: &SelectionPlan) {
         self.n_tokens.push(n_tokens);
+        self.n_numbers = record.numbers.len();
+        self.numbers.extend_from_slice(record.numbers);
         self.text_bytes += record.text.len() as u64;
         self.sources.document(record.source);
         if !plan.sources.is_empty() {
             let named = plan.sources.iter().position(|(name, _)| Some(name.as_str()) == record.source);
             self.pools.push(named.map_or(0, |pool| pool as u16 + 1));
+        }
+        if plan.keeps_losses {
+            self.losses.push(record.loss.unwrap_or(f64::NAN));
         }
     }
 }
@@ -75,12 +90,28 @@ impl Scores {
         &self.weights[document as usize * self.n_targets..][..self.n_targets]
     }
 
-    pub fn is_candidate(&self, document: u32, min_tokens: u32) -> bool {
+    /// A field of the plan.
+    pub fn number(&self, document: u32, field: usize) -> f64 {
+        self.numbers[document as usize * self.n_numbers + field]
+    }
+
+    /// Whether it is a document and long enough.
+    pub fn is_long_enough(&self, document: u32, min_tokens: u32) -> bool {
         self.n_tokens[document as usize] >= min_tokens && self.weights[document as usize * self.n_targets].is_finite()
+    }
+
+    /// Whether it may be selected: it also has the numbers that it needs.
+    pub fn is_candidate(&self, document: u32, plan: &SelectionPlan) -> bool {
+        self.is_long_enough(document, plan.min_tokens)
+            && plan.needed_fields().all(|field| self.number(document, field).is_finite())
     }
 
     pub fn pool(&self, document: u32) -> usize {
         self.pools.get(document as usize).map_or(0, |pool| usize::from(*pool))
+    }
+
+    pub fn loss(&self, document: u32) -> Option<f64> {
+        self.losses.get(document as usize).copied().filter(|loss| loss.is_finite())
     }
 
     pub fn append(&mut self, mut chunk: Scores, place: Option<ChunkPlace>) -> anyhow::Result<()> {
@@ -89,6 +120,9 @@ impl Scores {
         self.weights.append(&mut chunk.weights);
         self.n_tokens.append(&mut chunk.n_tokens);
         self.pools.append(&mut chunk.pools);
+        self.losses.append(&mut chunk.losses);
+        self.numbers.append(&mut chunk.numbers);
+        self.n_numbers = self.n_numbers.max(chunk.n_numbers);
         self.sources.merge(&chunk.sources);
         self.bad_lines += chunk.bad_lines;
         self.text_bytes += chunk.text_bytes;

@@ -4,62 +4,66 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// A file that takes pieces from several threads and gives them back. Once something has gone wrong (no room, say) it takes
-/// nothing more: what it is for can be had without it, more slowly.
+/// Files that take pieces from several threads and give them back. Each thread has a file of its own, because the system lets
+/// only one at a time write to a file. Once something has gone wrong (no room, say) nothing more is taken: what it is for can be
+/// had without it, more slowly.
 pub struct Spool {
-    file: Option<File>,
-    next: AtomicU64,
+    files: Vec<File>,
+    used_bytes: AtomicU64,
+    n_writers: AtomicUsize,
     limit_bytes: u64,
     has_failed: AtomicBool,
     problem: Mutex<Option<String>>,
 }
 
+/// Of a place's start; the files together are no larger than that.
+const OFFSET_BITS: u32 = 48;
+
+/// Appends to one of the files.
+pub struct SpoolWriter<'a> {
+    spool: &'a Spool,
+    file: usize,
+    next: u64,
+}
+
 /// Where a piece lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
+    /// The number of the file, and below it where in that.
     pub start: u64,
     pub len: usize,
 }
 
 impl Spool {
-    pub fn new(file: io::Result<File>, limit_bytes: u64) -> Self {
-        let (file, problem) = match file {
-            Ok(file) => (Some(file), None),
-            Err(e) => (None, Some(e.to_string())),
+    /// With a file for each writer that there will be.
+    pub fn new(files: impl Iterator<Item = io::Result<File>>, limit_bytes: u64) -> Self {
+        let (files, problem) = match files.collect() {
+            Ok(files) => (files, None),
+            Err(e) => (Vec::new(), Some(e.to_string())),
         };
         Spool {
-            has_failed: AtomicBool::new(file.is_none()),
-            file,
-            next: AtomicU64::new(0),
-            limit_bytes,
+            has_failed: AtomicBool::new(files.is_empty()),
+            files,
+            used_bytes: AtomicU64::new(0),
+            n_writers: AtomicUsize::new(0),
+            limit_bytes: limit_bytes.min(1 << OFFSET_BITS),
             problem: Mutex::new(problem),
         }
     }
 
-    /// `None` once something has gone wrong.
-    pub fn append(&self, piece: &[u8]) -> Option<Place> {
-        let file = self.file.as_ref().filter(|_| !self.has_failed())?;
-        let start = self.next.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        if start + piece.len() as u64 > self.limit_bytes {
-            self.fail(format!("they take more than {} GiB (--scratch-gib)", self.limit_bytes >> 30));
-            return None;
-        }
-        match file.write_all_at(piece, start) {
-            Ok(()) => Some(Place { start, len: piece.len() }),
-            Err(e) => {
-                self.fail(e.to_string());
-                None
-            }
-        }
+    /// Takes the next file.
+    pub fn writer(&self) -> SpoolWriter<'_> {
+        SpoolWriter { spool: self, file: self.n_writers.fetch_add(1, Ordering::Relaxed), next: 0 }
     }
 
     /// Fills `piece` with what was appended.
     pub fn read(&self, place: Place, piece: &mut Vec<u8>) -> io::Result<()> {
         piece.resize(place.len, 0);
-        match &self.file {
-            Some(file) => file.read_exact_at(piece, place.start),
+        let (file, offset) = (place.start >> OFFSET_BITS, place.start & ((1 << OFFSET_BITS) - 1));
+        match self.files.get(file as usize) {
+            Some(file) => file.read_exact_at(piece, offset),
             None => Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -79,19 +83,46 @@ impl Spool {
     }
 }
 
+impl SpoolWriter<'_> {
+    /// `None` once something has gone wrong.
+    pub fn append(&mut self, piece: &[u8]) -> Option<Place> {
+        let SpoolWriter { spool, file, next: start } = *self;
+        let to = spool.files.get(file).filter(|_| !spool.has_failed())?;
+        let bytes = piece.len() as u64;
+        if spool.used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > spool.limit_bytes {
+            spool.fail(format!("they take more than {} GiB (--scratch-gib)", spool.limit_bytes >> 30));
+            return None;
+        }
+        match to.write_all_at(piece, start) {
+            Ok(()) => {
+                self.next += bytes;
+                Some(Place { start: (file as u64) << OFFSET_BITS | start, len: piece.len() })
+            }
+            Err(e) => {
+                spool.fail(e.to_string());
+                None
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn pieces_come_back_whoever_wrote_them() {
-        let spool = Spool::new(tempfile::tempfile(), 1 << 20);
+        let spool = Spool::new((0..4).map(|_| tempfile::tempfile()), 1 << 20);
         let places: Vec<Vec<(u8, Place)>> = std::thread::scope(|scope| {
-            let write = |n: u8| (0..50).filter_map(|i| Some((n, spool.append(&vec![n; 7 * i])?))).collect();
-            let spawned: Vec<_> = (0..4u8).map(|n| scope.spawn(move || write(n))).collect();
+            let write = |n: u8, mut writer: SpoolWriter<'_>| {
+                (0..50).filter_map(|i| Some((n, writer.append(&vec![n; 7 * i])?))).collect()
+            };
+            let writers = (0..4u8).map(|n| (n, spool.writer()));
+            let spawned: Vec<_> = writers.map(|(n, writer)| scope.spawn(move || write(n, writer))).collect();
             spawned.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         let mut piece = Vec::new();
+        assert_eq!(places.iter().map(Vec::len).sum::<usize>(), 200);
         for (n, place) in places.into_iter().flatten() {
             spool.read(place, &mut piece).unwrap();
             assert!(piece.len() == place.len && piece.iter().all(|byte| *byte == n));
@@ -101,14 +132,15 @@ mod tests {
 
     #[test]
     fn a_full_spool_says_so_once_and_takes_nothing_more() {
-        let spool = Spool::new(tempfile::tempfile(), 100);
-        assert!(spool.append(&[1; 60]).is_some());
-        assert!(spool.append(&[1; 60]).is_none());
-        assert!(spool.append(&[1; 1]).is_none(), "a hole would be read as n-grams");
+        let spool = Spool::new((0..2).map(|_| tempfile::tempfile()), 100);
+        let (mut one, mut other) = (spool.writer(), spool.writer());
+        assert!(one.append(&[1; 60]).is_some());
+        assert!(other.append(&[1; 60]).is_none(), "the limit is that of all files together");
+        assert!(one.append(&[1; 1]).is_none(), "what is not whole is of no use");
         assert!(spool.has_failed());
         assert_eq!(spool.problem().unwrap(), "they take more than 0 GiB (--scratch-gib)");
-        let none = Spool::new(Err(io::ErrorKind::PermissionDenied.into()), 100);
-        assert!(none.append(&[1]).is_none());
+        let none = Spool::new([tempfile::tempfile(), Err(io::ErrorKind::PermissionDenied.into())].into_iter(), 100);
+        assert!(none.writer().append(&[1]).is_none());
         assert_eq!(none.problem().unwrap(), "permission denied");
     }
 }

@@ -135,13 +135,15 @@ mod tests {
             random_kl_reduction: None,
             raw_version: None,
             against_selected: None,
+            expected_loss: None,
+            quota_version: None,
             diagnostics: None,
             turns: vec![turn("code", 0.5), turn("math", 0.25)],
             targets: vec![],
         };
         let (id, window) = ("d".to_owned(), summary.id());
         let document = Document { id: id.clone(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
-        let score = Score { n_tokens: 1, log_importance_weight: 2.0 };
+        let score = Score { n_tokens: 1, log_importance_weight: 2.0, ..Score::default() };
         let (selection_key, inclusion_probability) = (1.5, 0.5);
         let selected = SelectedDocument {
             offset: 3,
@@ -151,6 +153,8 @@ mod tests {
             log_importance_weights: vec![1.0, 2.0],
             selection_key,
             inclusion_probability,
+            loss_weight: None,
+            tenth: 9,
         };
         let row = PublishedRow {
             id,

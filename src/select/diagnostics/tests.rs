@@ -13,6 +13,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
         min_tokens: 0,
         seed: 3,
         quotas: Quotas::default(),
+        loss: None,
     }
 }
 

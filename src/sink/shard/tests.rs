@@ -25,11 +25,13 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
                 timestamp_ms: Some(1_700_000_000_000 + i as i64),
                 metadata: None,
             },
-            score: Score { n_tokens: 3, log_importance_weight: -0.5 },
+            score: Score { n_tokens: 3, log_importance_weight: -0.5, ..Score::default() },
             target: 0,
             log_importance_weights: vec![],
             selection_key: 1.25,
             inclusion_probability: 0.25,
+            loss_weight: None,
+            tenth: 9,
         })
         .collect();
     let n = selected.len() as u64;
@@ -48,6 +50,8 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         random_kl_reduction: None,
         raw_version: None,
         against_selected: None,
+        expected_loss: None,
+        quota_version: None,
         diagnostics: None,
         turns: vec![],
         targets: vec![],
@@ -106,8 +110,9 @@ fn several_targets_have_columns_of_their_own() {
     let file = finished.file.rewound().unwrap();
     let reader = ParquetRecordBatchReaderBuilder::try_new(file.try_clone().unwrap()).unwrap();
     let names: Vec<_> = reader.schema().fields().iter().map(|field| field.name().clone()).collect();
-    assert_eq!(names[..15], schema(&[]).fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>());
-    assert_eq!(names[15..], ["target", "log_importance_weight_code", "log_importance_weight_a b"]);
+    let (of_all, of_targets) = names.split_at(COLUMNS.len());
+    assert_eq!(of_all, schema(&[]).fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>());
+    assert_eq!(of_targets, ["target", "log_importance_weight_code", "log_importance_weight_a b"]);
     let rows = crate::sink::ShardReader::open("s", finished.file.rewound().unwrap()).unwrap().rows(597, 2).unwrap();
     let of =
         |row: &crate::sink::PublishedRow| (row.offset, row.target.clone().unwrap(), row.log_importance_weights.clone());

@@ -10,8 +10,7 @@ use flate2::read::MultiGzDecoder;
 
 use super::columns::{Rows, Wanted};
 use super::inputs::Format;
-use super::{FileError, Input};
-use crate::record::Decoder;
+use super::{FileError, Input, ReadSettings};
 
 /// Lines that are handed out together; a longer line makes a larger chunk.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -69,7 +68,7 @@ pub(super) enum Content {
 /// The chunks of all inputs, one after the other.
 pub(super) struct Chunks<'a> {
     inputs: &'a [Input],
-    decoder: &'a Decoder,
+    settings: &'a ReadSettings,
     wanted: Wanted,
     n_chunks: usize,
     input: usize,
@@ -94,8 +93,8 @@ struct Lines {
 }
 
 impl<'a> Chunks<'a> {
-    pub fn new(inputs: &'a [Input], decoder: &'a Decoder, wanted: Wanted) -> Self {
-        Chunks { inputs, decoder, wanted, n_chunks: 0, input: 0, open: None, failed: false }
+    pub fn new(inputs: &'a [Input], settings: &'a ReadSettings, wanted: Wanted) -> Self {
+        Chunks { inputs, settings, wanted, n_chunks: 0, input: 0, open: None, failed: false }
     }
 
     /// The next chunk, its lines in `buffer`; `None` at the end, or after an error.
@@ -119,7 +118,7 @@ impl<'a> Chunks<'a> {
 
     fn next_of_file(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Chunk>, (Option<u64>, String)> {
         if self.open.is_none() {
-            let opened = Open::input(&self.inputs[self.input], self.decoder, self.wanted);
+            let opened = Open::input(&self.inputs[self.input], self.settings, self.wanted);
             self.open = Some(opened.map_err(|problem| (None, problem))?);
         }
         let Some(open) = &mut self.open else { return Ok(None) };
@@ -146,10 +145,10 @@ impl<'a> Chunks<'a> {
 }
 
 impl Open {
-    fn input(input: &Input, decoder: &Decoder, wanted: Wanted) -> Result<Self, String> {
+    fn input(input: &Input, settings: &ReadSettings, wanted: Wanted) -> Result<Self, String> {
         let file = File::open(&input.path).map_err(|e| e.to_string())?;
         if input.format == Format::Parquet {
-            let file = super::columns::ParquetFile::open(input.path.clone(), &file, decoder, wanted)?;
+            let file = super::columns::ParquetFile::open(input.path.clone(), &file, settings, wanted)?;
             return Ok(Open::Parquet(file));
         }
         let file_bytes = Arc::new(AtomicU64::new(0));

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, StringArray, UInt32Array};
-use arrow::datatypes::DataType;
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, StringArray, UInt32Array};
+use arrow::datatypes::{DataType, Float64Type};
 use arrow::json::LineDelimitedWriter;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ProjectionMask;
@@ -13,7 +13,8 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 
-use crate::record::{Decoder, FieldNames};
+use super::ReadSettings;
+use crate::record::FieldNames;
 
 /// Row groups up to this size, uncompressed, are decoded by the thread that takes them; larger ones batch by batch, before
 /// they are handed out, so that no thread holds what is selected of a gigabyte.
@@ -25,7 +26,7 @@ const MAX_BATCH_ROWS: u64 = 1024;
 /// Which columns are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// Text, id and source.
+    /// Text, id, source and losses, and the extra fields of the settings.
     Named,
     All,
 }
@@ -48,9 +49,9 @@ pub(super) enum Rows {
 }
 
 impl ParquetFile {
-    pub fn open(path: PathBuf, file: &File, decoder: &Decoder, wanted: Wanted) -> Result<Self, String> {
+    pub fn open(path: PathBuf, file: &File, settings: &ReadSettings, wanted: Wanted) -> Result<Self, String> {
         let metadata = ArrowReaderMetadata::load(file, ArrowReaderOptions::new()).map_err(|e| e.to_string())?;
-        let fields = &decoder.fields;
+        let fields = &settings.decoder.fields;
         let schema = metadata.schema();
         let Ok(text) = schema.field_with_name(&fields.text) else {
             let names: Vec<_> = schema.fields().iter().map(|f| format!("`{}`", f.name())).collect();
@@ -59,8 +60,10 @@ impl ParquetFile {
         if !is_text(text.data_type()) {
             return Err(format!("column `{}` is {}, expected strings", fields.text, text.data_type()));
         }
-        let named = [Some(&fields.text), fields.id.as_ref(), fields.source.as_ref()];
-        let is_named = |name: &str| named.iter().flatten().any(|n| *n == name);
+        let losses = [fields.loss.as_ref(), fields.reference_loss.as_ref()];
+        let named = [Some(&fields.text), fields.id.as_ref(), fields.source.as_ref()].into_iter().chain(losses);
+        let named: Vec<_> = named.flatten().collect();
+        let is_named = |name: &str| named.iter().any(|n| *n == name) || settings.extra.has(name);
         let roots = (0..schema.fields().len()).filter(|&i| wanted == Wanted::All || is_named(schema.field(i).name()));
         let projection = ProjectionMask::roots(metadata.parquet_schema(), roots);
         let path = Arc::new(path);
@@ -155,6 +158,9 @@ pub(super) struct Columns {
     text: ArrayRef,
     id: Option<StringArray>,
     source: Option<StringArray>,
+    loss: Option<Float64Array>,
+    /// Where a reference is named: its column, if there is one.
+    reference_loss: Option<Option<Float64Array>>,
 }
 
 impl Columns {
@@ -174,7 +180,21 @@ impl Columns {
             let column = arrow::compute::cast(column, &DataType::Utf8).map_err(|e| e.to_string())?;
             Ok(Some(column.as_string::<i32>().clone()))
         };
-        Ok(Columns { text, id: strings(&fields.id)?, source: strings(&fields.source)? })
+        let numbers = |name: &String| -> Result<Option<Float64Array>, String> {
+            let Some(column) = batch.column_by_name(name) else { return Ok(None) };
+            if !column.data_type().is_numeric() && column.data_type() != &DataType::Null {
+                return Err(format!("column `{name}` is {}, expected numbers", column.data_type()));
+            }
+            let column = arrow::compute::cast(column, &DataType::Float64).map_err(|e| e.to_string())?;
+            Ok(Some(column.as_primitive::<Float64Type>().clone()))
+        };
+        Ok(Columns {
+            text,
+            id: strings(&fields.id)?,
+            source: strings(&fields.source)?,
+            loss: fields.loss.as_ref().map(numbers).transpose()?.flatten(),
+            reference_loss: fields.reference_loss.as_ref().map(numbers).transpose()?,
+        })
     }
 
     /// `None`: it is null.
@@ -191,6 +211,17 @@ impl Columns {
 
     pub fn id(&self, row: usize) -> Option<&str> {
         self.id.as_ref().filter(|c| c.is_valid(row)).map(|c| c.value(row))
+    }
+
+    /// What is not finite counts as absent: columns know no other way to say so.
+    pub fn loss(&self, row: usize) -> Option<f64> {
+        let value = |column: &Float64Array| column.is_valid(row).then(|| column.value(row));
+        let loss = value(self.loss.as_ref()?)?;
+        let loss = match &self.reference_loss {
+            None => loss,
+            Some(reference) => loss - value(reference.as_ref()?)?,
+        };
+        loss.is_finite().then_some(loss)
     }
 
     pub fn source(&self, row: usize) -> Option<&str> {

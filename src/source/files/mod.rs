@@ -6,6 +6,7 @@
 
 mod chunks;
 mod columns;
+mod fields;
 mod in_order;
 mod inputs;
 
@@ -17,6 +18,7 @@ use crate::record::{Decoder, DocumentRef, Reject, RejectReason, TextScratch, Top
 
 pub use chunks::{Chunk, ChunkPlace};
 pub use columns::Wanted;
+pub use fields::ExtraFields;
 pub use in_order::in_order;
 pub use inputs::{Input, expand};
 
@@ -34,6 +36,8 @@ pub struct FileError {
 #[derive(Debug, Clone)]
 pub struct ReadSettings {
     pub decoder: Decoder,
+    /// What is handed out beside text, id, source and loss.
+    pub extra: ExtraFields,
     pub threads: usize,
     /// Lines that are no documents are counted and passed over; otherwise the first one is an error.
     pub skip_bad_lines: bool,
@@ -41,7 +45,7 @@ pub struct ReadSettings {
 
 impl ReadSettings {
     pub fn new(decoder: Decoder) -> Self {
-        ReadSettings { decoder, threads: 1, skip_bad_lines: false }
+        ReadSettings { decoder, extra: ExtraFields::default(), threads: 1, skip_bad_lines: false }
     }
 }
 
@@ -70,7 +74,7 @@ impl Reader<'_> {
         work: impl Fn(&mut S, &ChunkReader<'_>) -> Result<T, FileError> + Sync,
         deliver: impl FnMut(T) -> Result<(), E> + Send,
     ) -> Result<Vec<S>, E> {
-        let mut chunks = Chunks::new(self.inputs, &self.settings.decoder, wanted);
+        let mut chunks = Chunks::new(self.inputs, self.settings, wanted);
         self.work(states, |buffer| chunks.next(buffer), |chunk, _| chunk, work, deliver)
     }
 
@@ -127,6 +131,11 @@ pub struct Record<'a> {
     pub text: &'a str,
     pub own_id: Option<&'a str>,
     pub source: Option<&'a str>,
+    pub loss: Option<f64>,
+    /// Of [`ExtraFields::numbers`], in order; NaN where there is none.
+    pub numbers: &'a [f64],
+    /// Of [`ExtraFields::vector`]; empty where there is none.
+    pub vector: &'a [f32],
 }
 
 impl ChunkReader<'_> {
@@ -156,17 +165,23 @@ impl ChunkReader<'_> {
     ) -> Result<(), FileError> {
         match &self.chunk.content {
             Content::Lines => {
+                let fields = &self.reader.settings.decoder.fields;
                 let mut scratch = TextScratch::default();
+                let mut extra = fields::Extra::default();
                 self.for_each_line(|line, bytes| {
                     if !wanted(line) {
                         return Ok(());
                     }
                     let document = self.decode(line, bytes, &mut scratch)?;
+                    document.iter().for_each(|d| extra.read_document(&self.reader.settings.extra, fields, d));
                     each(document.as_ref().map(|d| Record {
                         line,
                         text: &d.text,
                         own_id: d.own_id.as_deref(),
                         source: d.source.as_deref(),
+                        loss: d.loss,
+                        numbers: &extra.numbers,
+                        vector: &extra.vector,
                     }));
                     Ok(())
                 })
@@ -181,15 +196,21 @@ impl ChunkReader<'_> {
         mut wanted: impl FnMut(u64) -> bool,
         mut each: impl FnMut(Option<Record<'_>>),
     ) -> Result<(), FileError> {
-        let fields = &self.reader.settings.decoder.fields;
+        let settings = self.reader.settings;
+        let fields = &settings.decoder.fields;
         let mut line = self.chunk.first_line;
         let mut failed = None;
+        let mut extra = fields::Extra::default();
         let result = rows.for_each_batch(|batch| {
             let columns = columns::Columns::of(batch, fields)?;
+            let extra_columns = fields::ExtraColumns::of(batch, &settings.extra)?;
             for row in 0..batch.num_rows() {
                 if wanted(line) {
-                    let (own_id, source) = (columns.id(row), columns.source(row));
-                    let record = columns.text(row).map(|text| Record { line, text, own_id, source });
+                    let (own_id, source, loss) = (columns.id(row), columns.source(row), columns.loss(row));
+                    extra_columns.read(row, &mut extra);
+                    let (numbers, vector) = (&extra.numbers[..], &extra.vector[..]);
+                    let record =
+                        columns.text(row).map(|text| Record { line, text, own_id, source, loss, numbers, vector });
                     if record.is_none() {
                         let missing = format!("column `{}` is null", fields.text);
                         let bad = self.bad_line(line, &Reject::new(RejectReason::MissingText, missing));

@@ -158,3 +158,94 @@ fn folders_stand_for_their_files_by_name() {
     let empty = tempfile::tempdir().unwrap();
     assert!(expand(&[empty.path().to_owned()]).unwrap_err().to_string().contains("a folder without files"));
 }
+
+/// Numbers and vector of a document.
+type Extra = (Vec<f64>, Vec<f32>);
+
+/// What scans give of these fields.
+fn extra(path: &Path, numbers: &[&str], vector: &str) -> Result<Vec<Extra>, FileError> {
+    extra_beside(path, Decoder::for_files(), numbers, vector)
+}
+
+/// The same where a decoder has its own use for some of them.
+fn extra_beside(path: &Path, decoder: Decoder, numbers: &[&str], vector: &str) -> Result<Vec<Extra>, FileError> {
+    let inputs = expand(&[path.to_owned()])?;
+    let numbers = numbers.iter().map(|name| (*name).to_owned()).collect();
+    let extra = ExtraFields { numbers, vector: Some(vector.to_owned()) };
+    let settings = ReadSettings { extra, ..ReadSettings::new(decoder) };
+    let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
+    let mut all = Vec::new();
+    let work = |(): &mut (), chunk: &ChunkReader<'_>| {
+        let mut seen = Vec::new();
+        chunk.for_each_document(|record| seen.extend(record.map(|r| (r.numbers.to_vec(), r.vector.to_vec()))))?;
+        Ok(seen)
+    };
+    reader.scan(Wanted::Named, vec![()], work, |seen| {
+        all.extend(seen);
+        Ok::<(), FileError>(())
+    })?;
+    Ok(all)
+}
+
+#[test]
+fn numbers_and_vectors_come_with_the_documents() {
+    let folder = tempfile::tempdir().unwrap();
+    let jsonl = folder.path().join("x.jsonl");
+    let lines = [
+        r#"{"text":"a","loss":1.5,"n":7,"e":[1,2.5,-3e1]}"#,
+        r#"{"e":[],"text":"b","loss":"1.5","n":null}"#,
+        r#"{"text":"c","loss":[1.5],"e":[1,"2"]}"#,
+        r#"{"text":"d","l\u006fss":2,"loss":-1e300,"n":18446744073709551615,"e":7}"#,
+    ];
+    std::fs::write(&jsonl, lines.join("\n")).unwrap();
+    let found = extra(&jsonl, &["n", "loss"], "e").unwrap();
+    let (numbers, vectors): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+    assert_eq!(vectors, [vec![1.0, 2.5, -30.0], vec![], vec![], vec![]]);
+    assert_eq!(numbers[0], [7.0, 1.5]);
+    assert!(numbers[1..3].iter().flatten().all(|number| number.is_nan()), "{numbers:?}");
+    assert_eq!(numbers[3], [18_446_744_073_709_551_615.0, -1e300]);
+
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "c"]));
+    let n: ArrayRef = Arc::new(Int64Array::from(vec![Some(3), None, Some(-2)]));
+    let items = Arc::new(arrow::datatypes::Field::new("item", arrow::datatypes::DataType::Float64, true));
+    let flat = arrow::array::Float64Array::from(vec![Some(1.0), Some(2.0), Some(3.0), None, Some(5.0), Some(6.0)]);
+    let lists = arrow::array::FixedSizeListArray::new(items, 2, Arc::new(flat), Some(vec![true, true, false].into()));
+    let columns = [("text", text), ("n", n), ("e", Arc::new(lists) as ArrayRef)];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let parquet = folder.path().join("x.parquet");
+    let mut writer = ArrowWriter::try_new(File::create(&parquet).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let found = extra(&parquet, &["n", "none"], "e").unwrap();
+    assert_eq!(found.iter().map(|(_, vector)| vector.clone()).collect::<Vec<_>>(), [vec![1.0, 2.0], vec![], vec![]]);
+    assert_eq!((found[0].0[0], found[2].0[0]), (3.0, -2.0));
+    assert!(found[1].0[0].is_nan() && found.iter().all(|(numbers, _)| numbers[1].is_nan()));
+    let error = extra(&parquet, &["text"], "e").unwrap_err().to_string();
+    assert!(error.contains("column `text` is Utf8, expected numbers"), "{error}");
+    let error = extra(&parquet, &[], "n").unwrap_err().to_string();
+    assert!(error.contains("column `n` is Int64, expected lists of numbers"), "{error}");
+}
+
+#[test]
+fn a_loss_can_be_a_number_beside() {
+    let folder = tempfile::tempdir().unwrap();
+    let jsonl = folder.path().join("x.jsonl");
+    let lines = [r#"{"text":"a","loss":1.5,"ref":1,"n":7}"#, r#"{"text":"b","ref":3e-1}"#, r#"{"text":"c","loss":-2}"#];
+    std::fs::write(&jsonl, lines.join("\n")).unwrap();
+    let given = [[Some(1.5), Some(1.0)], [None, Some(0.3)], [Some(-2.0), None]];
+    let column = |i: usize| -> ArrayRef { Arc::new(arrow::array::Float64Array::from_iter(given.map(|row| row[i]))) };
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "c"]));
+    let batch = RecordBatch::try_from_iter([("text", text), ("loss", column(0)), ("ref", column(1))]).unwrap();
+    let parquet = folder.path().join("x.parquet");
+    let mut writer = ArrowWriter::try_new(File::create(&parquet).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let mut decoder = Decoder::for_files();
+    (decoder.fields.loss, decoder.fields.reference_loss) = (Some("loss".into()), Some("ref".into()));
+    for path in [jsonl, parquet] {
+        let found = extra_beside(&path, decoder.clone(), &["ref", "loss"], "none").unwrap();
+        let found: Vec<_> =
+            found.iter().map(|(numbers, _)| [1, 0].map(|i| Some(numbers[i]).filter(|n| !n.is_nan()))).collect();
+        assert_eq!(found, given, "{}", path.display());
+    }
+}

@@ -63,6 +63,21 @@ impl PollContext {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A partition, if we own it.
+    pub(super) fn owned(&self, topic: &str, partition: i32) -> Option<Owned> {
+        self.state().owned.get(topic)?.get(&partition).cloned()
+    }
+
+    /// Notes how far a partition has been read, unless it went meanwhile.
+    pub(super) fn passed(&self, read: Option<Owned>) {
+        let Some(Owned { at, owner_epoch, next_offset }) = read else { return };
+        let mut state = self.state();
+        let owned = state.owned.get_mut(&at.topic).and_then(|topic| topic.get_mut(&at.partition));
+        if let Some(owned) = owned.filter(|owned| owned.owner_epoch == owner_epoch) {
+            owned.next_offset = next_offset;
+        }
+    }
+
     fn take_over(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let partitions: Vec<_> =
             list.elements().iter().map(|e| TopicPartition::new(e.topic(), e.partition())).collect();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::PollHeartbeat;
@@ -17,10 +17,12 @@ use crate::record::TopicPartition;
 use crate::source::queue::{Closed, QueueSender};
 use crate::source::{Assigned, Batch, LostOffset, Record, SourceError, SourceEvent};
 
-pub(super) const BATCH_BYTES: usize = 1 << 20;
-pub(super) const BATCH_RECORDS: usize = 1000;
+pub(super) const BATCH_BYTES: usize = 2 << 20;
+pub(super) const BATCH_RECORDS: usize = 2000;
 /// How long a batch may wait to be filled.
 const LINGER: Duration = Duration::from_millis(20);
+/// Records after which the poll loop looks at everything else again.
+const ROUND_RECORDS: usize = 64;
 /// How long the poll loop may wait for room in the queue before it pauses the partitions and goes on polling.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -74,27 +76,17 @@ impl Poller {
         }
     }
 
-    /// One poll and what follows from it. Gives the error that ends the source.
+    /// Some records and what follows from them. Gives the error that ends the source.
     fn round(&mut self) -> Result<Option<SourceError>, Closed> {
-        let wait = if self.pending.is_empty() { Duration::from_millis(100) } else { LINGER };
-        let problem = match self.consumer.poll(wait) {
-            Some(Ok(message)) => {
-                take_record(&message, self.consumer.context(), &mut self.pending);
-                None
-            }
-            Some(Err(error)) => Some(error),
-            None => None,
-        };
-        if let Some(failure) = problem.and_then(|error| self.on_error(&error)) {
+        if let Some(failure) = self.take_records().and_then(|error| self.on_error(&error)) {
             return Ok(Some(failure));
         }
         if let Some(failure) = self.consumer.context().state().failure.take() {
             return Ok(Some(failure));
         }
-        let is_full = self.pending.size_bytes() >= BATCH_BYTES || self.pending.len() >= BATCH_RECORDS;
         if !self.pending.is_empty() {
             let since = *self.pending_since.get_or_insert_with(Instant::now);
-            if is_full || since.elapsed() >= LINGER {
+            if self.is_full() || since.elapsed() >= LINGER {
                 self.send_pending()?;
             }
         }
@@ -104,6 +96,52 @@ impl Poller {
         self.pause_or_resume();
         self.mirror_offsets();
         Ok(None)
+    }
+
+    fn is_full(&self) -> bool {
+        self.pending.size_bytes() >= BATCH_BYTES || self.pending.len() >= BATCH_RECORDS
+    }
+
+    /// Waits for a record, and takes it and those that are there already. Gives what the client says instead of a record.
+    ///
+    /// Locks, clocks and look-ups are once a round: together they take as long as the client's own work. A rebalance ends the
+    /// round, because the poll that carries it out gives no record.
+    fn take_records(&mut self) -> Option<KafkaError> {
+        let mut wait = if self.pending.is_empty() { Duration::from_millis(100) } else { LINGER };
+        let mut run: Option<Owned> = None;
+        let mut problem = None;
+        for _ in 0..ROUND_RECORDS {
+            let message = match self.consumer.poll(wait) {
+                Some(Ok(message)) => message,
+                other => {
+                    problem = other.and_then(Result::err);
+                    break;
+                }
+            };
+            wait = Duration::ZERO;
+            let (topic, partition) = (message.topic(), message.partition());
+            if !run.as_ref().is_some_and(|run| run.at.partition == partition && *run.at.topic == *topic) {
+                let context = self.consumer.context();
+                context.passed(run.take());
+                // A message of a partition that was just given up: its next owner reads it again.
+                run = context.owned(topic, partition);
+            }
+            if let Some(run) = &mut run {
+                run.next_offset = message.offset() + 1;
+                self.pending.push(Record {
+                    at: &run.at,
+                    owner_epoch: run.owner_epoch,
+                    offset: message.offset(),
+                    timestamp_ms: message.timestamp().to_millis(),
+                    payload: message.payload(),
+                });
+            }
+            if self.is_full() {
+                break;
+            }
+        }
+        self.consumer.context().passed(run);
+        problem
     }
 
     /// Tells which partitions have been read to their ends, and how far that is. Everything before has been sent.
@@ -146,7 +184,10 @@ impl Poller {
         }
         let patience = if self.paused { Duration::ZERO } else { PATIENCE };
         match self.queue.batch(std::mem::take(&mut self.pending), patience)? {
-            None => self.pending_since = None,
+            None => {
+                self.pending_since = None;
+                self.pending = self.queue.empty_batch();
+            }
             Some(batch) => self.pending = batch,
         }
         Ok(())
@@ -254,19 +295,4 @@ impl Poller {
             self.consumer.context().log_error(format!("offsets were not mirrored to the group: {e}"));
         }
     }
-}
-
-fn take_record(message: &BorrowedMessage<'_>, context: &PollContext, pending: &mut Batch) {
-    let mut state = context.state();
-    let owned = state.owned.get_mut(message.topic()).and_then(|t| t.get_mut(&message.partition()));
-    // A message of a partition that was just given up: its next owner reads it again.
-    let Some(owned) = owned else { return };
-    owned.next_offset = message.offset() + 1;
-    pending.push(Record {
-        at: &owned.at,
-        owner_epoch: owned.owner_epoch,
-        offset: message.offset(),
-        timestamp_ms: message.timestamp().to_millis(),
-        payload: message.payload(),
-    });
 }

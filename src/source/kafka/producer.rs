@@ -28,6 +28,8 @@ const MAX_RECORD_BYTES: usize = 20 << 20;
 #[derive(Debug, Clone, Copy)]
 pub struct OutgoingRecord<'a> {
     pub topic: &'a str,
+    /// Records of one key share a partition.
+    pub key: Option<&'a [u8]>,
     pub payload: Option<&'a [u8]>,
     pub timestamp_ms: Option<i64>,
     pub headers: &'a [(&'a str, String)],
@@ -98,11 +100,12 @@ impl TopicWriter {
 
     /// Takes a record on its way; blocks while too many are. Gives up when `is_wanted` says so.
     pub fn send(&self, record: OutgoingRecord<'_>, is_wanted: &dyn Fn() -> bool) -> Result<(), SourceError> {
-        let OutgoingRecord { topic, payload, timestamp_ms, headers } = record;
+        let OutgoingRecord { topic, key, payload, timestamp_ms, headers } = record;
         let headers = headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |headers, (key, value)| {
             headers.insert(Header { key, value: Some(value) })
         });
-        let mut record = BaseRecord::<(), [u8]>::to(topic).headers(headers);
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic).headers(headers);
+        record.key = key;
         record.payload = payload;
         record.timestamp = timestamp_ms;
         while let Err((error, back)) = self.producer.send(record) {

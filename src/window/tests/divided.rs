@@ -19,7 +19,7 @@ fn model_of_two() -> Model {
 }
 
 fn of_all(model: &Model) -> Arc<VersionedWeight> {
-    VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(model))
+    VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(model), None)
 }
 
 fn quotas(sources: &[(&str, f64)]) -> Quotas {
@@ -31,12 +31,14 @@ fn quotas(sources: &[(&str, f64)]) -> Quotas {
 fn scored(offset: i64, text: &str, weight: &VersionedWeight, scratch: &mut Scratch) -> ScoredRecord {
     let mut buckets = BucketList::new(BUCKETS);
     let n_tokens = weight.weight.featuriser().for_each_chunk(text, scratch, |chunk| buckets.extend(chunk));
-    let score = Score { n_tokens, log_importance_weight: weight.weight.of_list(&buckets) };
+    let score = weight.score_list(&buckets, n_tokens);
     let other_weights = weight.for_others(text, Some(&buckets), scratch);
     let source = Some(format!("s{}", offset % 3));
     let document = Document { id: offset.to_string(), text: text.into(), source, timestamp_ms: None, metadata: None };
     // One of them comes without, as a long text does.
-    let outcome = Ok(ScoredDocument { document, score, other_weights, buckets: (offset != 117).then_some(buckets) });
+    let buckets = (offset != 117).then_some(buckets);
+    let content = Content::Whole(document);
+    let outcome = Ok(ScoredDocument { content, score, other_weights, buckets, is_counted: false });
     ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: text.len() as u64, outcome }
 }
 
@@ -214,7 +216,7 @@ fn all_targets_keep_the_version_that_the_window_opened_with() {
         counts.add_text(text, &model.featuriser, &mut Scratch::default());
         let raw = Side::of(counts);
         let weights = ImportanceWeight::of_targets(&Model { raw, ..model.clone() });
-        VersionedWeight::of_targets(WeightVersion { raw: Some(raw_version), selected: None }, weights)
+        VersionedWeight::of_targets(WeightVersion { raw: Some(raw_version), ..WeightVersion::default() }, weights, None)
     };
     let (old, new) = (version(7, "bad noise good words"), version(8, "good good good words only noise bad"));
     let weights_of = |versions: [&Arc<VersionedWeight>; 4]| {

@@ -1,0 +1,271 @@
+//! Between the passes, with `--selector sensitivity`: points of all documents, centres, scores, a priority sample.
+//!
+//! Points are kept on disk, so that memory does not grow with them: of each document a score and the number of its centre
+//! stay. The sample that centres are found in is chosen by the noise of the documents, and what threads do is put together in
+//! the order of the input, so that nothing depends on their number.
+
+use anyhow::Context;
+
+use super::SelectionPlan;
+use super::draw::{self, Draw, Drawn};
+use super::measure::PROJECTION;
+use super::methods::Sensitivity;
+use super::scores::Scores;
+use super::spool::{Place, Spool, SpoolWriter};
+use crate::cli::UsageError;
+use crate::cli::files::{Files, total_bytes};
+use crate::cli::progress::Progress;
+use crate::features::Scratch;
+use crate::score::Model;
+use crate::select::{
+    BudgetedSelection, CentreSettings, Centres, Noise, Reservoir, SamplePoint, SelectorKind, SelectorSettings,
+    SensitivityPool, SensitivitySelection, select_by_sensitivity, with_floor,
+};
+use crate::source::files::{ExtraFields, FileError, Input, Wanted};
+
+/// Documents among which centres are found, and bytes of their points.
+const SAMPLE: usize = 16_384;
+const SAMPLE_BYTES: usize = 64 << 20;
+
+/// The points of all documents, on disk.
+pub struct Points {
+    spool: Spool,
+    /// Of every chunk: for each document the number of its dimensions (0 if it has no point), and those.
+    kept: Vec<Place>,
+}
+
+/// A selection by sensitivity; the picks are those of the draw.
+pub struct Sensitivities {
+    pub drawn: SensitivitySelection,
+    pub centres: Centres,
+    /// Of every document, mixed with their mean; NaN of those that may not be selected.
+    scores: Vec<f64>,
+    /// The nearest centre of every document.
+    centre_of: Vec<u32>,
+}
+
+impl Points {
+    pub fn of(
+        inputs: &[Input],
+        files: &Files,
+        model: &Model,
+        sensitivity: &Sensitivity,
+        spool: Spool,
+    ) -> anyhow::Result<Self> {
+        let files = files.with_extra(ExtraFields { numbers: Vec::new(), vector: sensitivity.embedding.clone() });
+        let progress = Progress::new("points", total_bytes(inputs));
+        let mut kept = Vec::new();
+        files.reader(inputs).scan(
+            Wanted::Named,
+            files.states(|| (Scratch::default(), Vec::new(), spool.writer())),
+            |(scratch, piece, writer): &mut (Scratch, Vec<u8>, SpoolWriter<'_>), chunk| {
+                piece.clear();
+                let mut n = 0;
+                chunk.for_each_document(|record| {
+                    n += 1;
+                    match record {
+                        None => add_point(piece, &[]),
+                        Some(record) if sensitivity.embedding.is_some() => add_point(piece, record.vector),
+                        Some(record) => {
+                            add_point(piece, &PROJECTION.of_text(record.text, &model.featuriser, scratch));
+                        }
+                    }
+                })?;
+                Ok::<_, FileError>((writer.append(piece), n, chunk.chunk.file_bytes))
+            },
+            |(piece, n, bytes)| {
+                progress.add(n, bytes);
+                kept.extend(piece);
+                anyhow::Ok(())
+            },
+        )?;
+        files.check_interrupted()?;
+        progress.finish();
+        if spool.has_failed() {
+            let problem = spool.problem().unwrap_or_default();
+            return Err(UsageError(format!("the points of the input must be kept: {problem}")).into());
+        }
+        Ok(Points { spool, kept })
+    }
+
+    /// Calls `work` with the points of chunks side by side, with the number of each document, and `deliver` in order.
+    fn for_each_chunk<T: Send>(
+        &self,
+        scores: &Scores,
+        files: &Files,
+        work: impl Fn(u32, &[f32]) -> anyhow::Result<T> + Sync,
+        deliver: impl FnMut(Vec<T>) -> anyhow::Result<()> + Send,
+    ) -> anyhow::Result<()> {
+        let read = |(piece, point): &mut (Vec<u8>, Vec<f32>), chunk: usize| {
+            self.spool.read(self.kept[chunk], piece).context("the points that were kept cannot be read")?;
+            let mut rest = &piece[..];
+            let mut found = Vec::new();
+            while let Some((dims, further)) = rest.split_first_chunk::<4>() {
+                let (numbers, further) = further.split_at(4 * u32::from_le_bytes(*dims) as usize);
+                point.clear();
+                point.extend(numbers.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)));
+                found.push(work(scores.chunks[chunk] + found.len() as u32, point)?);
+                rest = further;
+            }
+            Ok(found)
+        };
+        files.in_order(0..self.kept.len(), files.states(Default::default), read, deliver)?;
+        Ok(())
+    }
+
+    pub fn draw(
+        &self,
+        scores: &Scores,
+        model: &Model,
+        plan: &SelectionPlan,
+        sensitivity: &Sensitivity,
+        files: &Files,
+    ) -> anyhow::Result<Draw> {
+        if model.targets.len() > 1 {
+            let problem = "--selector sensitivity: several targets choose by their weights, which it does not look at";
+            return Err(UsageError(problem.to_owned()).into());
+        }
+        let (requested, settings) = draw::settings(scores, model, plan, 1.0)?;
+        let noise = draw::noise(plan.seed);
+        let candidates = draw::candidates(scores, plan);
+        let centres = self.centres(scores, plan, sensitivity, &noise, files)?;
+        let mut of = Sensitivities::new(centres, scores.len());
+        self.score(&mut of, scores, plan, files)?;
+        let mut of_candidates: Vec<f64> = candidates.iter().map(|&document| of.score(document)).collect();
+        with_floor(&mut of_candidates, sensitivity.floor);
+        candidates.iter().zip(of_candidates).for_each(|(&document, score)| of.scores[document as usize] = score);
+
+        let pools = draw::pools(scores, plan, &candidates);
+        let uniform = |document: u32| noise.priority(document.into());
+        let shares = draw::pool_shares(plan);
+        of.drawn = select_by_sensitivity(requested, pools, &shares, |document| of.score(document), uniform);
+        let picks = std::mem::take(&mut of.drawn.selection.picks);
+        let selection = BudgetedSelection { picks, turns: Vec::new() };
+        // Weights do not decide, so that no draw by them can collapse.
+        let seen_as = SelectorSettings { kind: SelectorKind::TopK, ..settings.clone() };
+        let diagnostics = draw::diagnostics(scores, model, &seen_as, &candidates, &selection);
+        Ok(Draw {
+            settings,
+            noise,
+            requested,
+            candidates: candidates.len() as u64,
+            selection,
+            drawn: Drawn::Sensitivities(of),
+            probabilities: None,
+            correction: None,
+            diagnostics,
+        })
+    }
+
+    /// Centres of a uniform sample of the candidates.
+    fn centres(
+        &self,
+        scores: &Scores,
+        plan: &SelectionPlan,
+        sensitivity: &Sensitivity,
+        noise: &Noise,
+        files: &Files,
+    ) -> anyhow::Result<Centres> {
+        let mut sample: Option<(usize, Reservoir<Vec<f32>>)> = None;
+        let named = sensitivity.embedding.as_deref();
+        let take = |found: Vec<Option<(u32, Vec<f32>)>>| {
+            for (document, point) in found.into_iter().flatten() {
+                let dims = point.len();
+                let n = SAMPLE.min(SAMPLE_BYTES / (4 * dims).max(1)).max(sensitivity.centres);
+                let (expected, reservoir) = sample.get_or_insert_with(|| (dims, Reservoir::new(n)));
+                if dims != *expected || dims == 0 || !point.iter().all(|x| x.is_finite()) {
+                    return Err(no_point(document, dims, *expected, named).into());
+                }
+                let key = -noise.sampling(document.into());
+                if reservoir.might_hold(key) {
+                    reservoir.offer(document.into(), key, point);
+                }
+            }
+            Ok(())
+        };
+        let is_candidate = |document: u32| scores.is_candidate(document, plan);
+        let candidate = |document: u32, point: &[f32]| Ok(is_candidate(document).then(|| (document, point.to_vec())));
+        self.for_each_chunk(scores, files, candidate, take)?;
+        let loss = |document: i64| match sensitivity.loss_field {
+            Some(_) => scores.loss(document as u32),
+            None => Some(0.0),
+        };
+        let Some((_, reservoir)) = sample else {
+            let problem = format!("no document has at least {} tokens", plan.min_tokens);
+            return Err(UsageError(problem).into());
+        };
+        let sample: Vec<SamplePoint> = reservoir
+            .into_items()
+            .into_iter()
+            .map(|chosen| SamplePoint { point: chosen.item, loss: loss(chosen.offset) })
+            .collect();
+        let Sensitivity { centres, exponent, .. } = *sensitivity;
+        let fitted = Centres::fit(&sample, &CentreSettings { centres, exponent, seed: plan.seed });
+        Ok(fitted.ok_or_else(|| {
+            let field = sensitivity.loss_field.as_deref().unwrap_or_default();
+            UsageError(format!("no document that centres could be has a number in field `{field}`"))
+        })?)
+    }
+
+    fn score(
+        &self,
+        of: &mut Sensitivities,
+        scores: &Scores,
+        plan: &SelectionPlan,
+        files: &Files,
+    ) -> anyhow::Result<()> {
+        let Sensitivities { centres, scores: found, centre_of, .. } = of;
+        let mut document = 0;
+        let score =
+            |document: u32, point: &[f32]| Ok(scores.is_candidate(document, plan).then(|| centres.sensitivity(point)));
+        self.for_each_chunk(scores, files, score, |of_chunk| {
+            for sensitivity in of_chunk {
+                if let Some(sensitivity) = sensitivity {
+                    found[document] = sensitivity.score;
+                    centre_of[document] = sensitivity.centre;
+                }
+                document += 1;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn add_point(piece: &mut Vec<u8>, point: &[f32]) {
+    piece.extend_from_slice(&(point.len() as u32).to_le_bytes());
+    point.iter().for_each(|x| piece.extend_from_slice(&x.to_le_bytes()));
+}
+
+fn no_point(document: u32, dims: usize, expected: usize, field: Option<&str>) -> UsageError {
+    let (number, field) = (u64::from(document) + 1, field.unwrap_or_default());
+    UsageError(match dims {
+        0 => format!("document {number} of the input has no list of numbers in field `{field}`"),
+        _ if dims != expected => {
+            format!("field `{field}`: document {number} of the input has {dims} numbers, those before it {expected}")
+        }
+        _ => format!("field `{field}`: document {number} of the input has numbers that are not finite"),
+    })
+}
+
+impl Sensitivities {
+    fn new(centres: Centres, n: usize) -> Self {
+        let drawn = SensitivitySelection::default();
+        Sensitivities { drawn, centres, scores: vec![f64::NAN; n], centre_of: vec![0; n] }
+    }
+
+    pub fn score(&self, document: u32) -> f64 {
+        self.scores[document as usize]
+    }
+
+    pub fn centre(&self, document: u32) -> u32 {
+        self.centre_of[document as usize]
+    }
+
+    pub fn pool(&self, pool: usize) -> &SensitivityPool {
+        &self.drawn.pools[pool]
+    }
+
+    pub fn key(&self, noise: &Noise, document: u32) -> f64 {
+        self.score(document).ln() - noise.priority(document.into()).ln()
+    }
+}

@@ -1,0 +1,274 @@
+//! Coverage-centric selection: easy and hard documents get equal shares of the selection. Pure.
+//!
+//! In: a number for every document that says how hard it is (its importance: a loss, a perplexity, EL2N, the score of a
+//! classifier), and how many are to be selected. Out: a selection that is spread over the whole range of that number.
+//!
+//! After Zheng et al., "Coverage-centric Coreset Selection for High Pruning Rates" (ICLR 2023), in one order:
+//!
+//! 1. *Cut-off.* A share β of the documents goes, those with the lowest or highest scores: noise, or what is off target.
+//! 2. *Quota.* The number wanted is divided among the sources, by their shares; what one cannot fill goes to the others.
+//! 3. *Strata.* The importance of each source's documents is cut into k bands of equal width ([`Edges`]).
+//! 4. *Budgets.* From the smallest stratum on, each gets an equal share of what is left, or all that it has
+//!    ([`water_fill`]).
+//! 5. *Noise.* Inside a stratum the best keys are selected: uniform noise, or Gumbel noise on the log weights.
+//!
+//! The published code loses the highest scores when all are negative, selects nothing when all are 0, and gives fewer
+//! documents than were asked for without a word. Here every score has a stratum, and what is missing is said.
+
+mod edges;
+mod sketch;
+mod stream;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BudgetedSelection, Fraction, Rounding, SelectorSettings, apportion};
+
+pub use edges::Edges;
+pub use sketch::{QuantileSketch, QuantileSketchError};
+pub use stream::{CoveredWindow, StratumReservoirs, StratumSelection};
+
+/// Strata, as the paper has them.
+pub const DEFAULT_STRATA: u32 = 50;
+/// Share of the documents at each end of the importance that does not widen the strata: one outlier would otherwise put
+/// nearly all documents into one stratum, which is uniform sampling.
+pub const DEFAULT_CLIP: f64 = 0.005;
+
+/// How a selection is spread over the importance of its documents.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CoverageSettings {
+    /// At least 1.
+    pub strata: u32,
+    pub cutoff: Option<Cutoff>,
+    pub within: Within,
+    /// Share of the documents at each end that is put into the outermost strata without widening them: 0 to below 0.5.
+    pub clip: f64,
+}
+
+/// What is removed before anything is selected.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Cutoff {
+    /// β: share of the documents that may be selected; a part of a document is none.
+    pub rate: Fraction,
+    pub tail: Tail,
+}
+
+/// The end of the scores that a cut-off removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tail {
+    Low,
+    High,
+}
+
+/// How documents compete inside a stratum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Within {
+    /// All alike.
+    Uniform,
+    /// Gumbel top-k on the total log weight.
+    Weighted,
+}
+
+/// `total` over strata of these sizes: from the smallest on (of equal ones the first), each gets an equal share of what is
+/// left, rounded down, or all that it has. Sums to `total`, or to all that there is.
+pub fn water_fill(total: u64, sizes: &[u64]) -> Vec<u64> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|&stratum| (sizes[stratum], stratum));
+    let mut budgets = vec![0; sizes.len()];
+    let mut left = total;
+    for (n_before, stratum) in order.into_iter().enumerate() {
+        let share = left / (sizes.len() - n_before) as u64;
+        budgets[stratum] = sizes[stratum].min(share);
+        left -= budgets[stratum];
+    }
+    budgets
+}
+
+/// What is to be selected, and by which shares.
+#[derive(Debug, Clone, Copy)]
+pub struct CoverageRequest<'a> {
+    pub count: u64,
+    pub settings: CoverageSettings,
+    /// One for each pool of documents (a source, or all that have no share of their own).
+    pub pool_shares: &'a [f64],
+    pub target_shares: &'a [f64],
+}
+
+/// What is known of a document, by its number. No number may be NaN: documents without one are rejected before.
+pub struct DocumentScores<'a> {
+    pub cutoff: &'a dyn Fn(u32) -> f64,
+    pub importance: &'a dyn Fn(u32) -> f64,
+    /// For a target. With [`Within::Uniform`] it must be noise alone.
+    pub key: &'a dyn Fn(u32, usize) -> f64,
+}
+
+/// A selection with its strata.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Covered {
+    /// Documents that the cut-off removed, by number.
+    pub cut: Vec<u32>,
+    /// The score of the last one that was removed: those that stay are on its other side, or equal and earlier.
+    pub cut_at: Option<f64>,
+    pub pools: Vec<CoveredPool>,
+    /// A turn's `pool` is a cell: see [`Covered::cell`].
+    pub selection: BudgetedSelection,
+    /// How many documents fewer than requested there are.
+    pub shortfall: u64,
+}
+
+/// The strata of one pool.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CoveredPool {
+    /// `None` of a pool without documents.
+    pub edges: Option<Edges>,
+    pub strata: Vec<Stratum>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stratum {
+    /// After the cut-off.
+    pub documents: u64,
+    /// As many are selected.
+    pub budget: u64,
+}
+
+/// Selects in the order that this module's head describes. Of equal keys, and at the cut-off of equal scores, the document
+/// with the lower number is kept; the order in which documents come never matters.
+///
+/// # Panics
+/// If a pool has no share, or a score is not a number.
+pub fn select_coverage(
+    request: &CoverageRequest<'_>,
+    mut pools: Vec<Vec<u32>>,
+    scores: &DocumentScores<'_>,
+) -> Covered {
+    let mut covered = Covered::default();
+    if let Some(cutoff) = request.settings.cutoff {
+        (covered.cut, covered.cut_at) = cut_off(&mut pools, cutoff, scores.cutoff);
+    }
+    let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
+    let budgets = apportion(request.count, request.pool_shares, &available, Rounding::Nearest);
+    covered.shortfall = request.count - budgets.iter().sum::<u64>();
+    for (pool, (documents, budget)) in pools.into_iter().zip(budgets).enumerate() {
+        covered.select_from_pool(pool, &documents, budget, request, scores);
+    }
+    covered.selection.picks.sort_unstable_by_key(|pick| pick.document);
+    covered
+}
+
+/// Takes the share of all documents out of the pools; gives them, and the score of the last one.
+fn cut_off(pools: &mut [Vec<u32>], cutoff: Cutoff, score: &dyn Fn(u32) -> f64) -> (Vec<u32>, Option<f64>) {
+    let mut scored: Vec<(f64, u32)> = pools.iter().flatten().map(|&document| (score(document), document)).collect();
+    assert!(scored.iter().all(|(score, _)| !score.is_nan()), "a score of the cut-off is not a number");
+    // A uniform number of 1 rounds down.
+    let n = cutoff.rate.of(scored.len() as u64, 1.0) as usize;
+    let Some(last) = n.checked_sub(1) else { return (Vec::new(), None) };
+    // Of equal scores the later document goes.
+    scored.select_nth_unstable_by(last, |a, b| {
+        let by_score = a.0.total_cmp(&b.0);
+        let by_score = if cutoff.tail == Tail::Low { by_score } else { by_score.reverse() };
+        by_score.then(b.1.cmp(&a.1))
+    });
+    let cut_at = scored[last].0;
+    let mut cut: Vec<u32> = scored[..n].iter().map(|(_, document)| *document).collect();
+    cut.sort_unstable();
+    for pool in pools {
+        pool.retain(|document| cut.binary_search(document).is_err());
+    }
+    (cut, Some(cut_at))
+}
+
+impl Covered {
+    fn select_from_pool(
+        &mut self,
+        pool: usize,
+        documents: &[u32],
+        budget: u64,
+        request: &CoverageRequest<'_>,
+        scores: &DocumentScores<'_>,
+    ) {
+        let n_strata = request.settings.strata;
+        let importance: Vec<f64> = documents.iter().map(|&document| (scores.importance)(document)).collect();
+        let edges = Edges::of(importance.clone(), n_strata, request.settings.clip);
+        let mut strata = vec![Vec::new(); n_strata as usize];
+        if let Some(edges) = edges {
+            documents.iter().zip(importance).for_each(|(&document, score)| strata[edges.stratum(score)].push(document));
+        }
+        let sizes: Vec<u64> = strata.iter().map(|stratum| stratum.len() as u64).collect();
+        let budgets = water_fill(budget, &sizes);
+        let of_targets = split_among_targets(&budgets, request.target_shares);
+        for (stratum, (mut documents, budgets)) in strata.into_iter().zip(of_targets).enumerate() {
+            let cell = pool * n_strata as usize + stratum;
+            for (target, count) in budgets.into_iter().enumerate() {
+                let key = |document| (scores.key)(document, target);
+                self.selection.take_turn(cell, target, &mut documents, count, key);
+            }
+        }
+        let stratum = |(documents, budget): (u64, u64)| Stratum { documents, budget };
+        self.pools.push(CoveredPool { edges, strata: sizes.into_iter().zip(budgets).map(stratum).collect() });
+    }
+
+    /// The number of a document's stratum among those of all pools; `None` where its pool has no documents.
+    pub fn cell(&self, pool: usize, importance: f64) -> Option<usize> {
+        let CoveredPool { edges, strata } = self.pools.get(pool)?;
+        edges.map(|edges| pool * strata.len() + edges.stratum(importance))
+    }
+
+    pub fn stratum(&self, cell: usize) -> Option<Stratum> {
+        let n_strata = self.pools.first()?.strata.len();
+        self.pools.get(cell / n_strata)?.strata.get(cell % n_strata).copied()
+    }
+
+    /// Chance of a document of this cell to be selected: b / n of a stratum that is drawn from uniformly, otherwise by the
+    /// thresholds of the stratum. `total_log_weight` is that for a target. All turns look at the same noise, so a document is
+    /// selected exactly if it beats the most favourable of them.
+    pub fn inclusion_probability(
+        &self,
+        settings: &SelectorSettings,
+        within: Within,
+        cell: usize,
+        total_log_weight: impl Fn(usize) -> f64,
+    ) -> f64 {
+        let Some(Stratum { documents, budget }) = self.stratum(cell) else { return 0.0 };
+        if within == Within::Uniform {
+            return budget as f64 / documents.max(1) as f64;
+        }
+        let turns = self.selection.turns.partition_point(|turn| turn.pool < cell)..;
+        let turns = self.selection.turns[turns].iter().take_while(|turn| turn.pool == cell);
+        let of_turn =
+            |turn: &super::Turn| settings.inclusion_probability(total_log_weight(turn.target), turn.threshold);
+        turns.filter(|turn| turn.count > 0).map(of_turn).fold(0.0, f64::max)
+    }
+
+    /// Strata of all pools that have documents, and those of them that something is selected from.
+    pub fn occupied(&self) -> (u64, u64) {
+        let strata = || self.pools.iter().flat_map(|pool| &pool.strata);
+        let count = |is: fn(&&Stratum) -> bool| strata().filter(is).count() as u64;
+        (count(|stratum| stratum.documents > 0), count(|stratum| stratum.budget > 0))
+    }
+}
+
+/// The budget of every stratum in parts for the targets, such that the targets' sums are in proportion to their shares: what
+/// rounding denies a target in one stratum it gets in the next.
+fn split_among_targets(budgets: &[u64], shares: &[f64]) -> Vec<Vec<u64>> {
+    let total: u64 = budgets.iter().sum();
+    let mut left = apportion(total, shares, &vec![total; shares.len()], Rounding::Nearest);
+    let whole = left.clone();
+    let mut done = 0;
+    let of_stratum = |&budget: &u64| {
+        done += budget;
+        let behind = |(whole, left): (&u64, &u64)| {
+            let due = *whole as f64 * done as f64 / total.max(1) as f64;
+            (due - (whole - left) as f64).max(0.0)
+        };
+        let behind: Vec<f64> = whole.iter().zip(&left).map(behind).collect();
+        let parts = apportion(budget, &behind, &left, Rounding::Nearest);
+        left.iter_mut().zip(&parts).for_each(|(left, part)| *left -= part);
+        parts
+    };
+    budgets.iter().map(of_stratum).collect()
+}
+
+#[cfg(test)]
+mod tests;

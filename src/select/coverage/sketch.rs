@@ -1,0 +1,276 @@
+//! Quantiles of any number of scores in bounded memory. Counts by the leading bits of a number: the same sketch whatever the
+//! order of the scores and however they were divided, and on every machine, since no logarithm is taken.
+//!
+//! Strata are cut by it, so their edges must be repeatable to the last bit, for scores of any sign and magnitude.
+//! [`crate::score::FadingSketch`] is smaller and can forget, which is what statistics of losses need: but its sums of weights
+//! depend on their order, and its bins are coarse, few, and only for positive numbers.
+//!
+//! The format of its bytes, little-endian:
+//!
+//! ```text
+//! 8 bytes   magic "WNWQUANT"
+//! u32       version of the format, now 1
+//! u64       number of scores, then f64 smallest and f64 largest of them (absent if there are none)
+//! u32, (i32 cell, u64 count)*   cells in order
+//! 32 bytes  SHA-256 of everything before
+//! ```
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+const MAGIC: &[u8; 8] = b"WNWQUANT";
+const FORMAT_VERSION: u32 = 1;
+const CHECKSUM_BYTES: usize = 32;
+/// Leading bits of the mantissa that tell cells apart: 128 cells for every power of two.
+const BITS: u32 = 7;
+/// Magnitudes below 2^-64 are 0, those above 2^64 stand in the last cell.
+const EXPONENTS: i64 = 64;
+/// Cell of the numbers from 1 on, before the shift that makes 2^-64 the first.
+const ONE: i64 = 1023 << BITS;
+const LAST: i64 = (2 * EXPONENTS) << BITS;
+
+/// A mergeable sketch. Quantiles are off by at most [`QuantileSketch::RELATIVE_ERROR`] of their value (scores of
+/// magnitudes from 2^-64 to 2^64; smaller ones count as 0); the smallest and the largest score are exact.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct QuantileSketch {
+    /// At most twice 16,385 and one.
+    cells: BTreeMap<i32, u64>,
+    n: u64,
+    range: Option<(f64, f64)>,
+}
+
+/// Why bytes are no sketch.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QuantileSketchError {
+    #[error("version {0} of the format is not known")]
+    UnknownVersion(u32),
+    #[error("damaged: {0}")]
+    Damaged(&'static str),
+}
+
+impl QuantileSketch {
+    /// Half the width of a cell over its lower end.
+    pub const RELATIVE_ERROR: f64 = 1.0 / (2 << BITS) as f64;
+
+    /// # Panics
+    /// If the score is not finite: such scores are rejected before.
+    pub fn add(&mut self, score: f64) {
+        assert!(score.is_finite(), "a score is not finite");
+        *self.cells.entry(cell_of(score)).or_default() += 1;
+        self.n += 1;
+        self.widen(score, score);
+    }
+
+    /// Sketches of two sets of scores become that of their union.
+    pub fn merge(&mut self, other: &QuantileSketch) {
+        for (cell, count) in &other.cells {
+            *self.cells.entry(*cell).or_default() += count;
+        }
+        self.n += other.n;
+        if let Some((low, high)) = other.range {
+            self.widen(low, high);
+        }
+    }
+
+    fn widen(&mut self, low: f64, high: f64) {
+        // Zero has two signs; which came first must not matter.
+        let (low, high) = (low + 0.0, high + 0.0);
+        self.range = Some(self.range.map_or((low, high), |(l, h)| (l.min(low), h.max(high))));
+    }
+
+    /// Number of scores.
+    pub fn len(&self) -> u64 {
+        self.n
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// The score with this share of all others below it, by nearest rank; `None` without scores.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let last = self.n.checked_sub(1)?;
+        self.at_rank((share.clamp(0.0, 1.0) * last as f64).round() as u64)
+    }
+
+    /// The score that so many are before, in ascending order.
+    pub fn at_rank(&self, rank: u64) -> Option<f64> {
+        let (low, high) = self.range?;
+        if rank == 0 || rank + 1 >= self.n {
+            return Some(if rank == 0 { low } else { high });
+        }
+        let mut below = 0;
+        let is_it = |(_, count): &(&i32, &u64)| {
+            below += **count;
+            below > rank
+        };
+        self.cells.iter().find(is_it).map(|(cell, _)| middle_of(*cell).clamp(low, high))
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(80 + 12 * self.cells.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&self.n.to_le_bytes());
+        if let Some((low, high)) = self.range {
+            bytes.extend_from_slice(&low.to_le_bytes());
+            bytes.extend_from_slice(&high.to_le_bytes());
+        }
+        bytes.extend_from_slice(&(self.cells.len() as u32).to_le_bytes());
+        for (cell, count) in &self.cells {
+            bytes.extend_from_slice(&cell.to_le_bytes());
+            bytes.extend_from_slice(&count.to_le_bytes());
+        }
+        let checksum = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&checksum);
+        bytes
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, QuantileSketchError> {
+        use QuantileSketchError::{Damaged, UnknownVersion};
+        let rest = bytes.strip_prefix(MAGIC).ok_or(Damaged("they do not begin with `WNWQUANT`"))?;
+        let mut rest = Rest(rest);
+        match u32::from_le_bytes(rest.take()?) {
+            FORMAT_VERSION => {}
+            version => return Err(UnknownVersion(version)),
+        }
+        let body = bytes.len().saturating_sub(CHECKSUM_BYTES);
+        if Sha256::digest(&bytes[..body])[..] != bytes[body..] {
+            return Err(Damaged("the checksum does not match"));
+        }
+        let n = u64::from_le_bytes(rest.take()?);
+        let range = match n {
+            0 => None,
+            _ => Some((f64::from_le_bytes(rest.take()?), f64::from_le_bytes(rest.take()?))),
+        };
+        let n_cells = u32::from_le_bytes(rest.take()?);
+        let mut cells = BTreeMap::new();
+        for _ in 0..n_cells {
+            cells.insert(i32::from_le_bytes(rest.take()?), u64::from_le_bytes(rest.take()?));
+        }
+        let is_whole = rest.0.len() == CHECKSUM_BYTES && cells.len() == n_cells as usize;
+        let sum = cells.values().try_fold(0u64, |sum, count| sum.checked_add(*count));
+        let is_in_order = range.is_none_or(|(low, high)| low.is_finite() && high.is_finite() && low <= high);
+        if !is_whole || sum != Some(n) || !is_in_order {
+            return Err(Damaged("they are not counts of scores"));
+        }
+        Ok(QuantileSketch { cells, n, range })
+    }
+}
+
+/// Bytes that have not been read yet.
+struct Rest<'a>(&'a [u8]);
+
+impl Rest<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], QuantileSketchError> {
+        let ended = QuantileSketchError::Damaged("they end too early");
+        let (head, tail) = self.0.split_first_chunk::<N>().ok_or(ended)?;
+        self.0 = tail;
+        Ok(*head)
+    }
+}
+
+/// Ascending with the score; 0 for what counts as 0, negative for negative scores.
+fn cell_of(score: f64) -> i32 {
+    // Exponent and leading bits of the mantissa as one whole number: the bits of positive doubles are in their order.
+    let leading = (score.abs().to_bits() >> (52 - BITS)) as i64;
+    let cell = (leading - ONE + (EXPONENTS << BITS) + 1).clamp(0, LAST) as i32;
+    if score < 0.0 { -cell } else { cell }
+}
+
+fn middle_of(cell: i32) -> f64 {
+    if cell == 0 {
+        return 0.0;
+    }
+    let leading = (i64::from(cell.abs()) - 1 - (EXPONENTS << BITS) + ONE) as u64;
+    let low = f64::from_bits(leading << (52 - BITS));
+    let high = f64::from_bits((leading + 1) << (52 - BITS));
+    (0.5 * (low + high)).copysign(f64::from(cell))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn score() -> impl Strategy<Value = f64> {
+        prop_oneof![
+            -10.0f64..10.0,
+            (-40.0f64..40.0).prop_map(f64::exp),
+            (-40.0f64..40.0).prop_map(|x| -x.exp()),
+            (-3i32..3).prop_map(f64::from),
+        ]
+    }
+
+    fn sketch(scores: &[f64]) -> QuantileSketch {
+        let mut sketch = QuantileSketch::default();
+        scores.iter().for_each(|score| sketch.add(*score));
+        sketch
+    }
+
+    proptest! {
+        #[test]
+        fn quantiles_are_off_by_no_more_than_is_said(mut scores in proptest::collection::vec(score(), 1..400), share in 0.0f64..=1.0) {
+            let sketch = sketch(&scores);
+            scores.sort_by(f64::total_cmp);
+            let exact = scores[(share * (scores.len() - 1) as f64).round() as usize];
+            let found = sketch.quantile(share).unwrap();
+            prop_assert!((found - exact).abs() <= QuantileSketch::RELATIVE_ERROR * exact.abs() + 1e-18, "{found} for {exact}");
+            prop_assert_eq!(sketch.quantile(0.0), Some(scores[0] + 0.0));
+            prop_assert_eq!(sketch.quantile(1.0), scores.last().map(|last| last + 0.0));
+        }
+
+        #[test]
+        fn order_and_division_do_not_matter(scores in proptest::collection::vec(score(), 0..200), cut in 0usize..200, rotate in 0usize..200) {
+            let (cut, rotate) = (cut.min(scores.len()), rotate.min(scores.len()));
+            let mut parts = sketch(&scores[cut..]);
+            parts.merge(&sketch(&scores[..cut]));
+            let mut turned = scores.clone();
+            turned.rotate_left(rotate);
+            prop_assert_eq!(&parts, &sketch(&scores));
+            prop_assert_eq!(parts.to_bytes(), sketch(&turned).to_bytes());
+        }
+
+        #[test]
+        fn bytes_come_back_and_damage_is_noticed(scores in proptest::collection::vec(score(), 0..100), at in 0usize..10_000, flip in 1u8..) {
+            let sketch = sketch(&scores);
+            let mut bytes = sketch.to_bytes();
+            prop_assert_eq!(&QuantileSketch::from_bytes(&bytes).unwrap(), &sketch);
+            let at = at % bytes.len();
+            prop_assert!(QuantileSketch::from_bytes(&bytes[..at]).is_err());
+            bytes[at] ^= flip;
+            prop_assert!(QuantileSketch::from_bytes(&bytes).is_err());
+        }
+
+        #[test]
+        fn cells_are_in_the_order_of_the_scores(a in score(), b in score()) {
+            prop_assert!(a > b || cell_of(a) <= cell_of(b));
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_whatever_comes() {
+        let mut sketch = QuantileSketch::default();
+        for exponent in -1074..1024 {
+            for step in 0..16 {
+                let score = f64::from(16 + step) * (f64::from(exponent) - 4.0).exp2();
+                for score in [score, -score].into_iter().filter(|score| score.is_finite()) {
+                    sketch.add(score);
+                }
+            }
+        }
+        assert!(sketch.cells.len() as i64 <= 2 * LAST + 1);
+        assert_eq!(sketch.cells.keys().next(), Some(&(-LAST as i32)));
+        assert_eq!((cell_of(0.0), cell_of(-0.0), cell_of(1e-300)), (0, 0, 0));
+        assert_eq!(QuantileSketch::default().quantile(0.5), None);
+    }
+
+    /// Golden: states that were kept can only be read while the cells stay.
+    #[test]
+    fn the_cell_of_a_score_never_changes() {
+        let scores = [1.0, 1.01, -1.0, 2.0, 0.1, 3.5, 1e30, -1e-18, 1e-20];
+        assert_eq!(scores.map(cell_of), [8193, 8194, -8193, 8321, 7757, 8417, 16384, -532, 0]);
+    }
+}

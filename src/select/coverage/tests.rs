@@ -1,0 +1,462 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::record::TopicPartition;
+use crate::select::{Noise, Quotas, SelectorKind};
+
+/// A document: its pool, scores that are whole numbers (so that the oracle can do without rounding), and its log weight.
+#[derive(Debug, Clone)]
+struct Doc {
+    pool: usize,
+    cutoff: i64,
+    importance: i64,
+    weight: f64,
+}
+
+#[derive(Debug, Clone)]
+struct Window {
+    documents: Vec<Doc>,
+    /// Importances are whole multiples of this power of two.
+    unit: f64,
+    count: u64,
+    pool_shares: Vec<f64>,
+    target_shares: Vec<f64>,
+    settings: CoverageSettings,
+    seed: u64,
+}
+
+fn selector() -> SelectorSettings {
+    SelectorSettings {
+        kind: SelectorKind::ImportanceResampling,
+        fraction: "1".parse().unwrap(),
+        temperature: 1.5,
+        length_normalise: false,
+        min_tokens: 0,
+        seed: 0,
+        quotas: Quotas::default(),
+        loss: None,
+    }
+}
+
+impl Window {
+    fn key(&self, document: u32, target: usize) -> f64 {
+        let noise = Noise::new(self.seed, &TopicPartition::new("t", 0));
+        selector().key(&noise, document.into(), self.total_weight(document, target))
+    }
+
+    fn total_weight(&self, document: u32, target: usize) -> f64 {
+        match self.settings.within {
+            Within::Uniform => 0.0,
+            Within::Weighted => self.documents[document as usize].weight * (1.0 - target as f64),
+        }
+    }
+
+    fn pools(&self) -> Vec<Vec<u32>> {
+        let mut pools = vec![Vec::new(); self.pool_shares.len()];
+        self.documents.iter().enumerate().for_each(|(i, d)| pools[d.pool % self.pool_shares.len()].push(i as u32));
+        pools
+    }
+
+    fn select_from(&self, pools: Vec<Vec<u32>>) -> Covered {
+        let request = CoverageRequest {
+            count: self.count,
+            settings: self.settings,
+            pool_shares: &self.pool_shares,
+            target_shares: &self.target_shares,
+        };
+        let of = |document: u32| &self.documents[document as usize];
+        let scores = DocumentScores {
+            cutoff: &|document| of(document).cutoff as f64,
+            importance: &|document| of(document).importance as f64 * self.unit,
+            key: &|document, target| self.key(document, target),
+        };
+        select_coverage(&request, pools, &scores)
+    }
+}
+
+/// The formulas of the paper with the mended edge cases, in whole numbers, one document at a time.
+struct Oracle<'a>(&'a Window);
+
+#[derive(Debug, PartialEq, Default)]
+struct Expected {
+    cut: Vec<u32>,
+    /// Document, target and key.
+    picks: Vec<(u32, usize, f64)>,
+    /// Of every pool: sizes and budgets of its strata.
+    strata: Vec<Vec<(u64, u64)>>,
+}
+
+impl Oracle<'_> {
+    fn select(&self) -> Expected {
+        let mut expected = Expected::default();
+        let mut left: Vec<u32> = (0..self.0.documents.len() as u32).collect();
+        if let Some(cutoff) = self.0.settings.cutoff {
+            let sign = if cutoff.tail == Tail::Low { 1 } else { -1 };
+            let mut ranked = left.clone();
+            ranked.sort_by_key(|&d| (sign * self.0.documents[d as usize].cutoff, -i64::from(d)));
+            let n_cut = (left.len() as u64 * per_mille(cutoff.rate) / 1000) as usize;
+            expected.cut = ranked[..n_cut].to_vec();
+            expected.cut.sort_unstable();
+            left.retain(|d| !expected.cut.contains(d));
+        }
+        let n_pools = self.0.pool_shares.len();
+        let of_pool = |pool| left.iter().copied().filter(move |&d| self.0.documents[d as usize].pool % n_pools == pool);
+        let sizes: Vec<u64> = (0..n_pools).map(|pool| of_pool(pool).count() as u64).collect();
+        let budgets = apportion(self.0.count, &self.0.pool_shares, &sizes, Rounding::Nearest);
+        for (pool, budget) in budgets.into_iter().enumerate() {
+            self.select_from_pool(&of_pool(pool).collect::<Vec<_>>(), budget, &mut expected);
+        }
+        expected.picks.sort_by_key(|pick| pick.0);
+        expected
+    }
+
+    fn select_from_pool(&self, documents: &[u32], budget: u64, expected: &mut Expected) {
+        let k = self.0.settings.strata as usize;
+        let importance = |d: &u32| self.0.documents[*d as usize].importance;
+        let mut sorted: Vec<i64> = documents.iter().map(importance).collect();
+        sorted.sort_unstable();
+        let beyond = (self.0.settings.clip * sorted.len().saturating_sub(1) as f64).round() as usize;
+        let ends = |beyond: usize| (sorted.get(beyond).copied(), sorted.iter().rev().nth(beyond).copied());
+        let (low, high) = if ends(beyond).0 == ends(beyond).1 { ends(0) } else { ends(beyond) };
+        let (low, high) = (low.unwrap_or(0), high.unwrap_or(0));
+        let stratum = |d: &u32| match importance(d).clamp(low, high) {
+            _ if low == high => 0,
+            score => (((score - low) as i128 * k as i128) / (high - low) as i128).min(k as i128 - 1) as usize,
+        };
+        let members: Vec<Vec<u32>> =
+            (0..k).map(|j| documents.iter().copied().filter(|d| stratum(d) == j).collect()).collect();
+        // Strata are taken away one by one, the smallest first.
+        let mut budgets = vec![0; k];
+        let mut open: Vec<usize> = (0..k).collect();
+        let mut rest = budget;
+        while !open.is_empty() {
+            let smallest = *open.iter().min_by_key(|&&j| (members[j].len(), j)).unwrap();
+            budgets[smallest] = (rest / open.len() as u64).min(members[smallest].len() as u64);
+            rest -= budgets[smallest];
+            open.retain(|&j| j != smallest);
+        }
+        for ((mut members, parts), budget) in
+            members.iter().cloned().zip(split_among_targets(&budgets, &self.0.target_shares)).zip(&budgets)
+        {
+            assert_eq!(parts.iter().sum::<u64>(), *budget);
+            for (target, n) in parts.into_iter().enumerate() {
+                members.sort_by(|&a, &b| self.0.key(b, target).total_cmp(&self.0.key(a, target)).then(a.cmp(&b)));
+                let taken: Vec<u32> = members.drain(..n as usize).collect();
+                expected.picks.extend(taken.into_iter().map(|d| (d, target, self.0.key(d, target))));
+            }
+        }
+        expected.strata.push(members.iter().map(|m| m.len() as u64).zip(budgets).collect());
+    }
+}
+
+fn per_mille(fraction: Fraction) -> u64 {
+    fraction.of(1000, 1.0)
+}
+
+fn importances() -> impl Strategy<Value = Vec<i64>> {
+    prop_oneof![
+        proptest::collection::vec(0i64..1000, 0..60),
+        // All below zero; whole numbers as of forgetting; all equal, also 0; one outlier.
+        proptest::collection::vec(-500i64..0, 0..60),
+        proptest::collection::vec(0i64..4, 0..60),
+        (-2i64..3, 0usize..40).prop_map(|(score, n)| vec![score; n]),
+        (proptest::collection::vec(0i64..20, 0..60), any::<bool>()).prop_map(|(mut scores, is_low)| {
+            scores.push(if is_low { -1_000_000 } else { 1_000_000 });
+            scores
+        }),
+    ]
+}
+
+fn settings() -> impl Strategy<Value = CoverageSettings> {
+    let cutoff = (0u32..1000, any::<bool>()).prop_map(|(rate, is_low)| {
+        let rate = format!("0.{rate:03}").parse().ok()?;
+        Some(Cutoff { rate, tail: if is_low { Tail::Low } else { Tail::High } })
+    });
+    let clip = prop_oneof![Just(0.0), Just(DEFAULT_CLIP), 0.0f64..0.45];
+    (1u32..60, prop_oneof![Just(None), cutoff], any::<bool>(), clip).prop_map(|(strata, cutoff, is_uniform, clip)| {
+        let within = if is_uniform { Within::Uniform } else { Within::Weighted };
+        CoverageSettings { strata, cutoff, within, clip }
+    })
+}
+
+fn window() -> impl Strategy<Value = Window> {
+    let documents = importances().prop_flat_map(|importances| {
+        let n = importances.len();
+        let others = proptest::collection::vec((0usize..3, -9i64..9, -3i32..3), n..=n);
+        (Just(importances), others).prop_map(|(importances, others)| {
+            let document = |(importance, (pool, cutoff, weight)): (i64, (usize, i64, i32))| Doc {
+                pool,
+                cutoff,
+                importance,
+                weight: f64::from(weight) / 2.0,
+            };
+            importances.into_iter().zip(others).map(document).collect::<Vec<_>>()
+        })
+    });
+    let pool_shares = prop_oneof![Just(vec![1.0]), Just(vec![0.2, 0.5, 0.3]), Just(vec![0.0, 1.0])];
+    let target_shares = prop_oneof![Just(vec![1.0]), Just(vec![0.7, 0.3])];
+    (documents, -60i32..60, 0u64..70, pool_shares, target_shares, settings(), any::<u64>()).prop_map(
+        |(documents, exponent, count, pool_shares, target_shares, settings, seed)| {
+            let unit = f64::from(exponent).exp2();
+            Window { documents, unit, count, pool_shares, target_shares, settings, seed }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn it_is_what_the_formulas_say(window in window()) {
+        let covered = window.select_from(window.pools());
+        let expected = Oracle(&window).select();
+        let picks: Vec<_> = covered.selection.picks.iter().map(|p| (p.document, p.target, p.key)).collect();
+        let strata: Vec<Vec<_>> =
+            covered.pools.iter().map(|pool| pool.strata.iter().map(|s| (s.documents, s.budget)).collect()).collect();
+        prop_assert_eq!(&Expected { cut: covered.cut.clone(), picks, strata }, &expected);
+
+        let available = window.documents.len() - covered.cut.len();
+        prop_assert_eq!(covered.selection.picks.len() as u64, window.count.min(available as u64));
+        prop_assert_eq!(covered.shortfall, window.count.saturating_sub(available as u64));
+        let occupied = (
+            expected.strata.iter().flatten().filter(|(documents, _)| *documents > 0).count() as u64,
+            expected.strata.iter().flatten().filter(|(_, budget)| *budget > 0).count() as u64,
+        );
+        prop_assert_eq!(covered.occupied(), occupied);
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_the_documents_does_not_matter(window in window(), rotate in 0usize..60) {
+        let mut pools = window.pools();
+        pools.iter_mut().for_each(|pool| {
+            let middle = rotate.min(pool.len());
+            pool.rotate_left(middle);
+        });
+        prop_assert_eq!(window.select_from(pools), window.select_from(window.pools()));
+    }
+
+    /// Given the thresholds of its stratum a document is selected exactly if its key beats one; what the probability says
+    /// must then be the chance of that.
+    #[test]
+    fn probabilities_are_those_of_the_draw(window in window()) {
+        let covered = window.select_from(window.pools());
+        let mut sums = 0.0;
+        for (document, doc) in (0..).zip(&window.documents) {
+            if covered.cut.binary_search(&document).is_ok() {
+                continue;
+            }
+            let pool = doc.pool % window.pool_shares.len();
+            let cell = covered.cell(pool, doc.importance as f64 * window.unit).unwrap();
+            let is_picked = covered.selection.picks.iter().any(|pick| pick.document == document);
+            let weight = |target| window.total_weight(document, target);
+            let p = covered.inclusion_probability(&selector(), window.settings.within, cell, weight);
+            prop_assert!((0.0..=1.0).contains(&p) && (p > 0.0 || !is_picked), "{}", p);
+            let turns = covered.selection.turns.iter().filter(|turn| turn.pool == cell && turn.count > 0);
+            let beats = |turn: &crate::select::Turn| turn.threshold.is_none_or(|t| window.key(document, turn.target) > t);
+            prop_assert_eq!(turns.clone().any(beats), is_picked);
+            if window.settings.within == Within::Weighted {
+                let best = turns.map(|turn| selector().inclusion_probability(weight(turn.target), turn.threshold));
+                prop_assert_eq!(best.fold(0.0, f64::max), p);
+            }
+            sums += p;
+        }
+        // A uniform draw takes exactly as many as its probabilities come to.
+        if window.settings.within == Within::Uniform {
+            prop_assert!((sums - covered.selection.picks.len() as f64).abs() < 1e-9, "{}", sums);
+        }
+    }
+
+    #[test]
+    fn one_pass_with_the_same_edges_is_the_same_selection(window in window(), cut in 0usize..60, m in 0usize..5) {
+        let window = Window { pool_shares: vec![1.0], target_shares: vec![1.0], ..window };
+        let settings = CoverageSettings { cutoff: None, ..window.settings };
+        let window = Window { settings, ..window };
+        let exact = window.select_from(window.pools());
+        let Some(edges) = exact.pools[0].edges else { return Ok(()) };
+        let capacity = window.count as usize + m;
+        let mut parts = [StratumReservoirs::new(edges, capacity), StratumReservoirs::new(edges, capacity)];
+        let mut held = 0;
+        for (document, doc) in (0..).zip(&window.documents) {
+            let importance = doc.importance as f64 * window.unit;
+            let part = &mut parts[usize::from(document as usize >= cut)];
+            held += 1 - usize::from(part.offer(document.into(), importance, window.key(document, 0), ()).is_some());
+        }
+        prop_assert!(held <= 2 * edges.n_strata() * (capacity + 1));
+        let [second, mut first] = parts;
+        first.merge(second);
+        let covered = first.select(window.count as usize);
+        prop_assert_eq!(covered.shortfall, exact.shortfall);
+        let strata: Vec<Stratum> = covered.strata.iter().map(|s| s.stratum).collect();
+        prop_assert_eq!(&strata, &exact.pools[0].strata);
+        let mut picks: Vec<_> = covered.strata.iter().flat_map(|s| &s.selection.chosen).map(|c| (c.offset, c.key)).collect();
+        picks.sort_by_key(|pick| pick.0);
+        let expected: Vec<_> = exact.selection.picks.iter().map(|p| (i64::from(p.document), p.key)).collect();
+        prop_assert_eq!(picks, expected);
+        let thresholds: Vec<_> = covered.strata.iter().filter(|s| s.stratum.budget > 0).map(|s| s.selection.threshold).collect();
+        let of_turns = exact.selection.turns.iter().filter(|turn| turn.count > 0).map(|turn| turn.threshold);
+        prop_assert_eq!(thresholds, of_turns.collect::<Vec<_>>());
+    }
+
+    /// The loop differs from the water level by its roundings, at most one document a stratum.
+    #[test]
+    fn budgets_are_a_water_level(sizes in proptest::collection::vec(0u64..300, 1..60), total in 0u64..9_000) {
+        let budgets = water_fill(total, &sizes);
+        prop_assert_eq!(budgets.iter().sum::<u64>(), total.min(sizes.iter().sum()));
+        prop_assert!(budgets.iter().zip(&sizes).all(|(budget, size)| budget <= size));
+        let filled = |level: f64| sizes.iter().map(|size| (*size as f64).min(level)).sum::<f64>();
+        let (mut low, mut high) = (0.0, 300.0);
+        for _ in 0..60 {
+            let middle = 0.5 * (low + high);
+            if filled(middle) < total as f64 { low = middle } else { high = middle }
+        }
+        for (budget, size) in budgets.iter().zip(&sizes) {
+            prop_assert!((*budget as f64 - (*size as f64).min(high)).abs() <= 1.0 + 1e-6, "{} of {} at {}", budget, size, high);
+        }
+        // More never takes from a stratum by more than a rounding.
+        let more = water_fill(total + 1, &sizes);
+        prop_assert!(budgets.iter().zip(&more).all(|(before, after)| *after + 1 >= *before));
+    }
+
+    #[test]
+    fn targets_get_their_shares_over_all_strata(budgets in proptest::collection::vec(0u64..9, 0..60), share in 0.05f64..0.9) {
+        let shares = [share, 0.95 - share, 0.05];
+        let parts = split_among_targets(&budgets, &shares);
+        prop_assert!(parts.iter().zip(&budgets).all(|(parts, budget)| parts.iter().sum::<u64>() == *budget));
+        let total: u64 = budgets.iter().sum();
+        let sums: Vec<u64> = (0..3).map(|target| parts.iter().map(|parts| parts[target]).sum()).collect();
+        prop_assert_eq!(sums, apportion(total, &shares, &[total; 3], Rounding::Nearest));
+    }
+
+    #[test]
+    fn strata_cover_every_score(low in -1e308f64..1e308, width in 0.0f64..1e308, strata in 1u32..100, score in -1.7e308f64..1.7e308) {
+        let edges = Edges::new(low, (low + width).min(f64::MAX), strata);
+        let (from, to) = edges.bounds(edges.stratum(score));
+        let slack = 1e-9 * (edges.range().1 / 2.0 - edges.range().0 / 2.0).abs();
+        let inside = score.clamp(edges.range().0, edges.range().1);
+        prop_assert!(inside >= from - slack && inside <= to + slack, "{} is not within {}..{}", inside, from, to);
+        prop_assert!(edges.stratum(score) < strata as usize);
+        prop_assert_eq!(edges.stratum(edges.range().0), 0);
+        if width > 0.0 {
+            prop_assert_eq!(edges.stratum(edges.range().1), strata as usize - 1);
+        }
+    }
+
+    #[test]
+    fn edges_of_a_sketch_are_those_of_the_scores_but_for_its_error(scores in proptest::collection::vec(0.1f64..20.0, 2..300), clip in 0.0f64..0.3) {
+        let mut sketch = QuantileSketch::default();
+        scores.iter().for_each(|score| sketch.add(*score));
+        let exact = Edges::of(scores, 10, clip).unwrap().range();
+        let found = Edges::of_sketch(&sketch, 10, clip).unwrap().range();
+        // Where all but the ends is one number to the sketch, it falls back to the ends, which is wider.
+        let is_near = |found: f64, exact: f64| (found - exact).abs() <= QuantileSketch::RELATIVE_ERROR * exact;
+        let is_whole = found == (sketch.quantile(0.0).unwrap(), sketch.quantile(1.0).unwrap());
+        prop_assert!(is_whole || (is_near(found.0, exact.0) && is_near(found.1, exact.1)), "{:?} for {:?}", found, exact);
+    }
+}
+
+/// Half a document at each end: both must round it the same way.
+#[test]
+fn a_sketch_clips_as_many_as_the_scores_do() {
+    let scores: Vec<f64> = (0..101).map(|i| 1.5f64.powi(i)).collect();
+    let mut sketch = QuantileSketch::default();
+    scores.iter().for_each(|score| sketch.add(*score));
+    let (exact, found) = (Edges::of(scores, 4, 0.005).unwrap(), Edges::of_sketch(&sketch, 4, 0.005).unwrap());
+    let ((low, high), (found_low, found_high)) = (exact.range(), found.range());
+    assert!(
+        (found_low / low - 1.0).abs() < 0.004 && (found_high / high - 1.0).abs() < 0.004,
+        "{found:?} for {exact:?}"
+    );
+}
+
+/// Two thirds of the documents are easy; uniform sampling takes what there is, coverage takes both alike.
+#[test]
+fn rare_scores_get_as_much_as_frequent_ones() {
+    let documents = (0..90).map(|i| Doc { pool: 0, cutoff: 0, importance: if i < 60 { 0 } else { 9 }, weight: 0.0 });
+    let settings = CoverageSettings { strata: 10, cutoff: None, within: Within::Uniform, clip: 0.0 };
+    let window = Window {
+        documents: documents.collect(),
+        unit: 1.0,
+        count: 20,
+        pool_shares: vec![1.0],
+        target_shares: vec![1.0],
+        settings,
+        seed: 1,
+    };
+    let covered = window.select_from(window.pools());
+    let hard = covered.selection.picks.iter().filter(|pick| pick.document >= 60).count();
+    assert_eq!((covered.selection.picks.len(), hard), (20, 10));
+    assert_eq!(covered.occupied(), (2, 2));
+    let (easy, hard) = (covered.cell(0, 0.0).unwrap(), covered.cell(0, 9.0).unwrap());
+    let p = |cell| covered.inclusion_probability(&selector(), Within::Uniform, cell, |_| 0.0);
+    assert_eq!((p(easy), p(hard)), (10.0 / 60.0, 10.0 / 30.0));
+    assert_eq!(covered.cell(1, 0.0), None);
+}
+
+#[test]
+fn one_outlier_does_not_put_all_others_into_one_stratum() {
+    let mut scores: Vec<f64> = (0..1000).map(f64::from).collect();
+    scores[7] = 1e9;
+    let plain = Edges::of(scores.clone(), 50, 0.0).unwrap();
+    assert!((0..1000).all(|score| plain.stratum(f64::from(score)) == 0));
+    let clipped = Edges::of(scores.clone(), 50, DEFAULT_CLIP).unwrap();
+    let mut occupied: Vec<usize> = scores.iter().map(|score| clipped.stratum(*score)).collect();
+    occupied.sort_unstable();
+    occupied.dedup();
+    assert_eq!(occupied.len(), 50);
+    // Clipping must not hide the few that differ from all others.
+    let nearly_equal: Vec<f64> = (0..1000).map(|i| if i == 0 { 5.0 } else { 1.0 }).collect();
+    let edges = Edges::of(nearly_equal, 4, DEFAULT_CLIP).unwrap();
+    assert_eq!((edges.stratum(1.0), edges.stratum(5.0)), (0, 3));
+}
+
+#[test]
+fn what_the_published_code_loses_is_kept() {
+    for scores in [vec![-3.0, -2.0, -1.0], vec![-1.0, 0.0, 0.0], vec![0.0; 3], vec![4.0; 3], vec![-4.0; 3]] {
+        let edges = Edges::of(scores.clone(), 50, 0.0).unwrap();
+        let strata: Vec<usize> = scores.iter().map(|score| edges.stratum(*score)).collect();
+        let is_flat = scores.iter().all(|score| *score == scores[0]);
+        assert_eq!(strata.last(), Some(if is_flat { &0 } else { &49 }), "{scores:?}");
+    }
+    assert_eq!(Edges::of(Vec::new(), 50, 0.0), None);
+    assert_eq!(water_fill(10, &[]), Vec::<u64>::new());
+    // The remainder flows to later strata, and of equal ones the first is the smaller one.
+    assert_eq!(water_fill(11, &[5, 0, 5, 5]), [3, 0, 4, 4]);
+    assert_eq!(water_fill(100, &[5, 0, 5, 5]), [5, 0, 5, 5]);
+}
+
+#[test]
+#[should_panic(expected = "not a number")]
+fn nan_has_no_stratum() {
+    Edges::new(0.0, 1.0, 4).stratum(f64::NAN);
+}
+
+/// Frequencies over seeds are what the probabilities say: uniform inside a stratum.
+#[test]
+fn documents_of_a_stratum_are_drawn_alike() {
+    let documents = [0, 0, 0, 0, 0, 7, 7, 9];
+    let settings = CoverageSettings { strata: 3, cutoff: None, within: Within::Uniform, clip: 0.0 };
+    let mut counts = [0u32; 8];
+    let n_draws = 20_000;
+    for seed in 0..n_draws {
+        let documents = documents.iter().map(|i| Doc { pool: 0, cutoff: 0, importance: *i, weight: 0.0 }).collect();
+        let shares = vec![1.0];
+        let window = Window {
+            documents,
+            unit: 1.0,
+            count: 4,
+            pool_shares: shares.clone(),
+            target_shares: shares,
+            settings,
+            seed,
+        };
+        window.select_from(window.pools()).selection.picks.iter().for_each(|pick| counts[pick.document as usize] += 1);
+    }
+    // Strata of 5, 0 and 3 documents give 2 each. Five standard errors of 20,000 draws: 0.0174 at most.
+    for (document, count) in counts.into_iter().enumerate() {
+        let expected = if document < 5 { 0.4 } else { 2.0 / 3.0 };
+        let seen = f64::from(count) / n_draws as f64;
+        assert!((seen - expected).abs() < 0.0174, "document {document}: {seen} for {expected}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Numbers and a vector that come with the documents: losses, scores, an embedding.
+
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::datatypes::{DataType, Float32Type, Float64Type};
+use arrow::record_batch::RecordBatch;
+
+use crate::record::{DocumentRef, FieldNames};
+
+/// Names of fields or columns.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExtraFields {
+    pub numbers: Vec<String>,
+    pub vector: Option<String>,
+}
+
+impl ExtraFields {
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.numbers.iter().chain(&self.vector).any(|field| field == name)
+    }
+}
+
+/// Their values in one document.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    /// NaN where there is none.
+    pub numbers: Vec<f64>,
+    /// Empty where there is none.
+    pub vector: Vec<f32>,
+}
+
+impl Extra {
+    /// Of a JSON object: other values than numbers count as none. A field that stands twice counts as it stands last.
+    pub fn read_document(&mut self, wanted: &ExtraFields, names: &FieldNames, document: &DocumentRef<'_>) {
+        let members = || document.members.iter().rev();
+        let value = |name: &str| members().find(|(member, _)| member == name).map(|(_, value)| *value);
+        let number = |name: &String| {
+            // Losses are no members: the decoder has taken them.
+            let given = match Some(name) {
+                name if name == names.loss.as_ref() => document.given_losses[0],
+                name if name == names.reference_loss.as_ref() => document.given_losses[1],
+                _ => value(name).and_then(|json| serde_json::from_str(json).ok()),
+            };
+            given.unwrap_or(f64::NAN)
+        };
+        self.numbers.clear();
+        self.numbers.extend(wanted.numbers.iter().map(number));
+        let vector = wanted.vector.as_deref().and_then(value);
+        self.vector = vector.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
+    }
+}
+
+/// The columns of a batch. A column that is not there holds nothing.
+pub(super) struct ExtraColumns {
+    numbers: Vec<Option<ArrayRef>>,
+    vector: Option<ArrayRef>,
+}
+
+impl ExtraColumns {
+    pub fn of(batch: &RecordBatch, wanted: &ExtraFields) -> Result<Self, String> {
+        let cast = |name: &String, to: &DataType, expected: &str, is: fn(&DataType) -> bool| {
+            let Some(column) = batch.column_by_name(name) else { return Ok(None) };
+            if !is(column.data_type()) && column.data_type() != &DataType::Null {
+                return Err(format!("column `{name}` is {}, expected {expected}", column.data_type()));
+            }
+            arrow::compute::cast(column, to).map(Some).map_err(|e| format!("column `{name}`: {e}"))
+        };
+        let number = |name| cast(name, &DataType::Float64, "numbers", DataType::is_numeric);
+        let numbers = wanted.numbers.iter().map(number).collect::<Result<_, _>>()?;
+        let vectors = DataType::new_large_list(DataType::Float32, true);
+        let vector = wanted.vector.as_ref().map(|name| cast(name, &vectors, "lists of numbers", is_vector));
+        Ok(ExtraColumns { numbers, vector: vector.transpose()?.flatten() })
+    }
+
+    pub fn read(&self, row: usize, extra: &mut Extra) {
+        let number = |column: &Option<ArrayRef>| match column {
+            Some(column) if column.is_valid(row) => column.as_primitive::<Float64Type>().value(row),
+            _ => f64::NAN,
+        };
+        extra.numbers.clear();
+        extra.numbers.extend(self.numbers.iter().map(number));
+        extra.vector.clear();
+        if let Some(column) = self.vector.as_ref().filter(|column| column.is_valid(row)) {
+            let vector = column.as_list::<i64>().value(row);
+            // A part of it that is null is none that can be used, and neither is the vector then.
+            if vector.null_count() == 0 {
+                extra.vector.extend_from_slice(vector.as_primitive::<Float32Type>().values());
+            }
+        }
+    }
+}
+
+fn is_vector(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            item.data_type().is_numeric()
+        }
+        _ => false,
+    }
+}
