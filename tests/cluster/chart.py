@@ -46,6 +46,7 @@ REFUSED = [
     (["config.http.listen=0.0.0.0:80"], "config.http.listen is set by the chart itself"),
     (["config.kafka.sasl_password=x"], '"sasl_password" looks like a secret'),
     (["config.sink.options.aws_secret_access_key=x"], '"aws_secret_access_key" looks like a secret'),
+    (["config.http.token=x"], '"token" looks like a secret'),
     (["config.catalog.url=postgres://u:p@h/d"], "config.catalog.url holds a password"),
     (["env.WINNOWD_KAFKA__GROUP=x"], "WINNOWD_KAFKA__GROUP"),
     (["terminationGracePeriodSeconds=64"], "must be at least 65, kafka.drain_timeout (20 s) and shutdown.grace (30 s)"),
@@ -137,7 +138,7 @@ def read_by_the_daemon(winnowd, model, cases, folder):
         container = of_kind(documents, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
         environment = {"PATH": os.environ["PATH"]}
         for variable in container["env"]:
-            environment[variable["name"]] = variable.get("value", "from-elsewhere")
+            environment[variable["name"]] = variable.get("value", "from-a-secret-elsewhere")
         places = {"WINNOWD_MODEL__PATH": str(model), "WINNOWD_SINK__SCRATCH_DIR": str(folder), "TMPDIR": str(folder)}
         sure(places.keys() <= environment.keys(), f"{name}: not every place is set")
         toml = of_kind(documents, "ConfigMap", f"{'curator' if name == 'everything' else 'winnowd'}")["data"]["winnowd.toml"]
@@ -176,6 +177,29 @@ def computed(programs, cases):
     sure(ports(of_kind(fleet, "NetworkPolicy", "winnowd")) == expected, "egress of the fleet")
     sure(ports(of_kind(everything, "NetworkPolicy", "curator")) == [{53}, {9092, 9093, 9094}, {5432}, {80}], "egress of everything")
     sure(ports(of_kind(fleet, "NetworkPolicy", "migrate")) == [{53}, {5432}], "egress of the migration")
+    for name, suffix, expected in (
+        ("default", "winnowd", [{}]),
+        ("fleet", "winnowd", [{"kubernetes.io/metadata.name": peer} for peer in ("monitoring", "training")]),
+        ("everything", "curator", [{}, "198.51.100.0/24"]),
+    ):
+        (rule,) = of_kind(cases[name, VERSIONS[-1]], "NetworkPolicy", suffix)["spec"]["ingress"]
+        peers = [p["ipBlock"]["cidr"] if "ipBlock" in p else p["namespaceSelector"].get("matchLabels", {}) for p in rule["from"]]
+        sure(peers == expected and rule["ports"] == [{"port": "metrics", "protocol": "TCP"}], f"ingress of {name}: {rule}")
+    closed_paths(cases)
+
+
+def closed_paths(cases):
+    """Nothing that the chart itself does or advises may need the token, without which these are closed in a pod."""
+    texts = {path.name: path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file()}
+    texts |= {name: yaml.safe_dump_all(without_dashboards(documents)) for (name, _), documents in cases.items()}
+    for name, text in texts.items():
+        found = re.search(r"/status\b|/v1/weights\b", text)
+        sure(not found, f"{name} asks for {found and found[0]}")
+
+
+def without_dashboards(documents):
+    """And without alerts, whose descriptions may speak of anything."""
+    return [d for d in documents if d["kind"] not in ("ConfigMap", "PrometheusRule")]
 
 
 def refused(programs):

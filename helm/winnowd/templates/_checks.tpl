@@ -23,7 +23,7 @@
 {{- printf "config.%s is set by the chart itself" . | fail -}}
 {{- end -}}
 {{- end -}}
-{{- $secret := regexFind "\"[^\"]*(?i:pass|pwd|secret|credential|jaas|key\\.pem|oauth)[^\"]*\":\"[^\"]+\"" (toJson $config) -}}
+{{- $secret := regexFind "\"[^\"]*(?i:(?:pass|pwd|secret|credential|jaas|key\\.pem|oauth)[^\"]*|token)\":\"[^\"]+\"" (toJson $config) -}}
 {{- if $secret -}}
 {{- printf "config: %s looks like a secret, which a ConfigMap does not keep; put it into a Secret and name that in secretEnv"
   (regexFind "\"[^\"]+\"" $secret) | fail -}}
