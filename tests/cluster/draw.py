@@ -27,6 +27,11 @@ def draw(dashboard, out):
     figure.text(0.04, 1 - 0.4 / inches, f"{dashboard['title']}: {dashboard['description']}", fontsize=15)
     for panel in dashboard["panels"]:
         at = panel["gridPos"]
+        if panel["type"] == "row":
+            title = figure.add_subplot(grid[at["y"], :])
+            title.axis("off")
+            title.text(0, 0.5, panel["title"], fontsize=15)
+            continue
         axes = figure.add_subplot(grid[at["y"] : at["y"] + at["h"] - 1, at["x"] : at["x"] + at["w"]])
         axes.set_title(panel["title"], fontsize=11, loc="left", weight="bold")
         unit = panel["fieldConfig"]["defaults"]["unit"]

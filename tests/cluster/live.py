@@ -4,9 +4,11 @@
     live.py WINNOWD PROMETHEUS BOOTSTRAP POSTGRES [--out FOLDER]
 
 Starts two workers on a topic and an empty database (POSTGRES, a URL) of their own and Prometheus with the chart's alerts, and
-feeds them documents of the bundled sample. While all is well no alert may fire; then come bad records, a store that refuses
-shards, a manifest that cannot be written and `kill -9`, each of which must be told by its alert. Afterwards every query of every
-panel must have returned numbers; --out draws each dashboard. Alerts wait 5 s here before they fire, not minutes.
+feeds them documents of the bundled sample, of which a model with two targets selects. A trainer reads the shards, reports losses and
+asks for weights, over HTTP and over topics. While all is well no alert may fire; then come bad records, losses of unknown documents, a
+store that refuses shards, a manifest that cannot be written and `kill -9`, each of which must be told by its alert. Every metric must
+be asked for by a dashboard, an alert or the autoscaler, and every query of every panel must have returned numbers; --out draws each
+dashboard. Alerts wait 5 s here before they fire, not minutes.
 """
 import argparse
 import contextlib
@@ -26,8 +28,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -36,6 +40,13 @@ CHART = ROOT / "helm/winnowd"
 SAMPLE = ROOT / "src/cli/demo/sample.jsonl.zst"
 PARTITIONS = 6
 RATE = 1500
+TARGETS = {"postgresql": b'"postgresql-doc"', "python": b'"python-doc"'}
+# Of the trainer: steps a second, documents a step, ranks, and each how many steps the last one comes too late.
+STEP_SECONDS = 0.5
+BATCH = 48
+RANKS = 2
+LATE_EVERY = 6
+DEADLINE_SECONDS = 1
 HEALTHY_SECONDS = 20
 PATIENCE = 60
 
@@ -88,6 +99,72 @@ class Load(threading.Thread):
                 self.producer.produce(self.topic, record, partition=self.random.randrange(PARTITIONS))
             self.producer.poll(0)
         self.producer.flush(30)
+
+
+class Trainer(threading.Thread):
+    """Follows the manifest and says what it lost on each document: to the topic of feedback, and as a step of some ranks to whoever gives
+    weights. Documents that are not the pipeline's are among them while `strangers` says so."""
+
+    def __init__(self, bootstrap, topic, manifest, workers):
+        super().__init__(daemon=True)
+        self.producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20})
+        self.topic, self.manifest, self.workers = topic, manifest, workers
+        self.stopped, self.strangers, self.position = threading.Event(), 0, 0
+
+    def run(self):
+        step, late = 0, []
+        while not self.stopped.wait(STEP_SECONDS):
+            batch = self.batch()
+            if not batch:
+                continue
+            of_rank = [self.report(step, rank, batch[rank::RANKS]) for rank in range(RANKS)]
+            for rank, report in enumerate(of_rank):
+                self.producer.produce(f"{self.topic}-losses", json.dumps(report), key=f"run/{rank}", partition=rank)
+            for n in range(self.strangers):
+                strangers = [(f"nobody-{step}-{n}-{i}", "elsewhere") for i in range(BATCH)]
+                report = self.report(step, 0, strangers) | {"run_id": f"other-{n}"}
+                self.producer.produce(f"{self.topic}-losses", json.dumps(report), key=f"other-{n}/0", partition=0)
+            if step % LATE_EVERY == 0:
+                late.append((time.monotonic() + 2 * DEADLINE_SECONDS, of_rank.pop()))
+            # The topic's own answers need no reader here.
+            while late and late[0][0] < time.monotonic():
+                of_rank.append(late.pop(0)[1])
+            for report in of_rank:
+                self.producer.produce(f"{self.topic}-ranks", json.dumps(report), key="run")
+            self.producer.poll(0)
+            for worker in self.workers:
+                self.ask(worker, self.report(step, 0, batch))
+            step += 1
+        self.producer.flush(30)
+
+    def batch(self):
+        """The newest shard that it has not read: a trainer that cannot keep up leaves the older ones out. None while there is none, or
+        something is in the way."""
+        with contextlib.suppress(OSError), self.manifest.open("rb") as lines:
+            lines.seek(self.position)
+            new = [line for line in lines if line.endswith(b"\n")]
+            if new:
+                path = self.manifest.parent / json.loads(new[-1])["path"]
+                rows = pq.read_table(path, columns=["id", "source"]).to_pylist()
+                self.position += sum(map(len, new))
+                return [(row["id"], row["source"]) for row in rows[:BATCH]]
+        return None
+
+    @staticmethod
+    def report(step, rank, batch):
+        """What it wants to learn it finds hard. The noise of a document is its own."""
+        loss = lambda id_, source: (3 if source in ("postgresql-doc", "python-doc") else 2) + zlib.crc32(id_.encode()) / 2**32
+        losses = [{"id": id_, "loss": loss(id_, source), "n_tokens": 100} for id_, source in batch]
+        return {"run_id": "run", "step": step, "rank": rank, "world_size": RANKS, "losses": losses}
+
+    def ask(self, worker, report):
+        """A worker may be away just now."""
+        report = {**report, "world_size": 1}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{worker.port}/v1/weights", json.dumps(report).encode(), {"Content-Type": "application/json"}
+        )
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            urllib.request.urlopen(request, timeout=10).read()
 
 
 class Worker:
@@ -145,10 +222,10 @@ class Prometheus:
 
 
 def prepare(winnowd, folder, bootstrap, topic, catalog, records):
-    wanted = [record for record in records if b'"postgresql-doc"' in record or b'"python-doc"' in record]
-    (folder / "target.jsonl").write_bytes(b"\n".join(wanted) + b"\n")
-    command = [winnowd, "fit", "--target", folder / "target.jsonl", "--raw", SAMPLE, "--out", folder / "model.wnw"]
-    subprocess.run(command, check=True, capture_output=True)
+    for name, source in TARGETS.items():
+        (folder / f"{name}.jsonl").write_bytes(b"".join(record + b"\n" for record in records if source in record))
+    targets = [f"{name}={folder}/{name}.jsonl" for name in TARGETS]
+    subprocess.run([winnowd, "fit", "--target", *targets, "--raw", SAMPLE, "--out", folder / "model.wnw"], check=True, capture_output=True)
     return f"""
 pipeline.name = "live"
 kafka.bootstrap = "{bootstrap}"
@@ -161,6 +238,12 @@ model.path = "{folder}/model.wnw"
 model.raw = "adaptive"
 selection.length_normalise = true
 selection.temperature = 0.3
+selection.mixing = "odm"
+feedback.topic = "{topic}-losses"
+losses.topic = "{topic}-ranks"
+losses.weights_topic = "{topic}-weights"
+losses.deadline = "{DEADLINE_SECONDS}s"
+loss_weight.burn_in_steps = 0
 window.max_documents = 500
 window.idle_timeout = "2s"
 shard.max_age = "2s"
@@ -191,12 +274,15 @@ def tell(prometheus, alert, began):
     print(f"  {alert} fires after {time.monotonic() - began:.0f} s")
 
 
-def faults(prometheus, load, workers, out):
+def faults(prometheus, load, trainer, workers, out):
     """One after another; each is told of, and told of no more when it is over."""
     began = time.monotonic()
-    load.bad_share = 0.2
+    load.bad_share, trainer.strangers = 0.2, 5
     tell(prometheus, "WinnowdDeadLetters", began)
-    load.bad_share = 0
+    tell(prometheus, "WinnowdFeedbackLost", began)
+    if found := prometheus.ask("query", query="winnowd_feedback_bad_reports_total > 0"):
+        sys.exit(f"live: reports that the trainer means well cannot be read: {found}")
+    load.bad_share, trainer.strangers = 0, 0
     for place, alert in ((out / "shards", "WinnowdPublishStalled"), (out / "manifest.jsonl", "WinnowdManifestBehind")):
         began = time.monotonic()
         with in_the_way(place):
@@ -226,7 +312,9 @@ def same_names(worker):
     asked = {name for file in files for name in metric_names(file.read_text())}
     if asked - there:
         sys.exit(f"live: no such metric: {sorted(asked - there)}")
-    print(f"  {len(asked)} of {len(there)} metrics are asked for; unseen: {', '.join(sorted(there - asked)) or 'none'}")
+    if there - asked:
+        sys.exit(f"live: nobody asks for these metrics: {sorted(there - asked)}")
+    print(f"  all {len(there)} metrics are asked for")
 
 
 def answers(prometheus, began):
@@ -234,7 +322,7 @@ def answers(prometheus, began):
     seen, empty = {}, []
     for path in sorted(CHART.glob("files/dashboards/*.json")):
         dashboard = json.loads(path.read_text())
-        for panel in dashboard["panels"]:
+        for panel in panels_of(dashboard):
             if not panel["description"] or "Good:" not in panel["description"] or not panel["fieldConfig"]["defaults"]["unit"]:
                 sys.exit(f"live: {path.name}, {panel['title']}: no unit, or no word of what is good")
             panel["series"] = []
@@ -253,6 +341,10 @@ def answers(prometheus, began):
     return seen
 
 
+def panels_of(dashboard):
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
 def legend(form, labels):
     return re.sub(r"\{\{(\w+)\}\}", lambda m: labels.get(m[1], ""), form) or "value"
 
@@ -266,7 +358,8 @@ def main():
 
     topic = f"documents-{time.time_ns() % 1_000_000_000}"
     admin = AdminClient({"bootstrap.servers": arguments.bootstrap})
-    for future in admin.create_topics([NewTopic(topic, PARTITIONS, 1), NewTopic(f"{topic}-dead", 1, 1)]).values():
+    others = [NewTopic(f"{topic}-{name}", n, 1) for name, n in (("dead", 1), ("losses", RANKS), ("ranks", 2), ("weights", 1))]
+    for future in admin.create_topics([NewTopic(topic, PARTITIONS, 1), *others]).values():
         future.result(30)
     records, began = documents(), time.time()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as last:
@@ -279,6 +372,8 @@ def main():
             wait_for(f"{worker.name} is ready", worker.is_ready)
         load = Load(arguments.bootstrap, topic, records)
         load.start()
+        trainer = Trainer(arguments.bootstrap, topic, folder / "out/manifest.jsonl", workers)
+        trainer.start()
         prometheus = Prometheus(arguments.prometheus, folder, workers)
         last.callback(end, prometheus.process)
 
@@ -293,12 +388,22 @@ def main():
         if alerts:
             sys.exit(f"live: all is well, and yet these fire: {sorted(alerts)}")
         print(f"  no alert within {HEALTHY_SECONDS} s of health")
+        for loop, metric in (
+            ("losses that count", 'winnowd_feedback_losses_total{outcome="counted"}'),
+            ("weights over HTTP", 'winnowd_weighed_batches_total{by="http"}'),
+            ("weights over topics", 'winnowd_weighed_batches_total{by="topic", why="complete"}'),
+            ("steps without a rank", 'winnowd_weighed_batches_total{by="topic", why="deadline"}'),
+            ("late reports", 'winnowd_loss_reports_total{outcome="late"}'),
+            ("quotas", "winnowd_feedback_quota_ratio"),
+        ):
+            wait_for(loop, lambda metric=metric: prometheus.ask("query", query=f"{metric} > 0"))
         same_names(workers[0])
-        faults(prometheus, load, workers, folder / "out")
-        load.stopped.set()
-        load.join(60)
+        faults(prometheus, load, trainer, workers, folder / "out")
+        for thread in (trainer, load):
+            thread.stopped.set()
+            thread.join(60)
         seen = answers(prometheus, began)
-        n_queries = sum(len(panel["targets"]) for dashboard in seen.values() for panel in dashboard["panels"])
+        panels = [panel for dashboard in seen.values() for panel in panels_of(dashboard)]
         for worker in workers:
             worker.end(signal.SIGTERM)
     if arguments.out:
@@ -307,7 +412,7 @@ def main():
         arguments.out.mkdir(parents=True, exist_ok=True)
         for name, dashboard in seen.items():
             draw(dashboard, arguments.out / f"{name}.png")
-    print(f"live: {n_queries} queries of {sum(len(d['panels']) for d in seen.values())} panels have data")
+    print(f"live: {sum(len(panel['targets']) for panel in panels)} queries of {len(panels)} panels have data")
 
 
 main()
