@@ -102,6 +102,31 @@ fn assert_once(published: &Published, n: u64) {
     published.assert_exactly_once(&(0..PARTITIONS as i32).map(|p| (p, (n / PARTITIONS) as i64)).collect());
 }
 
+/// Produces `numbers` in three waves, each once the one before is decided and all `workers` have seen what was selected for it, so that
+/// there are windows that were opened at three versions, however fast they are decided and however few shards they share.
+fn produce_in_waves(broker: &Broker, deployment: &Deployment, workers: &[Daemon], numbers: std::ops::Range<u64>) {
+    let n = (numbers.end - numbers.start) / 3 / PARTITIONS * PARTITIONS;
+    let ends = [numbers.start + n, numbers.start + 2 * n, numbers.end];
+    let starts = [numbers.start, ends[0], ends[1]];
+    for (start, end) in starts.into_iter().zip(ends) {
+        produce(broker, start..end);
+        wait_decided(deployment, end);
+        wait_for("all workers to weigh against the newest version", || {
+            let newest = newest_version(deployment);
+            workers.iter().all(|worker| worker.metric("winnowd_selected_version") == newest).then_some(())
+        });
+    }
+}
+
+fn newest_version(deployment: &Deployment) -> f64 {
+    block_on(async {
+        let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
+        let newest = catalog.newest_counts("test", CountsKind::Selected).await.unwrap().unwrap().version;
+        catalog.close().await;
+        newest as f64
+    })
+}
+
 /// All windows are decided again, and are the same.
 fn verify(deployment: &Deployment, n_windows: usize) {
     let output = deployment.winnowd(&["replay", "--verify"]);
@@ -324,10 +349,9 @@ fn what_each_target_selected_is_weighed_against_and_counted_once() {
         interrupted += u64::from((deployment.totals().n_records as u64) < (kill + 1) * chunk);
     }
     assert!(interrupted > 0, "no kill met the daemon at work");
-    produce(&broker, kills * chunk..N);
-    let daemon = deployment.start();
-    wait_decided(&deployment, N);
-    assert_eq!(daemon.stop(), Some(0));
+    let daemons = [deployment.start()];
+    produce_in_waves(&broker, &deployment, &daemons, kills * chunk..N);
+    daemons.into_iter().for_each(|daemon| assert_eq!(daemon.stop(), Some(0)));
     let published = deployment.published();
     assert_once(&published, N);
     check_versions(&deployment, &published);
@@ -354,16 +378,7 @@ fn two_workers_select_for_several_targets() {
     // One goes without a word in the middle of it, and comes back.
     workers.remove(1).kill_9();
     workers.push(deployment.start_worker("worker-1"));
-    produce(&broker, N / 2..N);
-    wait_decided(&deployment, N);
-    let newest = block_on(async {
-        let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
-        let newest = catalog.newest_counts("test", CountsKind::Selected).await.unwrap().unwrap().version;
-        catalog.close().await;
-        newest as f64
-    });
-    let seen = || workers.iter().all(|worker| worker.metric("winnowd_selected_version") == newest).then_some(());
-    wait_for("both to weigh against the newest version", seen);
+    produce_in_waves(&broker, &deployment, &workers, N / 2..N);
     workers.into_iter().for_each(|worker| assert_eq!(worker.stop(), Some(0)));
     let published = deployment.published();
     assert_once(&published, N);
