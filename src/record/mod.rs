@@ -6,6 +6,7 @@ mod document;
 mod losses;
 mod scan;
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ pub use losses::{BadLoss, BadLossReason, BadReport, BadReportReason, LossDecoder
 pub use scan::TextScratch;
 
 /// One partition of one topic; the scope of windows and checkpoints.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TopicPartition {
     pub topic: Arc<str>,
     pub partition: i32,
@@ -31,6 +32,21 @@ impl TopicPartition {
     /// The position of an offset in this partition as text, `topic/partition/offset`: the id of a document without one.
     pub fn position(&self, offset: i64) -> String {
         format!("{self}/{offset}")
+    }
+}
+
+/// By topic, then by partition. It is asked for every record, whose topics are nearly always one and the same string.
+impl Ord for TopicPartition {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_topic =
+            if Arc::ptr_eq(&self.topic, &other.topic) { Ordering::Equal } else { self.topic.cmp(&other.topic) };
+        by_topic.then(self.partition.cmp(&other.partition))
+    }
+}
+
+impl PartialOrd for TopicPartition {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

@@ -81,7 +81,7 @@ pub(super) fn scan<'a>(names: &FieldNames, payload: &'a [u8], scratch: &'a mut T
 }
 
 /// Bytes that are looked at together.
-const WORD: usize = 8;
+const WORD: usize = 16;
 
 struct Scanner<'a> {
     bytes: &'a [u8],
@@ -165,13 +165,25 @@ fn is_special(byte: u8) -> bool {
     byte == b'"' || byte == b'\\' || byte < 0x20
 }
 
-/// The highest bit of each byte of a word that [`is_special`], exact up to and with the first one.
-fn specials(word: u64) -> u64 {
+/// How many bytes of a word stand before the first one that [`is_special`]; `WORD` if none is.
+#[inline]
+fn plain_bytes(word: &[u8; WORD]) -> usize {
+    let half = |at: usize| specials(u64::from_le_bytes(std::array::from_fn(|i| word[at + i])));
+    // Both at once, so that neither waits for the other.
+    match (half(0), half(8)) {
+        (0, second) => 8 + second.trailing_zeros() as usize / 8,
+        (first, _) => first.trailing_zeros() as usize / 8,
+    }
+}
+
+/// The highest bit of each byte of half a word that [`is_special`], exact up to and with the first one.
+#[inline]
+fn specials(half: u64) -> u64 {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     const HIGHS: u64 = ONES << 7;
-    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word;
-    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
-    (equal(b'"') | equal(b'\\') | below(word, 0x20)) & HIGHS
+    let below = |half: u64, limit: u8| half.wrapping_sub(ONES * u64::from(limit)) & !half;
+    let equal = |byte: u8| below(half ^ (ONES * u64::from(byte)), 1);
+    (equal(b'"') | equal(b'\\') | below(half, 0x20)) & HIGHS
 }
 
 /// Unescapes the string whose first byte stands at `from`. Out: where it ended, and the length in `out`.
@@ -179,17 +191,14 @@ fn unescape(bytes: &[u8], mut from: usize, out: &mut [u8]) -> Option<(usize, usi
     let mut to = 0;
     loop {
         // Whole words are copied; what follows the first special byte is overwritten by what comes next.
-        while let Some(word) = bytes.get(from..from + WORD) {
-            out.get_mut(to..to + WORD)?.copy_from_slice(word);
-            let special = specials(u64::from_le_bytes(word.try_into().ok()?));
-            if special != 0 {
-                let plain = special.trailing_zeros() as usize / 8;
-                from += plain;
-                to += plain;
+        while let Some(word) = bytes.get(from..).and_then(<[u8]>::first_chunk) {
+            *out.get_mut(to..)?.first_chunk_mut()? = *word;
+            let plain = plain_bytes(word);
+            from += plain;
+            to += plain;
+            if plain < WORD {
                 break;
             }
-            from += WORD;
-            to += WORD;
         }
         let byte = *bytes.get(from)?;
         if byte == b'\\' {
@@ -380,12 +389,11 @@ mod tests {
     #[test]
     fn special_bytes_are_found_at_every_place() {
         for byte in 0..=255u8 {
-            for place in 0..8 {
+            for place in 0..WORD {
                 for filler in [b'a', 0x7F, 0x80, 0xFF, b'!', b'#', b'[', b']', 0x20] {
-                    let mut word = [filler; 8];
+                    let mut word = [filler; WORD];
                     word[place] = byte;
-                    let found = specials(u64::from_le_bytes(word)).trailing_zeros() as usize / 8;
-                    assert_eq!(found, if is_special(byte) { place } else { 8 }, "{word:?}");
+                    assert_eq!(plain_bytes(&word), if is_special(byte) { place } else { WORD }, "{word:?}");
                 }
             }
         }
