@@ -23,6 +23,7 @@
 //! | --- | --- |
 //! | `crash` | places where tests end the process; nothing in a release |
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
+//! | `sql` | questions in SQL over published shards and over files → batches; the scorers as functions |
 //! | `telemetry` | metrics, health and status on one HTTP port; weights for those who ask |
 //! | `source` | Kafka, to read and to write; files of documents (JSONL, Parquet), in order on all cores |
 //! | `sink` | Parquet shards and dead letters on an object store; selections of files |
@@ -50,6 +51,8 @@ pub mod source;
 pub mod sink;
 #[cfg(feature = "daemon")]
 pub mod catalog;
+#[cfg(feature = "daemon")]
+pub mod sql;
 #[cfg(feature = "daemon")]
 pub mod telemetry;
 #[cfg(feature = "daemon")]

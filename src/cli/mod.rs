@@ -13,6 +13,7 @@ mod gc;
 mod model;
 mod offsets;
 mod progress;
+mod query;
 mod replay;
 mod run;
 mod score;
@@ -88,6 +89,17 @@ enum Command {
     /// List published shards
     #[command(after_help = "Example:\n  winnowd shards -c winnowd.toml --json | jq -r .path")]
     Shards(shards::ShardsArguments),
+    /// Ask in SQL what has been published, or what is in files
+    #[command(
+        after_help = "Examples:\n  winnowd query -c winnowd.toml \"SELECT source, count(*), avg(n_tokens) FROM documents GROUP BY source\"\n  \
+                      winnowd query -c winnowd.toml --at 120 --format parquet --out math.parquet \\\n    \"SELECT id, text FROM documents \
+                      WHERE log_importance_weight > 50\"\n  winnowd query --input crawl/ \"SELECT id, \
+                      log_importance_weight(text, 'model.wnw') AS w FROM input ORDER BY w DESC LIMIT 10\"\n\nTables: documents, shards, \
+                      windows, dead_letters; with --input: input. Functions: n_tokens(text), log_importance_weight(text, 'MODEL' [, \
+                      'TARGET']),\ngumbel_noise(seed, topic, partition, offset), gumbel_key(log_weight, temperature, seed, topic, partition, \
+                      offset), and those of DataFusion."
+    )]
+    Query(query::QueryArguments),
     /// Decide published windows again, from the records that Kafka still has
     #[command(
         after_help = "Examples:\n  winnowd replay -c winnowd.toml --window documents/3/0-10000\n  winnowd replay -c winnowd.toml \
@@ -142,6 +154,7 @@ pub fn main() -> ExitCode {
         Command::Score(arguments) => score::score(&arguments),
         Command::Select(arguments) => select::select(&arguments),
         Command::Shards(arguments) => shards::shards(&arguments),
+        Command::Query(arguments) => query::query(&arguments),
         Command::Replay(arguments) => replay::replay(&arguments),
         Command::Offsets(command) => offsets::offsets(&command),
         Command::Gc(arguments) => gc::gc(&arguments),
@@ -185,6 +198,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         USAGE
     } else if error.is::<DamagedShards>() {
         UNAVAILABLE
+    } else if let Some(error) = error.downcast_ref::<crate::sql::SqlError>() {
+        query::exit_code(error)
     } else if error.is::<Interrupted>() {
         INTERRUPTED
     } else if let Some(error) = error.downcast_ref::<DaemonError>() {

@@ -13,7 +13,7 @@ mod store;
 
 use std::path::PathBuf;
 
-pub use dead_letters::{DeadLetterWriter, StoredDeadLetter, read_dead_letters};
+pub use dead_letters::{DeadLetterWriter, StoredDeadLetter, dead_letter_schema, read_dead_letters};
 pub use patience::{FullDisk, GiveUp};
 pub use read::{PublishedRow, ShardReader};
 pub use scratch::{FinishedFile, ScratchFile};

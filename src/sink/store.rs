@@ -62,6 +62,11 @@ impl ShardStore {
         Ok(ShardStore { store: Arc::new(store), name, local_root: Some(root) })
     }
 
+    /// What reads its objects by their keys, relative to the root.
+    pub fn objects(&self) -> Arc<dyn ObjectStore> {
+        self.store.clone()
+    }
+
     /// The key of a shard, relative to the root.
     pub fn shard_path(shard: &str) -> String {
         format!("shards/{shard}.parquet")
