@@ -27,6 +27,7 @@
 //! | `source` | Kafka, to read and to write; files of documents (JSONL, Parquet), in order on all cores |
 //! | `sink` | Parquet shards and dead letters on an object store; selections of files |
 //! | `catalog` | the database that is the authority on offsets and shards |
+//! | `sql` | SQL over the stream: which documents may be selected |
 //! | `pipeline` | the wiring: worker, publisher, forwarder of dead letters, weights for the topic, shutdown |
 //! | `cli` | arguments → one of the above → exit code |
 
@@ -50,6 +51,8 @@ pub mod source;
 pub mod sink;
 #[cfg(feature = "daemon")]
 pub mod catalog;
+#[cfg(feature = "daemon")]
+pub mod sql;
 #[cfg(feature = "daemon")]
 pub mod telemetry;
 #[cfg(feature = "daemon")]

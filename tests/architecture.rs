@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// In the order in which a document passes them; each may use only itself and what stands before it.
-const MODULES: [&str; 17] = [
+const MODULES: [&str; 18] = [
     "record",
     "features",
     "score",
@@ -20,6 +20,7 @@ const MODULES: [&str; 17] = [
     "source",
     "sink",
     "catalog",
+    "sql",
     "telemetry",
     "pipeline",
     "cli",
