@@ -23,11 +23,11 @@
 //! | --- | --- |
 //! | `crash` | places where tests end the process; nothing in a release |
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
-//! | `sql` | questions in SQL over published shards and over files → batches; the scorers as functions |
 //! | `telemetry` | metrics, health and status on one HTTP port; weights for those who ask |
 //! | `source` | Kafka, to read and to write; files of documents (JSONL, Parquet), in order on all cores |
 //! | `sink` | Parquet shards and dead letters on an object store; selections of files |
 //! | `catalog` | the database that is the authority on offsets and shards |
+//! | `sql` | an expression → which documents of the stream may be selected; questions over published shards and files → batches; the scorers as functions |
 //! | `pipeline` | the wiring: worker, publisher, forwarder of dead letters, weights for the topic, shutdown |
 //! | `cli` | arguments → one of the above → exit code |
 

@@ -49,6 +49,7 @@ impl Setting {
             seed,
             quotas: Quotas::default(),
             loss: None,
+            filter: None,
         };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
@@ -63,6 +64,7 @@ impl Setting {
                 other_weights: Vec::new(),
                 buckets: Some(self.buckets.clone()),
                 is_counted: false,
+                refused_by: None,
             });
             let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome };
             window.push(record, &self.weight, &selector, &noise);

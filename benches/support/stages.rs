@@ -187,6 +187,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
             score,
             other_weights: Vec::new(),
             is_counted: false,
+            refused_by: None,
             buckets: Some(BucketList::new(2)),
         });
         let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: record.len() as u64, outcome };

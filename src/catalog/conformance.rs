@@ -167,6 +167,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         seed: 0,
         quotas: Quotas::default(),
         loss: None,
+        filter: None,
     };
     ShardManifest {
         shard: shard.into(),

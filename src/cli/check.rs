@@ -51,6 +51,9 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     for (source, share) in &selector.quotas.sources {
         println!("             {:.1} % of source {source}", 100.0 * share);
     }
+    if let Some(filter) = &selector.filter {
+        println!("             only where {}", filter.sql);
+    }
     println!("  model      {}", model.id);
     let documents = |side: &crate::score::Side| side.provenance.documents;
     let raw = documents(&model.model.raw);

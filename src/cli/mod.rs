@@ -35,6 +35,7 @@ use crate::catalog::CatalogError;
 use crate::config::{Config, ConfigErrors, LogConfig};
 use crate::pipeline::{DaemonError, LoadedModel};
 use crate::source::check_settings;
+use crate::sql::DocumentFilter;
 
 const USAGE: u8 = 64;
 const UNAVAILABLE: u8 = 69;
@@ -130,6 +131,10 @@ impl ConfigArguments {
         let config = Config::load(self.config.as_deref(), std::env::vars())?;
         // The client knows its own settings best.
         check_settings(&config.kafka, config.memory_budget_bytes).map_err(|problem| ConfigErrors(vec![problem]))?;
+        if let Some(filter) = &config.selector.filter {
+            let mistake = |e| ConfigErrors(vec![format!("`documents.filter` = `{}`: {e}", filter.sql)]);
+            DocumentFilter::compile(filter).map_err(mistake)?;
+        }
         Ok(config)
     }
 }

@@ -71,6 +71,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         seed: r.integer("selection.seed", 0..=u64::MAX),
         quotas: quotas(r),
         loss: losses::term(r, decoder.fields.loss.is_some()),
+        filter: filter::filter(r, &decoder.fields),
     };
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());

@@ -4,6 +4,7 @@
 
 mod checked;
 mod feedback;
+mod filter;
 mod losses;
 mod quotas;
 mod reader;

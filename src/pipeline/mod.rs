@@ -33,10 +33,11 @@ use crate::config::{Bootstrap, Config};
 use crate::score::{
     ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
 };
-use crate::select::{Division, Quotas};
+use crate::select::{Division, FilterSettings, Quotas};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
+use crate::sql::{DocumentFilter, FilterError};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError, WeightsEndpoint};
 
 use collapse::SharedCollapseWatches;
@@ -61,6 +62,8 @@ pub enum DaemonError {
     Sink(#[from] SinkError),
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error("`documents.filter` = `{sql}`: {source}")]
+    Filter { sql: String, source: FilterError },
     #[error(transparent)]
     Http(#[from] TelemetryError),
     #[error(
@@ -79,6 +82,7 @@ impl DaemonError {
         match self {
             DaemonError::Model { .. }
             | DaemonError::Proportions { .. }
+            | DaemonError::Filter { .. }
             | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
             DaemonError::Catalog(error) => catalog_exit_code(error),
             DaemonError::Internal(_) => 70,
@@ -157,6 +161,7 @@ struct Shared {
     owner: String,
     limits: Limits,
     collapse: SharedCollapseWatches,
+    filter: Option<Arc<DocumentFilter>>,
 }
 
 /// How the memory budget is shared out.
@@ -198,7 +203,11 @@ impl Daemon {
         let model = model.divided_by(&config.selector.quotas)?;
         // Recorded with every shard.
         config.selector.quotas = config.selector.quotas.of_model(&model.model);
+        let filter = document_filter(config.selector.filter.as_ref())?;
         let telemetry = Arc::new(Telemetry::new(&config.pipeline, config.kafka.max_poll_interval));
+        for clause in filter.iter().flat_map(|filter| filter.labels()) {
+            telemetry.metrics.filtered_documents.with_label_values(&[clause]);
+        }
         let catalog = open_catalog(&config).await?;
         telemetry.status().readiness.migrated = true;
         let store = ShardStore::open(&config.sink)?;
@@ -236,7 +245,7 @@ impl Daemon {
         let owner = format!("{}-{}", name.unwrap_or_else(|| "worker".to_owned()), std::process::id());
         let catalog = Arc::new(catalog);
         let collapse = SharedCollapseWatches::default();
-        let shared = Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse };
+        let shared = Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse, filter };
         Ok(Daemon { shared: Arc::new(shared), http, embedded })
     }
 
@@ -294,6 +303,15 @@ impl Daemon {
         drop(self.embedded);
         result
     }
+}
+
+/// The filter that was configured, or recorded with a shard.
+fn document_filter(settings: Option<&FilterSettings>) -> Result<Option<Arc<DocumentFilter>>, DaemonError> {
+    let compile = |settings: &FilterSettings| match DocumentFilter::compile(settings) {
+        Ok(filter) => Ok(Arc::new(filter)),
+        Err(source) => Err(DaemonError::Filter { sql: settings.sql.clone(), source }),
+    };
+    settings.map(compile).transpose()
 }
 
 /// Opens the catalog for writing, with its schema up to date or refused.

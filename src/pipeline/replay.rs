@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use super::adaptive::{mixed, versioned_weight};
 use super::scoring::{Destinations, Scorer};
-use super::{DaemonError, LoadedModel, recreated_topics};
+use super::{DaemonError, LoadedModel, document_filter, recreated_topics};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
 use crate::manifest::ShardManifest;
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
-use crate::select::{Division, Noise, Quotas};
+use crate::select::{Division, FilterSettings, Noise, Quotas};
 use crate::source::{Probe, RangeReader, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
@@ -42,6 +42,8 @@ pub struct Replay {
     /// Used last; windows of a shard share them.
     model: Option<(Quotas, Arc<LoadedModel>)>,
     weight: Option<(ModelId, Arc<VersionedWeight>)>,
+    /// What the scorer filters by.
+    filter: Option<FilterSettings>,
 }
 
 impl Replay {
@@ -51,13 +53,17 @@ impl Replay {
         let topic = |error| if let SourceError::TopicRecreated { topic, .. } = error { Some(topic) } else { None };
         let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
         let scorer = Scorer::new(config.decoder.clone(), 0);
-        Ok(Replay { config, catalog, reader, scorer, recreated, model: None, weight: None })
+        Ok(Replay { config, catalog, reader, scorer, recreated, model: None, weight: None, filter: None })
     }
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.
     pub async fn window(&mut self, manifest: &ShardManifest, window: &WindowSummary) -> Result<Replayed, DaemonError> {
         if self.recreated.iter().any(|topic| *topic == *window.at.topic) {
             return Ok(Replayed::Impossible("its topic was deleted and made again".to_owned()));
+        }
+        if self.filter != manifest.selector.filter {
+            self.scorer.filter_by(document_filter(manifest.selector.filter.as_ref())?);
+            self.filter.clone_from(&manifest.selector.filter);
         }
         let model = self.model(manifest).await?;
         let version = WeightVersion {

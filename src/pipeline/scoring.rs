@@ -9,7 +9,11 @@ use crate::record::{Decoder, DocumentRef, TextScratch};
 use crate::score::{Score, VersionedWeight};
 use crate::select::{Division, Noise, Reservoir, SelectorSettings};
 use crate::source::{Batch, Record};
+use crate::sql::{DocumentFilter, Verdict};
 use crate::window::{Content, DeadLetter, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy, WindowTally};
+
+/// Records whose documents the filter looks at together.
+const FILTER_RECORDS: usize = 64;
 
 const LONG_TEXT_BYTES: usize = 256 << 10;
 
@@ -129,6 +133,7 @@ pub struct ScoredBatch {
 pub struct Scorer {
     decoder: Decoder,
     kept_payload_bytes: usize,
+    filter: Option<Arc<DocumentFilter>>,
     threads: Vec<Mutex<Thread>>,
     spare: Mutex<Vec<WindowTally>>,
 }
@@ -151,19 +156,45 @@ impl Scorer {
             tallies: Vec::new(),
         };
         let threads = (0..rayon::current_num_threads()).map(|_| Mutex::new(thread())).collect();
-        Scorer { decoder, kept_payload_bytes, threads, spare: Mutex::default() }
+        Scorer { decoder, kept_payload_bytes, filter: None, threads, spare: Mutex::default() }
+    }
+
+    /// What documents must pass from now on.
+    pub fn filter_by(&mut self, filter: Option<Arc<DocumentFilter>>) {
+        self.filter = filter;
+    }
+
+    /// Of every record that is ours to decide and a document; of all others it does not matter. Nothing without a filter.
+    fn verdicts(&self, batch: &Batch, of_records: &[Option<u32>]) -> Vec<Verdict> {
+        let Some(filter) = &self.filter else { return Vec::new() };
+        let judge = |(chunk, numbers): (usize, &[Option<u32>])| {
+            let mut scratches: Vec<_> = numbers.iter().map(|_| TextScratch::default()).collect();
+            let (mut places, mut documents) = (Vec::new(), Vec::new());
+            for (i, scratch) in scratches.iter_mut().enumerate().filter(|(i, _)| numbers[*i].is_some()) {
+                let Record { at, offset, timestamp_ms, payload, .. } = batch.get(chunk * FILTER_RECORDS + i);
+                if let Ok(document) = self.decoder.decode_ref(payload, at, offset, timestamp_ms, scratch) {
+                    places.push(i);
+                    documents.push(document);
+                }
+            }
+            let mut verdicts = vec![Verdict::Passes; numbers.len()];
+            places.into_iter().zip(filter.judge(&documents)).for_each(|(i, verdict)| verdicts[i] = verdict);
+            verdicts
+        };
+        of_records.par_chunks(FILTER_RECORDS).enumerate().flat_map_iter(judge).collect()
     }
 
     /// In: a batch and the windows of its records. Out: what came of each record, in the same order, and the counts of their
     /// n-grams; the same decisions whatever the number of threads.
     pub fn score(&self, batch: &Batch, destinations: Destinations<'_>) -> ScoredBatch {
         let Destinations { selector, windows, of_records, .. } = destinations;
+        let verdicts = self.verdicts(batch, &of_records);
         let score = |(i, number): (usize, &Option<u32>)| {
             let number = (*number)?;
             let job = Job { scorer: self, selector, number, destination: &windows[number as usize] };
             // Outside of the pool there is one thread, the caller's.
             let thread = &self.threads[rayon::current_thread_index().unwrap_or_default()];
-            Some(job.score(batch.get(i), &mut lock(thread)))
+            Some(job.score(batch.get(i), verdicts.get(i).unwrap_or(&Verdict::Passes), &mut lock(thread)))
         };
         let records = of_records.par_iter().enumerate().with_min_len(16).map(score).collect();
         let mut tallies: Vec<_> = windows.iter().map(|_| Vec::new()).collect();
@@ -205,12 +236,19 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn score(&self, record: Record<'_>, thread: &mut Thread) -> ScoredRecord {
+    fn score(&self, record: Record<'_>, verdict: &Verdict, thread: &mut Thread) -> ScoredRecord {
         let Record { at, offset, timestamp_ms, payload, .. } = record;
         let payload_bytes = payload.map_or(0, <[u8]>::len) as u64;
         let Thread { text, features, buckets, tallies } = thread;
-        let outcome = match self.scorer.decoder.decode_ref(payload, at, offset, timestamp_ms, text) {
-            Ok(document) => Ok(self.document(&document, features, buckets, tallies)),
+        let document = self.scorer.decoder.decode_ref(payload, at, offset, timestamp_ms, text);
+        let outcome = match (document, verdict) {
+            (Ok(document), Verdict::Passes) => Ok(self.document(&document, None, features, buckets, tallies)),
+            (Ok(document), Verdict::Refused(by)) => Ok(self.document(&document, Some(*by), features, buckets, tallies)),
+            (Ok(_), Verdict::Fails(reject)) => Err(reject.clone()),
+            (Err(reject), _) => Err(reject),
+        };
+        let outcome = match outcome {
+            Ok(document) => Ok(document),
             Err(reject) => Err(DeadLetter {
                 offset,
                 record_timestamp_ms: timestamp_ms,
@@ -225,6 +263,7 @@ impl Job<'_> {
     fn document(
         &self,
         document: &DocumentRef<'_>,
+        refused_by: Option<u16>,
         features: &mut Scratch,
         buckets: &mut BucketList,
         tallies: &mut Vec<(u32, WindowTally)>,
@@ -255,10 +294,12 @@ impl Job<'_> {
             (!is_long).then(|| buckets.clone())
         };
         // What is not counted yet, nor kept as buckets, must be found in the text.
-        if (is_long && !is_counted) || self.destination.might_select(self.selector, document.offset, &score) {
+        let might_select =
+            refused_by.is_none() && self.destination.might_select(self.selector, document.offset, &score);
+        if (is_long && !is_counted) || might_select {
             let (content, buckets) = (Content::Whole(document.to_document()), kept(buckets, features));
             let other_weights = weight.for_others(&document.text, buckets.as_ref(), features);
-            return ScoredDocument { content, score, other_weights, buckets, is_counted };
+            return ScoredDocument { content, score, other_weights, buckets, is_counted, refused_by };
         }
         let source = document.source.as_deref().map(str::to_owned);
         let buckets = if is_counted { None } else { kept(buckets, features) };
@@ -268,6 +309,7 @@ impl Job<'_> {
             other_weights: Vec::new(),
             buckets,
             is_counted,
+            refused_by,
         }
     }
 
@@ -285,9 +327,9 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::features::Featuriser;
-    use crate::record::TopicPartition;
+    use crate::record::{RejectReason, TopicPartition};
     use crate::score::{ImportanceWeight, Model, NgramCounts, Side, Target, TargetDistribution, WeightVersion};
-    use crate::select::Quotas;
+    use crate::select::{FilterSettings, Quotas};
     use crate::window::{CloseReason, ClosedWindow};
 
     struct Setting {
@@ -348,7 +390,9 @@ mod tests {
             let open = |at: &TopicPartition| OpenWindow::new(at.clone(), 0, policy, selector, &self.division, buckets);
             let mut windows: Vec<_> = self.at.iter().map(open).collect();
             let noises: Vec<_> = self.at.iter().map(|at| Noise::new(selector.seed, at)).collect();
-            let scorer = Scorer::new(decoder.clone(), 5);
+            let mut scorer = Scorer::new(decoder.clone(), 5);
+            let compile = |filter| Arc::new(DocumentFilter::compile(filter).unwrap());
+            scorer.filter_by(selector.filter.as_ref().map(compile));
             let (mut next, mut n_passed_over) = ([0, 0], 0);
             for records in self.records.chunks(batch_records) {
                 let mut batch = Batch::default();
@@ -407,6 +451,44 @@ mod tests {
     #[test]
     fn windows_are_the_same_whatever_the_batches() {
         check(&setting(64, false));
+    }
+
+    /// Whom the filter refuses is counted and not selected; of whom it cannot be told is a dead letter.
+    #[test]
+    fn also_where_a_filter_refuses_some() {
+        for (buckets, is_divided) in [(64, false), (1 << 16, true)] {
+            let mut setting = setting(buckets, is_divided);
+            let (all, _) = setting.decide(7);
+            let sql = "source <> 's1' AND 12 / (n_bytes - 13) < 9".to_owned();
+            setting.config.selector.filter = Some(FilterSettings { sql, fields: [].into() });
+            let (expected, _) = setting.decide(1);
+            for batch_records in [7, 150, 400] {
+                let (found, _) = setting.decide(batch_records);
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert_eq!(found.summary, expected.summary);
+                    assert_eq!((&found.selected, &found.dead_letters), (&expected.selected, &expected.dead_letters));
+                    assert_eq!(found.raw_counts, expected.raw_counts);
+                }
+            }
+            // Texts of thirteen bytes ("good  words 5") are divided by zero, but for those of the source that is refused before.
+            let failed = |w: &ClosedWindow| {
+                let is_failure = |letter: &&DeadLetter| letter.reject.reason == RejectReason::FilterFailed;
+                w.dead_letters.iter().filter(is_failure).count() as u64
+            };
+            let n_failed = failed(&expected[0]) + failed(&expected[1]);
+            let is_one = |i: &usize| i % 23 == 0 && i % 3 != 1;
+            assert_eq!(n_failed, (1..400).filter(is_one).count() as u64);
+            for (window, all) in expected.iter().zip(&all) {
+                assert_eq!(window.summary.n_records, all.summary.n_records);
+                assert!(window.summary.n_selected > 5, "{}", window.summary.n_selected);
+                assert!(window.selected.iter().all(|row| row.document.source.as_deref() != Some("s1")));
+                let (total, of_all) = (window.raw_counts.total(), all.raw_counts.total());
+                assert!(
+                    total < of_all && total > of_all / 2,
+                    "only those that failed are not counted: {total} of {of_all}"
+                );
+            }
+        }
     }
 
     /// So many buckets that the windows count all, the long text again from its bytes.

@@ -102,7 +102,8 @@ impl Worker {
     ) -> Self {
         let quality = Quality::new(&shared.model.model);
         let division = in_force.borrow().division.clone();
-        let scorer = Scorer::new(shared.config.decoder.clone(), shared.config.dead_letters.payload_bytes);
+        let mut scorer = Scorer::new(shared.config.decoder.clone(), shared.config.dead_letters.payload_bytes);
+        scorer.filter_by(shared.filter.clone());
         Worker {
             shared,
             queue,
@@ -256,15 +257,32 @@ impl Worker {
 
     fn show_records<'a>(&self, records: impl Iterator<Item = &'a ScoredRecord>) {
         let (mut n_records, mut n_bytes, mut n_tokens) = (0, 0, 0);
+        let mut refused: BTreeMap<u16, u64> = BTreeMap::new();
         for record in records {
             n_records += 1;
             n_bytes += record.payload_bytes;
             n_tokens += record.outcome.as_ref().map_or(0, |document| u64::from(document.score.n_tokens));
+            if let Ok(document) = &record.outcome
+                && let Some(clause) = document.refused_by
+            {
+                *refused.entry(clause).or_default() += 1;
+            }
         }
+        self.show_refused(refused);
         let metrics = &self.shared.telemetry.metrics;
         metrics.consumed_records.inc_by(n_records);
         metrics.consumed_bytes.inc_by(n_bytes);
         metrics.scored_tokens.inc_by(n_tokens);
+    }
+
+    /// By clause of the filter.
+    fn show_refused(&self, refused: BTreeMap<u16, u64>) {
+        let Some(filter) = &self.shared.filter else { return };
+        let labels: Vec<&str> = filter.labels().collect();
+        let counter = &self.shared.telemetry.metrics.filtered_documents;
+        for (clause, n) in refused {
+            counter.with_label_values(&[labels[usize::from(clause)]]).inc_by(n);
+        }
     }
 
     fn show_consumed(&self) {

@@ -73,10 +73,12 @@ pub enum RejectReason {
     InvalidField,
     /// A named field stands in the record twice.
     DuplicateField,
+    /// `documents.filter` cannot be told of it: a field is of another type, or the expression fails.
+    FilterFailed,
 }
 
 impl RejectReason {
-    pub const ALL: [RejectReason; 8] = [
+    pub const ALL: [RejectReason; 9] = [
         RejectReason::NullPayload,
         RejectReason::TooLarge,
         RejectReason::InvalidUtf8,
@@ -85,6 +87,7 @@ impl RejectReason {
         RejectReason::MissingText,
         RejectReason::InvalidField,
         RejectReason::DuplicateField,
+        RejectReason::FilterFailed,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -97,6 +100,7 @@ impl RejectReason {
             RejectReason::MissingText => "missing_text",
             RejectReason::InvalidField => "invalid_field",
             RejectReason::DuplicateField => "duplicate_field",
+            RejectReason::FilterFailed => "filter_failed",
         }
     }
 }

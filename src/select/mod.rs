@@ -9,6 +9,7 @@ mod apportion;
 mod budget;
 mod coverage;
 mod diagnostics;
+mod filter;
 mod fraction;
 mod noise;
 mod quotas;
@@ -34,6 +35,7 @@ pub use diagnostics::{
     Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
     weight_length_correlation,
 };
+pub use filter::{FieldType, FilterSettings};
 pub use fraction::Fraction;
 pub use noise::Noise;
 pub use quotas::{Division, Quotas, pool_shares_of};
@@ -88,6 +90,9 @@ pub struct SelectorSettings {
     /// What the documents' own losses add to the log weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<LossTerm>,
+    /// Documents of which it is not true are never chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<FilterSettings>,
 }
 
 impl SelectorSettings {

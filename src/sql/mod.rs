@@ -1,11 +1,13 @@
-//! Questions in SQL over what has been published, and over files. DataFusion plans and carries them out; this module says what
-//! the tables are, adds the scorers as functions, and bounds the memory.
+//! SQL by DataFusion: questions over what has been published, and over files; and [`DocumentFilter`], which says of the documents of
+//! the stream whether they may be selected.
 //!
+//! For questions this module says what the tables are, adds the scorers as functions, and bounds the memory.
 //! In: facts of the catalog, an object store, a question. Out: record batches, one after the other. Promises: nothing is changed,
 //! neither by a question nor beside it; only files that the catalog names are read; what does not fit into the memory that a
 //! question may take waits on local disk.
 
 mod files;
+mod filter;
 mod functions;
 mod memory;
 mod published;
@@ -26,6 +28,7 @@ use datafusion::sql::sqlparser::parser::ParserError;
 use memory::TwoPools;
 
 pub use files::FileTable;
+pub use filter::{DocumentFilter, FilterError, MAX_FILTER_BYTES, Verdict};
 pub use published::Published;
 
 /// Why there is no answer, or no more of it.

@@ -47,6 +47,7 @@ pub struct Metrics {
     pub scored_tokens: IntCounter,
     pub score_seconds: Histogram,
     pub decided: IntCounterVec,
+    pub filtered_documents: IntCounterVec,
     pub dead_letters: IntCounterVec,
     pub dead_letters_forwarded: IntCounter,
     pub forward_failures: IntCounter,
@@ -111,6 +112,13 @@ impl Default for Metrics {
                 "Documents decided and published by this process.",
                 "decision",
                 &DECISIONS,
+            ),
+            filtered_documents: counters(
+                &r,
+                "filtered_documents_total",
+                "Documents read that documents.filter refuses, by the first clause that is not true.",
+                "clause",
+                &[],
             ),
             dead_letters: counters(
                 &r,

@@ -84,6 +84,8 @@ pub struct ScoredDocument {
     pub buckets: Option<BucketList>,
     /// Whether its n-grams come in a [`WindowTally`]; otherwise the window counts them.
     pub is_counted: bool,
+    /// The clause of the selector's filter that is not true of it, from 0: it is counted, and cannot be selected.
+    pub refused_by: Option<u16>,
 }
 
 /// What is left of a document once it is scored.
@@ -270,7 +272,10 @@ impl OpenWindow {
         if !scored.is_counted {
             self.statistics.count(offset, noise, |count| scored.for_each_chunk(featuriser, count));
         }
-        let ScoredDocument { content, score, other_weights, buckets, .. } = scored;
+        let ScoredDocument { content, score, other_weights, buckets, refused_by, .. } = scored;
+        if refused_by.is_some() {
+            return;
+        }
         if score.n_tokens < selector.min_tokens {
             self.n_too_short += 1;
             return;

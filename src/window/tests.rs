@@ -37,6 +37,7 @@ fn selector(fraction: &str) -> SelectorSettings {
         seed: 11,
         quotas: Quotas::default(),
         loss: None,
+        filter: None,
     }
 }
 
@@ -55,6 +56,7 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
         score,
         other_weights: Vec::new(),
         is_counted: false,
+        refused_by: None,
         buckets: (offset % 2 == 0).then_some(buckets),
     });
     ScoredRecord { offset, record_timestamp_ms: Some(offset * 10), payload_bytes: text.len() as u64, outcome }

@@ -104,6 +104,7 @@ pub fn settings(
         seed: plan.seed,
         quotas: Quotas { sources: plan.sources.iter().cloned().collect(), ..Quotas::default() }.of_model(model),
         loss: plan.loss.map(|loss| loss.term(scores, plan)).transpose()?,
+        filter: None,
     };
     Ok((requested, settings))
 }
