@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -294,6 +294,20 @@ fn selects_otherwise(deployment: &Deployment) {
     };
     let (before, after) = (mean(false), mean(true));
     println!("mean loss of what is selected: {before:.2} nats before, {after:.2} once losses are expected");
+    for row in &published.rows {
+        assert!(row.expected_loss.is_none() || is_late(windows[&row.window]), "{}: {:?}", row.id, row.expected_loss);
+    }
+    let version = |row: &&Row| windows[&row.window].expected_loss.unwrap().version;
+    let newest = published.rows.iter().map(|row| version(&row)).max().unwrap();
+    assert!(published.rows.iter().filter(|row| version(row) == newest).all(|row| row.expected_loss.is_some()));
+    // What is expected of a document goes with what is lost on it.
+    let late: Vec<(f64, f64)> =
+        published.rows.iter().filter_map(|row| Some((row.expected_loss?, loss_of(&row.id)))).collect();
+    let mean_of = |of: &dyn Fn(&(f64, f64)) -> f64| late.iter().map(of).sum::<f64>() / late.len() as f64;
+    let (expected, lost) = (mean_of(&|both| both.0), mean_of(&|both| both.1));
+    let covariance = mean_of(&|both| (both.0 - expected) * (both.1 - lost));
+    println!("expected {expected:.2} nats a token of what was selected, lost {lost:.2}, covariance {covariance:.3}");
+    assert!(covariance > 0.0 && (expected - lost).abs() < 1.5);
     assert!(after > before + 1.0, "{before} became {after}");
 
     let mut n_divided = 0;
@@ -392,19 +406,6 @@ fn zombies_and_rebalances_count_nothing_twice() {
     println!("{} reports by two workers, one of them a zombie: {:?}", learnt.n_reports, learnt.losses);
 }
 
-/// Python with what `trainer.py` needs; `None`, and a word about it, where there is none.
-fn python() -> Option<PathBuf> {
-    let cache = std::env::var_os("WINNOWD_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/winnowd")));
-    let python = cache?.join("venv/bin/python");
-    let found = Command::new(&python).args(["-c", "import confluent_kafka, pyarrow"]).output();
-    if !found.is_ok_and(|found| found.status.success()) {
-        eprintln!("skipped: {} cannot import confluent_kafka and pyarrow", python.display());
-        return None;
-    }
-    Some(python)
-}
-
 fn train(python: &Path, deployment: &Deployment, broker: &Broker, topic: &str, more: &[&str]) -> serde_json::Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/trainer.py");
     let mut command = Command::new(python);
@@ -418,7 +419,7 @@ fn train(python: &Path, deployment: &Deployment, broker: &Broker, topic: &str, m
 /// Real texts, a real model of them, real losses.
 #[test]
 fn a_trainer_in_python_is_understood() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("confluent_kafka, pyarrow") else { return };
     let broker = Broker::with_topic("trainer", PARTITIONS);
     let losses = broker.other_topic("losses", 1);
     let extra = format!(
@@ -471,7 +472,43 @@ fn a_trainer_in_python_is_understood() {
     wait_for("the copies", || (summary(&deployment).n_reports == 2 * steps).then_some(()));
     let again = summary(&deployment);
     let copies = BTreeMap::from([("counted".to_owned(), n_rows), ("duplicate".to_owned(), n_rows)]);
-    assert_eq!((again.losses, &again.expected_loss), (copies, expected));
+    assert_eq!((&again.losses, &again.expected_loss), (&copies, expected));
+    // What cannot be used is counted by its reason, and changes nothing else: not what is known of sources, not what is expected.
+    let id = &published_ids(&deployment)[0];
+    let losses_of = |loss: &str| format!(r#"{{"id":{},"loss":{loss},"n_tokens":9}}"#, serde_json::json!(id));
+    let entries = ["NaN", "Infinity", "-1e999", "-0.5", "null", "\"2\"", "1e6"].map(losses_of).join(",");
+    let long = losses_of("2").replace(":9}", ":1000000}");
+    let bad = format!(
+        r#"{{"run_id":"bad","step":0,"losses":[{entries},{long},{},{{"id":"nobody","loss":2.0,"n_tokens":9}},{{"loss":2.0}},7]}}"#,
+        long.replace("1000000", "0")
+    );
+    reporter.send(0, Some(bad.as_bytes()));
+    reporter.flush();
+    wait_for("the bad report", || (summary(&deployment).n_reports == 2 * steps + 1).then_some(()));
+    let after = summary(&deployment);
+    let reasons = [
+        ("not_finite", 3),
+        ("negative", 1),
+        ("no_loss", 1),
+        ("not_a_number", 1),
+        ("implausible", 2),
+        ("no_tokens", 1),
+        ("unknown_id", 1),
+        ("no_id", 1),
+        ("malformed", 1),
+    ];
+    let mut outcomes = again.losses.clone();
+    outcomes.extend(reasons.map(|(reason, n)| (reason.to_owned(), n)));
+    assert_eq!(after.losses, outcomes);
+    let known = |summary: &FeedbackSummary| {
+        (
+            summary.sources.clone(),
+            summary.mean_loss_by_stratum.clone(),
+            summary.expected_loss.clone(),
+            summary.quotas.clone(),
+        )
+    };
+    assert_eq!(known(&after), known(&again));
     // Another run is another trainer.
     train(&python, &deployment, &broker, &losses, &["--run-id", "other"]);
     wait_for("the other run", || (summary(&deployment).losses["counted"] == 2 * n_rows).then_some(()));

@@ -1,9 +1,9 @@
 """A trainer at its smallest: reads published shards, trains a language model on them, and says what it lost on each document.
 
-    python3 tests/trainer.py DATA --bootstrap HOST:PORT --topic losses [--weights http://HOST:PORT/v1/weights] [--checkpoint FILE]
+    python3 tests/trainer.py DATA --bootstrap HOST:PORT --topic losses [--checkpoint FILE]
 
 DATA is the folder of `sink.url`. The model is an interpolated bigram model over hashed words: loss before learning, so every loss is
-of a document that it has never seen. Needs pyarrow and confluent-kafka.
+of a document that it has never seen. Needs pyarrow and confluent-kafka. (`step_trainer.py` weighs the samples of its steps.)
 
 A step is a batch. Steps and batches follow from the manifest alone: a trainer that died without a checkpoint repeats them, and
 winnowd does not count them twice. With a checkpoint it goes on behind the last line of the manifest that it has read whole.
@@ -16,7 +16,6 @@ import math
 import pathlib
 import re
 import sys
-import urllib.request
 import zlib
 
 import confluent_kafka
@@ -49,13 +48,13 @@ class Bigrams:
             before = token
         return loss
 
-    def learn(self, tokens, weight):
+    def learn(self, tokens):
         before = -1
         for token in tokens:
-            self.words[token] += weight
-            self.pairs[before, token] += weight
-            self.firsts[before] += weight
-            self.total += weight
+            self.words[token] += 1.0
+            self.pairs[before, token] += 1.0
+            self.firsts[before] += 1.0
+            self.total += 1.0
             before = token
 
 
@@ -89,26 +88,12 @@ def batches(data, position):
         yield batch, behind
 
 
-def weights_of(url, report, n):
-    """Weights of the samples of a batch, which sum to 1; all the same where nobody gives any."""
-    if url:
-        request = urllib.request.Request(url, json.dumps(report).encode(), {"content-type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return [sample["weight"] for sample in json.load(answer)["weights"]]
-        except urllib.request.HTTPError as error:
-            if error.code != 404:
-                raise
-    return [1.0 / n] * n
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", required=True)
     parser.add_argument("--run-id", default="bigrams")
-    parser.add_argument("--weights")
     parser.add_argument("--checkpoint", type=pathlib.Path)
     options = parser.parse_args()
     position, step = 0, 0
@@ -132,8 +117,8 @@ def main():
         failed = lambda error, _: refused.append(error) if error else None
         producer.produce(options.topic, json.dumps(report), key=f"{options.run_id}/0", on_delivery=failed)
         producer.poll(0)
-        for weight, of_document in zip(weights_of(options.weights, report, len(batch)), tokens):
-            model.learn(of_document, weight * len(batch))
+        for of_document in tokens:
+            model.learn(of_document)
         losses.append(sum(sums) / max(1, sum(map(len, tokens))))
         step += 1
     if producer.flush(60) or refused:

@@ -5,10 +5,13 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 use support::*;
+use winnowd::record::{Decoder, DocumentRef};
+use winnowd::source::files::for_each_document;
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
 #[test]
@@ -71,6 +74,15 @@ fn a_step_is_answered_once_and_for_all_over_http() {
             422,
             "1 of 2 losses are bad (loss_weight.non_finite = error): number 0 (`a`) is not_finite",
         ),
+        (
+            r#"{"run_id":"run","step":20,"losses":[{"id":"a","loss":1},{"id":"b","loss":-1e-9}]}"#,
+            422,
+            "number 1 (`b`) is negative",
+        ),
+        (r#"{"run_id":"run","step":20,"losses":[{"id":"a","loss":-Infinity}]}"#, 422, "number 0 (`a`) is not_finite"),
+        (r#"{"run_id":"run","step":20,"losses":[{"id":"a","loss":1,"n_tokens":16777217}]}"#, 422, "is invalid_tokens"),
+        (r#"{"run_id":"run","step":20,"losses":[{"id":"a","loss":1,"n_tokens":0}]}"#, 422, "is no_tokens"),
+        (r#"{"run_id":"run","step":20,"losses":[{"id":"a","loss":null},{"loss":1}]}"#, 422, "2 of 2 losses are bad"),
         (&rows(20, &[1.0; 21]), 413, "field `losses` has 21 entries, allowed are 20"),
         (&format!("{}{}", rows(20, &losses), " ".repeat(5000)), 413, "larger than losses.max_bytes (4096 bytes)"),
     ];
@@ -87,7 +99,7 @@ fn a_step_is_answered_once_and_for_all_over_http() {
 
     let outcome = |outcome: &str| daemon.metric(&format!("winnowd_weights_requests_total{{outcome=\"{outcome}\"}}"));
     let outcomes = ["answered", "repeated", "conflict", "bad", "not_weighed", "too_large"].map(outcome);
-    assert_eq!(outcomes, [6.0, 1.0, 1.0, 4.0, 1.0, 2.0]);
+    assert_eq!(outcomes, [6.0, 1.0, 1.0, 4.0, 6.0, 2.0]);
     assert_eq!(daemon.metric("winnowd_weighed_batches_total{by=\"http\",why=\"complete\"}"), 6.0);
     assert_eq!(
         daemon.metric("winnowd_sample_weight{point=\"max\"}"),
@@ -148,6 +160,98 @@ fn the_example_works_as_pasted() {
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     let shown = readme.split(example).nth(1).unwrap().split("```json\n").nth(1).unwrap().split("```").next().unwrap();
     assert_eq!(answer, serde_json::from_str::<Value>(shown).unwrap());
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// What `tests/step_trainer.py` has printed, or why it ended.
+fn train(python: &Path, folder: &Path, address: &str, token: &str, more: &[&str]) -> Result<(Value, String), String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/step_trainer.py");
+    let trace = folder.join("trace.jsonl");
+    let mut command = Command::new(python);
+    command
+        .arg(script)
+        .arg(folder.join("documents.jsonl"))
+        .args(["--weights", &format!("http://{address}/v1/weights")]);
+    command.arg("--trace").arg(&trace).args(more).env("WINNOWD_HTTP__TOKEN", token);
+    let output = command.output().unwrap();
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok((serde_json::from_slice(&output.stdout).unwrap(), std::fs::read_to_string(trace).unwrap()))
+}
+
+/// A real model, real losses, gradients by the weights that it is given; and these are what another program makes of the losses.
+#[test]
+fn a_training_loop_is_weighed_as_the_mathematics_says() {
+    const TOKEN: &str = "correct-horse-battery-staple";
+    const STEPS: f64 = 100.0;
+    let Some(python) = python("numpy") else { return };
+    let broker = Broker::with_topic("steps", 1);
+    let extra = format!(
+        "{BURN_IN}\nloss_weight.temperature_half_life_steps = 20\nloss_weight.temperature_floor = 0.1\nloss_weight.cap = 1.5"
+    );
+    let deployment = Deployment::new(&broker, &extra);
+    let folder = deployment.folder.path();
+    let mut documents = String::new();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli/demo/sample.jsonl.zst");
+    let write = |document: &DocumentRef<'_>, _| {
+        documents += &format!("{}\n", json!({ "id": document.id(), "text": document.text }));
+    };
+    for_each_document(&sample, &Decoder::for_files(), write).unwrap();
+    std::fs::write(folder.join("documents.jsonl"), documents).unwrap();
+
+    let with_token = [("WINNOWD_HTTP__TOKEN", TOKEN)];
+    let daemon = deployment.start_with(&with_token).unwrap();
+    let train = |daemon: &DaemonProcess, token: &str, more: &[&str]| train(&python, folder, &daemon.http, token, more);
+    let (learnt, trace) = train(&daemon, TOKEN, &[]).unwrap();
+    let number = |name: &str| learnt[name].as_f64().unwrap();
+    println!("{learnt}");
+    assert_eq!((number("steps"), trace.lines().count() as f64), (STEPS, STEPS));
+    assert!(
+        number("last_loss") < number("first_loss") - 1.0 && number("held_out_after") < number("held_out_before") - 1.0
+    );
+
+    let settings = json!({ "strategy": "lin_upper", "range": { "quantiles": { "tail": 0.01 } }, "cap": 1.5, "non_finite": "error",
+        "temperature": { "burn_in_steps": 10, "initial": 1.0, "decay": { "half_life_steps": 20, "floor": 0.1 } } });
+    std::fs::write(folder.join("settings.json"), settings.to_string()).unwrap();
+    let check = |trace: &str| {
+        std::fs::write(folder.join("checked.jsonl"), trace).unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/check_steps.py");
+        let files = ["settings.json", "checked.jsonl"].map(|name| folder.join(name));
+        Command::new(&python).arg(script).args(files).output().unwrap()
+    };
+    let checked = check(&trace);
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    println!("{checked}");
+    assert!(checked["weights"] == json!(3_200) && checked["largest_ratio"].as_f64() > Some(100.0), "{checked}");
+    // It finds a weight that is not its own.
+    let last = trace.lines().last().unwrap();
+    let weight = serde_json::from_str::<Value>(last).unwrap()["answer"]["weights"][7]["weight"].to_string();
+    let wrong = trace.replace(&weight, &(weight.parse::<f64>().unwrap() + 1e-9).to_string());
+    assert!(wrong != trace && !check(&wrong).status.success());
+
+    // The trainer begins again, and so does the daemon: the same steps, the same answers. Another run under its name is refused.
+    let outcome = |daemon: &DaemonProcess, outcome: &str| {
+        daemon.metric(&format!("winnowd_weights_requests_total{{outcome=\"{outcome}\"}}"))
+    };
+    assert_eq!(train(&daemon, TOKEN, &[]).unwrap(), (learnt.clone(), trace.clone()));
+    assert_eq!([outcome(&daemon, "answered"), outcome(&daemon, "repeated")], [STEPS, STEPS]);
+    let other = train(&daemon, TOKEN, &["--seed", "1"]).unwrap_err();
+    assert!(other.starts_with("step 0: 409 ") && other.contains("answered for other losses"), "{other}");
+    assert_eq!(daemon.stop(), Some(0));
+    let daemon = deployment.start_with(&with_token).unwrap();
+    assert_eq!(train(&daemon, TOKEN, &[]).unwrap(), (learnt, trace));
+    assert_eq!([outcome(&daemon, "answered"), outcome(&daemon, "repeated")], [STEPS, 0.0]);
+
+    for token in ["", "correct-horse-battery-stapler"] {
+        let refused = train(&daemon, token, &[]).unwrap_err();
+        assert!(refused.starts_with("step 0: 401 "), "{refused}");
+    }
+    assert_eq!(daemon.stop(), Some(0));
+    let daemon = deployment.start_with(&[("WINNOWD_HTTP__LISTEN", "0.0.0.0:0")]).unwrap();
+    let refused = train(&daemon, TOKEN, &[]).unwrap_err();
+    assert!(refused.starts_with("step 0: 403 "), "{refused}");
     assert_eq!(daemon.stop(), Some(0));
 }
 

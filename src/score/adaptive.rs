@@ -227,12 +227,14 @@ impl VersionedWeight {
     }
 
     fn of_sums(&self, sums: &Sums, n_tokens: u32) -> Score {
-        let expected_loss = self.expected.as_ref().map(|expected| expected.of_sum(sums.expected, sums.n_ngrams));
-        let expected_loss_weight = match (expected_loss, self.version.expected_loss) {
-            (Some(loss), Some(version)) => version.coefficient * loss,
+        let of_sum = |expected: &ExpectedLoss| expected.of_sum(sums.expected, sums.n_ngrams);
+        let expected_loss_weight = match (&self.expected, self.version.expected_loss) {
+            (Some(expected), Some(version)) => version.coefficient * of_sum(expected),
             _ => 0.0,
         };
-        Score { n_tokens, log_importance_weight: sums.log_importance_weight, expected_loss_weight, loss: None }
+        let expected_loss = self.expected.as_ref().filter(|expected| expected.has_learnt()).map(of_sum);
+        let log_importance_weight = sums.log_importance_weight;
+        Score { n_tokens, log_importance_weight, expected_loss_weight, expected_loss, loss: None }
     }
 }
 

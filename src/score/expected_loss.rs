@@ -63,6 +63,11 @@ impl ExpectedLoss {
         &self.featuriser
     }
 
+    /// Whether it rests on any loss. The bias follows their mean, which is 0 for losses of 0 alone: then there was nothing to learn.
+    pub fn has_learnt(&self) -> bool {
+        self.bias != 0.0
+    }
+
     /// `sum` and the weights of further n-grams, in their order: the same however a document is cut in pieces.
     pub fn add(&self, sum: f64, buckets: &[u32]) -> f64 {
         buckets.iter().fold(sum, |sum, &bucket| sum + self.weights[fold(bucket)])

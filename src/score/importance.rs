@@ -14,6 +14,8 @@ pub struct Score {
     pub loss: Option<f64>,
     /// What the loss that is expected of the document adds to its total log weight: a coefficient times nats a token.
     pub expected_loss_weight: f64,
+    /// That loss, in nats a token; `None` where losses are not expected, and before any was reported.
+    pub expected_loss: Option<f64>,
 }
 
 /// Scores texts against one target: a log ratio per bucket, ready to be summed.

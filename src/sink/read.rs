@@ -26,10 +26,15 @@ pub struct PublishedRow {
     /// The target that chose it, and its log importance weight for each; nothing where there was one.
     pub target: Option<String>,
     pub log_importance_weights: Vec<(String, f64)>,
+    /// Of its losses, by column: those that the shard has, since older ones have fewer.
+    pub losses: Vec<(&'static str, Option<f64>)>,
 }
 
 const COLUMNS: [&str; 6] =
     ["id", "offset", "log_importance_weight", "selection_key", "inclusion_probability", "window"];
+
+/// Columns of losses. Shards that were written before a column came do not have it.
+const LOSSES: [&str; 3] = ["loss", "loss_weight", "expected_loss"];
 
 /// A published shard.
 pub struct ShardReader {
@@ -63,7 +68,7 @@ impl ShardReader {
         let is_of_targets = |name: &str| name == "target" || name.starts_with(&weight_column(""));
         let of_targets = builder.schema().fields().iter().map(|f| f.name().clone()).filter(|n| is_of_targets(n));
         let of_targets: Vec<String> = of_targets.collect();
-        let names = COLUMNS.into_iter().chain(of_targets.iter().map(String::as_str));
+        let names = COLUMNS.into_iter().chain(LOSSES).chain(of_targets.iter().map(String::as_str));
         let columns = ProjectionMask::columns(builder.parquet_schema(), names);
         let mut rows = Vec::with_capacity(n);
         for batch in builder.with_projection(columns).with_row_selection(selection).build()? {
@@ -84,6 +89,8 @@ fn push_rows(batch: &RecordBatch, rows: &mut Vec<PublishedRow>) -> Result<(), Pa
     let (weights, keys) = (numbers("log_importance_weight")?, numbers("selection_key")?);
     let probabilities = numbers("inclusion_probability")?;
     let targets = batch.column_by_name("target").map(|_| column::<StringArray>(batch, "target")).transpose()?;
+    let of_losses = LOSSES.into_iter().filter(|name| batch.column_by_name(name).is_some());
+    let of_losses: Vec<_> = of_losses.map(|name| Ok((name, numbers(name)?))).collect::<Result<_, ParquetError>>()?;
     let mut by_target = Vec::new();
     for field in batch.schema_ref().fields() {
         if let Some(target) = field.name().strip_prefix(&weight_column("")) {
@@ -99,6 +106,7 @@ fn push_rows(batch: &RecordBatch, rows: &mut Vec<PublishedRow>) -> Result<(), Pa
         window: windows.value(i).to_owned(),
         target: targets.map(|targets| targets.value(i).to_owned()),
         log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
+        losses: of_losses.iter().map(|(name, c)| (*name, c.is_valid(i).then(|| c.value(i)))).collect(),
     }));
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::window::{ClosedWindow, SelectedDocument};
 
 /// Names, types and nullability of the columns, in order. Only ever added to, at the end. Several targets have further ones
 /// after them: see [`schema`].
-pub const COLUMNS: [(&str, DataType, bool); 17] = [
+pub const COLUMNS: [(&str, DataType, bool); 18] = [
     ("text", DataType::Utf8, false),
     ("id", DataType::Utf8, false),
     ("source", DataType::Utf8, true),
@@ -37,6 +37,7 @@ pub const COLUMNS: [(&str, DataType, bool); 17] = [
     ("metadata", DataType::Utf8, true),
     ("loss", DataType::Float64, true),
     ("loss_weight", DataType::Float64, true),
+    ("expected_loss", DataType::Float64, true),
 ];
 
 /// The schema of every shard of a model with one target, or with several of these names: then it also tells which of them
@@ -200,6 +201,7 @@ struct Batch {
     metadata: StringBuilder,
     loss: Float64Builder,
     loss_weight: Float64Builder,
+    expected_loss: Float64Builder,
     target: StringBuilder,
     by_target: Vec<Float64Builder>,
 }
@@ -230,6 +232,7 @@ impl Batch {
         self.metadata.append_option(row.document.metadata.as_deref());
         self.loss.append_option(row.score.loss);
         self.loss_weight.append_option(row.loss_weight);
+        self.expected_loss.append_option(row.score.expected_loss);
         if let Some(name) = self.targets.get(row.target) {
             self.target.append_value(name);
         }
@@ -258,6 +261,7 @@ impl Batch {
             Arc::new(self.metadata.finish()),
             Arc::new(self.loss.finish()),
             Arc::new(self.loss_weight.finish()),
+            Arc::new(self.expected_loss.finish()),
         ];
         if !self.targets.is_empty() {
             columns.push(Arc::new(self.target.finish()));

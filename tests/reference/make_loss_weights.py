@@ -187,6 +187,17 @@ def main():
                 cap = 2.0 if label == "cvar" else 1.2
                 case(f"{label}, not finite: {policy}, {len(losses)}", losses, settings(strategy, 0.2, cap=cap, non_finite=policy))
 
+    for strategy in SOFT:
+        case(f"{strategy}, r = 100 is nearly uniform", batch[:12], settings(strategy, 100.0))
+        case(f"{strategy}, r of a thousandth takes the best", batch[:12], settings(strategy, 1e-3))
+        case(f"{strategy}, an outlier, published range, cap of 2", outlier[-40:], settings(strategy, 0.4, cap=2.0))
+        case(f"{strategy}, loss of 0 and a huge one, robust range", [0.0, *large[:60], 1e300], settings(strategy, 0.4, range={"quantiles": {"tail": 0.1}}, cap=2.0))
+        case(f"{strategy}, two values that quantiles make one", [1.0, *[2.0] * 30, 3.0], settings(strategy, 0.1, range={"quantiles": {"tail": 0.1}}))
+        case(f"{strategy}, all of a schedule", [*batch[:9], nan], settings(strategy, 2.0, burn_in=1000, decay=decay, range=ROBUST, cap=2.0, non_finite="uniform"), 1700)
+        case(f"{strategy}, burn-in and one that is not finite", [*batch[:9], inf], settings(strategy, 2.0, burn_in=1000, decay=decay, non_finite="zero"), 999)
+    case("cvar, the least cap that its share allows", batch[:16], settings({"cvar": {"share": 0.5}}, cap=2.0))
+    case("cvar, all equal but one, which is above", [2.0] * 9 + [2.0 + 1e-12], settings({"cvar": {"share": 0.35}}))
+
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,7 @@ mod listener;
 mod patient;
 mod postgres_server;
 mod published;
+mod python;
 mod tcp_proxy;
 mod weights;
 
@@ -29,6 +30,7 @@ pub use kafka_servers::KafkaServers;
 pub use patient::*;
 pub use postgres_server::PostgresServer;
 pub use published::*;
+pub use python::python;
 pub use tcp_proxy::*;
 pub use weights::*;
 

@@ -31,6 +31,7 @@ pub struct Row {
     pub log_importance_weights: Vec<(String, f64)>,
     pub loss: Option<f64>,
     pub loss_weight: Option<f64>,
+    pub expected_loss: Option<f64>,
 }
 
 /// Everything that a deployment has published.
@@ -148,6 +149,7 @@ fn read_rows(path: &Path, rows: &mut Vec<Row>) {
             log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
             loss: optional("loss", i),
             loss_weight: optional("loss_weight", i),
+            expected_loss: optional("expected_loss", i),
         }));
     }
 }

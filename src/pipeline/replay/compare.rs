@@ -101,6 +101,17 @@ fn compare(row: &PublishedRow, document: &SelectedDocument, window: &str, found:
             differ(what, &published, &now);
         }
     }
+    let shown = |loss: Option<f64>| loss.map_or("none".to_owned(), |loss| loss.to_string());
+    for &(column, published) in &row.losses {
+        let now = match column {
+            "loss" => document.score.loss,
+            "loss_weight" => document.loss_weight,
+            _ => document.score.expected_loss,
+        };
+        if published.map(f64::to_bits) != now.map(f64::to_bits) {
+            differ(column, &shown(published), &shown(now));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -143,7 +154,7 @@ mod tests {
         };
         let (id, window) = ("d".to_owned(), summary.id());
         let document = Document { id: id.clone(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
-        let score = Score { n_tokens: 1, log_importance_weight: 2.0, ..Score::default() };
+        let score = Score { n_tokens: 1, log_importance_weight: 2.0, expected_loss: Some(3.5), ..Score::default() };
         let (selection_key, inclusion_probability) = (1.5, 0.5);
         let selected = SelectedDocument {
             offset: 3,
@@ -165,6 +176,7 @@ mod tests {
             window,
             target: Some("math".into()),
             log_importance_weights: vec![("code".into(), 1.0), ("math".into(), 2.0)],
+            losses: vec![("loss", None), ("loss_weight", None), ("expected_loss", Some(3.5))],
         };
         let counts = NgramCounts::zero(1);
         let (raw_counts, selected_counts, sources) = (counts.clone(), vec![counts], SourceCounts::default());
@@ -173,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_targets_and_their_weights_are_compared_to_the_last_bit() {
+    fn turns_targets_weights_and_losses_are_compared_to_the_last_bit() {
         let (again, row) = decided();
         let published = again.summary.clone();
         assert_eq!(differences(&published, std::slice::from_ref(&row), &again), Vec::<String>::new());
@@ -191,6 +203,16 @@ mod tests {
         differs(|window, _| drop(window.turns.pop()), "turns: published 1, now 2");
         differs(|_, row| row.target = Some("code".into()), "offset 3: target: published code, now math");
         differs(|_, row| row.log_importance_weights[0].1 = -1.0, "log importance weight for code: published -1, now 1");
+        differs(|_, row| row.losses[0].1 = Some(2.0), "loss: published 2, now none");
+        differs(|_, row| row.losses[1].1 = Some(2.0), "loss_weight: published 2, now none");
+        differs(|_, row| row.losses[2].1 = None, "expected_loss: published none, now 3.5");
+        let mut other = row.clone();
+        other.losses[2].1 = Some(3.5f64.next_up());
+        assert_eq!(differences(&published, &[other], &again).len(), 1);
+        // A shard that was written before the column came says nothing of it.
+        let mut older = row.clone();
+        older.losses.pop();
+        assert_eq!(differences(&published, &[older], &again), Vec::<String>::new());
         differs(|_, row| row.log_importance_weights.clear(), "weights for targets: published 0, now 2");
     }
 }

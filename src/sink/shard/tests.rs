@@ -105,6 +105,7 @@ fn several_targets_have_columns_of_their_own() {
         row.target = i % 2;
         row.log_importance_weights = vec![i as f64, -(i as f64)];
         row.score.log_importance_weight = row.log_importance_weights[row.target];
+        row.score.expected_loss = (i % 3 == 0).then_some(i as f64);
     }
     let finished = write_for(&targets, &window, SETTINGS);
     let file = finished.file.rewound().unwrap();
@@ -122,6 +123,8 @@ fn several_targets_have_columns_of_their_own() {
         [(597, "a b".to_owned(), weights(597.0)), (598, "code".to_owned(), weights(598.0))]
     );
     assert_eq!(rows[0].log_importance_weight, -597.0);
+    let losses = |expected| vec![("loss", None), ("loss_weight", None), ("expected_loss", expected)];
+    assert_eq!([&rows[0].losses, &rows[1].losses], [&losses(Some(597.0)), &losses(None)]);
 }
 
 #[test]
