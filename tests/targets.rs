@@ -104,7 +104,12 @@ fn assert_once(published: &Published, n: u64) {
 
 /// Produces `numbers` in three waves, each once the one before is decided and all `workers` have seen what was selected for it, so that
 /// there are windows that were opened at three versions, however fast they are decided and however few shards they share.
-fn produce_in_waves(broker: &Broker, deployment: &Deployment, workers: &[Daemon], numbers: std::ops::Range<u64>) {
+fn produce_in_waves(
+    broker: &Broker,
+    deployment: &Deployment,
+    workers: &[DaemonProcess],
+    numbers: std::ops::Range<u64>,
+) {
     let n = (numbers.end - numbers.start) / 3 / PARTITIONS * PARTITIONS;
     let ends = [numbers.start + n, numbers.start + 2 * n, numbers.end];
     let starts = [numbers.start, ends[0], ends[1]];
