@@ -92,6 +92,8 @@ impl BudgetedSelection {
 pub struct Schedule {
     documents: u64,
     budgets: Vec<u64>,
+    /// What is due is rounded down after this was added, as a fraction below 1; `None`: it is rounded up.
+    phase: Option<(u64, u64)>,
     /// Documents of the windows before.
     seen: u64,
     taken: Vec<u64>,
@@ -103,7 +105,16 @@ impl Schedule {
     pub fn new(documents: u64, budgets: Vec<u64>) -> Self {
         assert!(budgets.iter().sum::<u64>() <= documents, "more is to be chosen than there is");
         let taken = vec![0; budgets.len()];
-        Schedule { documents, budgets, seen: 0, taken }
+        Schedule { documents, budgets, phase: None, seen: 0, taken }
+    }
+
+    /// After s of d documents ⌊s · budget / d + phase⌋ are chosen. Schedules of other phases round at other documents.
+    ///
+    /// # Panics
+    /// If the budgets come to more than there are documents, or the phase is not from 0 to below 1.
+    pub fn staggered(documents: u64, budgets: Vec<u64>, phase: (u64, u64)) -> Self {
+        assert!(phase.0 < phase.1, "a phase of {} / {}", phase.0, phase.1);
+        Schedule { phase: Some(phase), ..Schedule::new(documents, budgets) }
     }
 
     /// How many each target chooses in round `round` of `rounds`, counted from 1, of a window of so many documents: never
@@ -119,8 +130,12 @@ impl Schedule {
             return vec![0; self.budgets.len()];
         }
         let due = |budget: u64| u128::from(budget) * seen;
-        // Rounded up: a pool that is chosen whole never leaves a document behind.
-        let total = due(self.budgets.iter().sum()).div_ceil(whole) as u64;
+        let all_due = due(self.budgets.iter().sum());
+        // Whichever way it is rounded, always the same: so no window owes more than it has, and after the last nothing is left.
+        let total = match self.phase {
+            None => all_due.div_ceil(whole),
+            Some((part, of)) => (all_due * u128::from(of) + whole * u128::from(part)) / (whole * u128::from(of)),
+        } as u64;
         let count = total - self.taken.iter().sum::<u64>();
         let left: Vec<u64> = self.budgets.iter().zip(&self.taken).map(|(budget, taken)| budget - taken).collect();
         let behind = |(budget, taken): (&u64, &u64)| (due(*budget) as f64 / whole as f64 - *taken as f64).max(0.0);
@@ -196,11 +211,15 @@ mod tests {
             shares in proptest::collection::vec(0.0f64..1.0, 1..4),
             share in 0.0f64..=1.0,
             rounds in 1u32..4,
+            phase in proptest::option::of((0u64..100, 100u64..200)),
         ) {
             let documents: u64 = windows.iter().sum();
             let budget = (documents as f64 * share) as u64;
             let budgets = apportion(budget, &shares, &vec![budget; shares.len()], Rounding::Nearest);
-            let mut schedule = Schedule::new(documents, budgets.clone());
+            let mut schedule = match phase {
+                None => Schedule::new(documents, budgets.clone()),
+                Some(phase) => Schedule::staggered(documents, budgets.clone(), phase),
+            };
             let (mut taken, mut seen) = (vec![0; shares.len()], 0);
             for window in windows {
                 let mut left = window;

@@ -16,16 +16,18 @@
 //! documents than were asked for without a word. Here every score has a stratum, and what is missing is said.
 
 mod edges;
+mod plan;
 mod sketch;
 mod stream;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BudgetedSelection, Fraction, Rounding, SelectorSettings, apportion};
+use super::{BudgetedSelection, Fraction, SelectorSettings};
 
 pub use edges::Edges;
+pub use plan::{CoveragePlan, PlannedCell, plan_coverage};
 pub use sketch::{QuantileSketch, QuantileSketchError};
-pub use stream::{CoveredWindow, StratumReservoirs, StratumSelection};
+pub use stream::{CoveredWindow, FixedCutoff, StratumReservoirs, StratumSelection};
 
 /// Strata, as the paper has them.
 pub const DEFAULT_STRATA: u32 = 50;
@@ -138,77 +140,20 @@ pub struct Stratum {
 ///
 /// # Panics
 /// If a pool has no share, or a score is not a number.
-pub fn select_coverage(
-    request: &CoverageRequest<'_>,
-    mut pools: Vec<Vec<u32>>,
-    scores: &DocumentScores<'_>,
-) -> Covered {
-    let mut covered = Covered::default();
-    if let Some(cutoff) = request.settings.cutoff {
-        (covered.cut, covered.cut_at) = cut_off(&mut pools, cutoff, scores.cutoff);
+pub fn select_coverage(request: &CoverageRequest<'_>, pools: Vec<Vec<u32>>, scores: &DocumentScores<'_>) -> Covered {
+    let plan = plan_coverage(request, pools, scores.cutoff, scores.importance);
+    let CoveragePlan { cut, cut_at, pools, cells, shortfall } = plan;
+    let mut selection = BudgetedSelection::default();
+    for (cell, PlannedCell { mut documents, budgets }) in cells.into_iter().enumerate() {
+        for (target, count) in budgets.into_iter().enumerate() {
+            selection.take_turn(cell, target, &mut documents, count, |document| (scores.key)(document, target));
+        }
     }
-    let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
-    let budgets = apportion(request.count, request.pool_shares, &available, Rounding::Nearest);
-    covered.shortfall = request.count - budgets.iter().sum::<u64>();
-    for (pool, (documents, budget)) in pools.into_iter().zip(budgets).enumerate() {
-        covered.select_from_pool(pool, &documents, budget, request, scores);
-    }
-    covered.selection.picks.sort_unstable_by_key(|pick| pick.document);
-    covered
-}
-
-/// Takes the share of all documents out of the pools; gives them, and the score of the last one.
-fn cut_off(pools: &mut [Vec<u32>], cutoff: Cutoff, score: &dyn Fn(u32) -> f64) -> (Vec<u32>, Option<f64>) {
-    let mut scored: Vec<(f64, u32)> = pools.iter().flatten().map(|&document| (score(document), document)).collect();
-    assert!(scored.iter().all(|(score, _)| !score.is_nan()), "a score of the cut-off is not a number");
-    // A uniform number of 1 rounds down.
-    let n = cutoff.rate.of(scored.len() as u64, 1.0) as usize;
-    let Some(last) = n.checked_sub(1) else { return (Vec::new(), None) };
-    // Of equal scores the later document goes.
-    scored.select_nth_unstable_by(last, |a, b| {
-        let by_score = a.0.total_cmp(&b.0);
-        let by_score = if cutoff.tail == Tail::Low { by_score } else { by_score.reverse() };
-        by_score.then(b.1.cmp(&a.1))
-    });
-    let cut_at = scored[last].0;
-    let mut cut: Vec<u32> = scored[..n].iter().map(|(_, document)| *document).collect();
-    cut.sort_unstable();
-    for pool in pools {
-        pool.retain(|document| cut.binary_search(document).is_err());
-    }
-    (cut, Some(cut_at))
+    selection.picks.sort_unstable_by_key(|pick| pick.document);
+    Covered { cut, cut_at, pools, selection, shortfall }
 }
 
 impl Covered {
-    fn select_from_pool(
-        &mut self,
-        pool: usize,
-        documents: &[u32],
-        budget: u64,
-        request: &CoverageRequest<'_>,
-        scores: &DocumentScores<'_>,
-    ) {
-        let n_strata = request.settings.strata;
-        let importance: Vec<f64> = documents.iter().map(|&document| (scores.importance)(document)).collect();
-        let edges = Edges::of(importance.clone(), n_strata, request.settings.clip);
-        let mut strata = vec![Vec::new(); n_strata as usize];
-        if let Some(edges) = edges {
-            documents.iter().zip(importance).for_each(|(&document, score)| strata[edges.stratum(score)].push(document));
-        }
-        let sizes: Vec<u64> = strata.iter().map(|stratum| stratum.len() as u64).collect();
-        let budgets = water_fill(budget, &sizes);
-        let of_targets = split_among_targets(&budgets, request.target_shares);
-        for (stratum, (mut documents, budgets)) in strata.into_iter().zip(of_targets).enumerate() {
-            let cell = pool * n_strata as usize + stratum;
-            for (target, count) in budgets.into_iter().enumerate() {
-                let key = |document| (scores.key)(document, target);
-                self.selection.take_turn(cell, target, &mut documents, count, key);
-            }
-        }
-        let stratum = |(documents, budget): (u64, u64)| Stratum { documents, budget };
-        self.pools.push(CoveredPool { edges, strata: sizes.into_iter().zip(budgets).map(stratum).collect() });
-    }
-
     /// The number of a document's stratum among those of all pools; `None` where its pool has no documents.
     pub fn cell(&self, pool: usize, importance: f64) -> Option<usize> {
         let CoveredPool { edges, strata } = self.pools.get(pool)?;
@@ -247,27 +192,6 @@ impl Covered {
         let count = |is: fn(&&Stratum) -> bool| strata().filter(is).count() as u64;
         (count(|stratum| stratum.documents > 0), count(|stratum| stratum.budget > 0))
     }
-}
-
-/// The budget of every stratum in parts for the targets, such that the targets' sums are in proportion to their shares: what
-/// rounding denies a target in one stratum it gets in the next.
-fn split_among_targets(budgets: &[u64], shares: &[f64]) -> Vec<Vec<u64>> {
-    let total: u64 = budgets.iter().sum();
-    let mut left = apportion(total, shares, &vec![total; shares.len()], Rounding::Nearest);
-    let whole = left.clone();
-    let mut done = 0;
-    let of_stratum = |&budget: &u64| {
-        done += budget;
-        let behind = |(whole, left): (&u64, &u64)| {
-            let due = *whole as f64 * done as f64 / total.max(1) as f64;
-            (due - (whole - left) as f64).max(0.0)
-        };
-        let behind: Vec<f64> = whole.iter().zip(&left).map(behind).collect();
-        let parts = apportion(budget, &behind, &left, Rounding::Nearest);
-        left.iter_mut().zip(&parts).for_each(|(left, part)| *left -= part);
-        parts
-    };
-    budgets.iter().map(of_stratum).collect()
 }
 
 #[cfg(test)]

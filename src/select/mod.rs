@@ -27,9 +27,9 @@ pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
 pub use apportion::{Rounding, apportion};
 pub use budget::{BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
 pub use coverage::{
-    CoverageRequest, CoverageSettings, Covered, CoveredPool, CoveredWindow, Cutoff, DEFAULT_CLIP, DEFAULT_STRATA,
-    DocumentScores, Edges, QuantileSketch, QuantileSketchError, Stratum, StratumReservoirs, StratumSelection, Tail,
-    Within, select_coverage, water_fill,
+    CoveragePlan, CoverageRequest, CoverageSettings, Covered, CoveredPool, CoveredWindow, Cutoff, DEFAULT_CLIP,
+    DEFAULT_STRATA, DocumentScores, Edges, FixedCutoff, PlannedCell, QuantileSketch, QuantileSketchError, Stratum,
+    StratumReservoirs, StratumSelection, Tail, Within, plan_coverage, select_coverage, water_fill,
 };
 pub use diagnostics::{
     Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,

@@ -1,7 +1,40 @@
 //! The one-pass form: strata with edges that are known before the documents come.
 
+use serde::{Deserialize, Serialize};
+
 use super::super::{Reservoir, Selection};
-use super::{Edges, Stratum, water_fill};
+use super::{Cutoff, Edges, QuantileSketch, Stratum, Tail, water_fill};
+
+/// A cut-off at a score that is known before the documents come. Of documents with just this score all go, of which
+/// [`select_coverage`](super::select_coverage) removes no more than its rate allows: where no others share the score of the
+/// last one that it removes, both remove the same.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FixedCutoff {
+    pub tail: Tail,
+    /// A number: the score of the last document that goes.
+    pub at: f64,
+}
+
+impl FixedCutoff {
+    /// Where the cut-off of as many scores as were sketched lies, to within the sketch's error; `None` if it would remove
+    /// nothing.
+    pub fn of_sketch(sketch: &QuantileSketch, cutoff: Cutoff) -> Option<Self> {
+        // As in the exact form: a part of a document is none.
+        let last = cutoff.rate.of(sketch.len(), 1.0).checked_sub(1)?;
+        let rank = match cutoff.tail {
+            Tail::Low => last,
+            Tail::High => sketch.len() - 1 - last,
+        };
+        Some(FixedCutoff { tail: cutoff.tail, at: sketch.at_rank(rank)? })
+    }
+
+    pub fn removes(&self, score: f64) -> bool {
+        match self.tail {
+            Tail::Low => score <= self.at,
+            Tail::High => score >= self.at,
+        }
+    }
+}
 
 /// A count and a reservoir for every stratum. Holds at most k · (m + 1) items, and equals
 /// [`select_coverage`](super::select_coverage) with the same edges: budgets depend on the counts, and a stratum never gives
@@ -13,6 +46,8 @@ use super::{Edges, Stratum, water_fill};
 pub struct StratumReservoirs<T> {
     edges: Edges,
     capacity: usize,
+    cutoff: Option<FixedCutoff>,
+    cut: u64,
     documents: Vec<u64>,
     reservoirs: Vec<Reservoir<T>>,
 }
@@ -28,6 +63,8 @@ pub struct StratumSelection<T> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct CoveredWindow<T> {
     pub strata: Vec<StratumSelection<T>>,
+    /// Documents that the cut-off removed.
+    pub cut: u64,
     /// How many documents fewer than requested there are.
     pub shortfall: u64,
 }
@@ -36,10 +73,37 @@ impl<T> StratumReservoirs<T> {
     /// For a selection of at most `capacity`.
     pub fn new(edges: Edges, capacity: usize) -> Self {
         let reservoirs = (0..edges.n_strata()).map(|_| Reservoir::new(capacity)).collect();
-        StratumReservoirs { edges, capacity, documents: vec![0; edges.n_strata()], reservoirs }
+        let documents = vec![0; edges.n_strata()];
+        StratumReservoirs { edges, capacity, cutoff: None, cut: 0, documents, reservoirs }
     }
 
-    /// Offers a document; gives back the item that can no longer be selected, which may be this one.
+    /// The same after a cut-off, which must be known before the first document.
+    pub fn with_cutoff(self, cutoff: Option<FixedCutoff>) -> Self {
+        StratumReservoirs { cutoff, ..self }
+    }
+
+    /// Offers a document unless its score for the cut-off removes it; gives back the item that can no longer be selected, which
+    /// may be this one.
+    ///
+    /// # Panics
+    /// If a score or the key is not a number.
+    pub fn offer_unless_cut(
+        &mut self,
+        offset: i64,
+        cutoff_score: f64,
+        importance: f64,
+        key: f64,
+        item: T,
+    ) -> Option<T> {
+        assert!(!cutoff_score.is_nan(), "the score of offset {offset} for the cut-off is not a number");
+        if self.cutoff.is_some_and(|cutoff| cutoff.removes(cutoff_score)) {
+            self.cut += 1;
+            return Some(item);
+        }
+        self.offer(offset, importance, key, item)
+    }
+
+    /// Offers a document that no cut-off looks at; gives back the item that can no longer be selected, which may be this one.
     ///
     /// # Panics
     /// If importance or key is not a number.
@@ -57,9 +121,11 @@ impl<T> StratumReservoirs<T> {
     /// Adds another part of the window.
     ///
     /// # Panics
-    /// If it has other edges or another capacity.
+    /// If it has other edges, another capacity or another cut-off.
     pub fn merge(&mut self, other: StratumReservoirs<T>) {
-        assert_eq!((self.edges, self.capacity), (other.edges, other.capacity), "parts of different windows");
+        let form = |of: &Self| (of.edges, of.capacity, of.cutoff);
+        assert_eq!(form(self), form(&other), "parts of different windows");
+        self.cut += other.cut;
         self.documents.iter_mut().zip(&other.documents).for_each(|(mine, documents)| *mine += documents);
         self.reservoirs.iter_mut().zip(other.reservoirs).for_each(|(mine, other)| mine.merge(other));
     }
@@ -76,6 +142,6 @@ impl<T> StratumReservoirs<T> {
             selection: reservoir.select(budget as usize),
         };
         let strata = self.documents.into_iter().zip(budgets).zip(self.reservoirs).map(of_stratum).collect();
-        CoveredWindow { strata, shortfall }
+        CoveredWindow { strata, cut: self.cut, shortfall }
     }
 }

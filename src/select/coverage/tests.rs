@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
+use super::plan::split_among_targets;
 use super::*;
 use crate::record::TopicPartition;
-use crate::select::{Noise, Quotas, SelectorKind};
+use crate::select::{Noise, Quotas, Rounding, Schedule, SelectorKind, apportion};
 
 /// A document: its pool, scores that are whole numbers (so that the oracle can do without rounding), and its log weight.
 #[derive(Debug, Clone)]
@@ -269,26 +270,39 @@ proptest! {
         }
     }
 
+    /// Whoever has the score at which the exact form cuts goes in one pass; where the exact form keeps some of them, it is
+    /// compared with itself after they have gone.
     #[test]
-    fn one_pass_with_the_same_edges_is_the_same_selection(window in window(), cut in 0usize..60, m in 0usize..5) {
+    fn one_pass_with_the_same_edges_and_cutoff_is_the_same_selection(window in window(), cut in 0usize..60, m in 0usize..5) {
         let window = Window { pool_shares: vec![1.0], target_shares: vec![1.0], ..window };
-        let settings = CoverageSettings { cutoff: None, ..window.settings };
-        let window = Window { settings, ..window };
         let exact = window.select_from(window.pools());
+        let fixed = window.settings.cutoff.zip(exact.cut_at).map(|(cutoff, at)| FixedCutoff { tail: cutoff.tail, at });
+        let score = |document: u32| window.documents[document as usize].cutoff as f64;
+        let is_cut = |document: &u32| fixed.is_some_and(|fixed| fixed.removes(score(*document)));
+        let gone: Vec<u32> = (0..window.documents.len() as u32).filter(is_cut).collect();
+        prop_assert!(exact.cut.iter().all(is_cut));
+        let exact = if gone == exact.cut { exact } else {
+            let mut pools = window.pools();
+            pools[0].retain(|document| !is_cut(document));
+            let settings = CoverageSettings { cutoff: None, ..window.settings };
+            Window { settings, ..window.clone() }.select_from(pools)
+        };
         let Some(edges) = exact.pools[0].edges else { return Ok(()) };
         let capacity = window.count as usize + m;
-        let mut parts = [StratumReservoirs::new(edges, capacity), StratumReservoirs::new(edges, capacity)];
+        let part = || StratumReservoirs::new(edges, capacity).with_cutoff(fixed);
+        let mut parts = [part(), part()];
         let mut held = 0;
         for (document, doc) in (0..).zip(&window.documents) {
             let importance = doc.importance as f64 * window.unit;
             let part = &mut parts[usize::from(document as usize >= cut)];
-            held += 1 - usize::from(part.offer(document.into(), importance, window.key(document, 0), ()).is_some());
+            let key = window.key(document, 0);
+            held += 1 - usize::from(part.offer_unless_cut(document.into(), score(document), importance, key, ()).is_some());
         }
         prop_assert!(held <= 2 * edges.n_strata() * (capacity + 1));
         let [second, mut first] = parts;
         first.merge(second);
         let covered = first.select(window.count as usize);
-        prop_assert_eq!(covered.shortfall, exact.shortfall);
+        prop_assert_eq!((covered.shortfall, covered.cut), (exact.shortfall, gone.len() as u64));
         let strata: Vec<Stratum> = covered.strata.iter().map(|s| s.stratum).collect();
         prop_assert_eq!(&strata, &exact.pools[0].strata);
         let mut picks: Vec<_> = covered.strata.iter().flat_map(|s| &s.selection.chosen).map(|c| (c.offset, c.key)).collect();
@@ -298,6 +312,55 @@ proptest! {
         let thresholds: Vec<_> = covered.strata.iter().filter(|s| s.stratum.budget > 0).map(|s| s.selection.threshold).collect();
         let of_turns = exact.selection.turns.iter().filter(|turn| turn.count > 0).map(|turn| turn.threshold);
         prop_assert_eq!(thresholds, of_turns.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_cutoff_of_a_sketch_is_that_of_the_scores_but_for_its_error(mut scores in proptest::collection::vec(0.1f64..20.0, 0..300), rate in 1u32..1000, is_low in any::<bool>()) {
+        let mut sketch = QuantileSketch::default();
+        scores.iter().for_each(|score| sketch.add(*score));
+        scores.sort_by(f64::total_cmp);
+        let cutoff = Cutoff { rate: format!("0.{rate:03}").parse().unwrap(), tail: if is_low { Tail::Low } else { Tail::High } };
+        let n = scores.len() * rate as usize / 1000;
+        let found = FixedCutoff::of_sketch(&sketch, cutoff);
+        prop_assert_eq!(found.is_some(), n > 0);
+        if let Some(found) = found {
+            let exact = if is_low { scores[n - 1] } else { scores[scores.len() - n] };
+            prop_assert!((found.at - exact).abs() <= QuantileSketch::RELATIVE_ERROR * exact, "{} for {}", found.at, exact);
+            prop_assert_eq!(found.tail, cutoff.tail);
+        }
+    }
+
+    /// Whatever the windows are: every cell spends its budgets, no window owes more than it has, and what is selected of a pool
+    /// is never far from its share.
+    #[test]
+    fn windows_spend_the_budgets_of_a_plan(window in window(), size in 1usize..20, rounds in 1u32..4) {
+        let request = CoverageRequest {
+            count: window.count,
+            settings: window.settings,
+            pool_shares: &window.pool_shares,
+            target_shares: &window.target_shares,
+        };
+        let of = |document: u32| &window.documents[document as usize];
+        let importance = |document| of(document).importance as f64 * window.unit;
+        let plan = plan_coverage(&request, window.pools(), &|document| of(document).cutoff as f64, &importance);
+        let mut schedules: Vec<Schedule> = plan.schedules();
+        let mut taken = vec![vec![0; window.target_shares.len()]; plan.cells.len()];
+        let numbers: Vec<u32> = (0..window.documents.len() as u32).collect();
+        for part in numbers.chunks(size) {
+            for (cell, planned) in plan.cells.iter().enumerate() {
+                let n = part.iter().filter(|document| planned.documents.contains(document)).count() as u64;
+                let mut left = n;
+                for round in 1..=rounds {
+                    let counts = schedules[cell].take(n, round, rounds);
+                    let count: u64 = counts.iter().sum();
+                    prop_assert!(count <= left, "{} of {}", count, left);
+                    left -= count;
+                    taken[cell].iter_mut().zip(counts).for_each(|(taken, count)| *taken += count);
+                }
+            }
+        }
+        let budgets: Vec<_> = plan.cells.iter().map(|cell| cell.budgets.clone()).collect();
+        prop_assert_eq!(taken, budgets);
     }
 
     /// The loop differs from the water level by its roundings, at most one document a stratum.

@@ -1,0 +1,137 @@
+//! What is to be selected of every stratum, before anything is drawn.
+
+use super::super::{Rounding, Schedule, apportion};
+use super::{CoverageRequest, CoveredPool, Cutoff, Edges, Stratum, Tail, water_fill};
+
+/// All that does not depend on the keys of the documents.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CoveragePlan {
+    /// As in [`Covered`](super::Covered).
+    pub cut: Vec<u32>,
+    pub cut_at: Option<f64>,
+    pub pools: Vec<CoveredPool>,
+    /// The strata of all pools, those of a pool one after the other.
+    pub cells: Vec<PlannedCell>,
+    pub shortfall: u64,
+}
+
+/// A stratum of a pool.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PlannedCell {
+    /// By number, in the order in which they came.
+    pub documents: Vec<u32>,
+    /// As many each target selects: never more than there are documents in all.
+    pub budgets: Vec<u64>,
+}
+
+/// The first four steps of the order that the module above describes.
+///
+/// # Panics
+/// If a pool has no share, or a score is not a number.
+pub fn plan_coverage(
+    request: &CoverageRequest<'_>,
+    mut pools: Vec<Vec<u32>>,
+    cutoff: &dyn Fn(u32) -> f64,
+    importance: &dyn Fn(u32) -> f64,
+) -> CoveragePlan {
+    let mut plan = CoveragePlan::default();
+    if let Some(by) = request.settings.cutoff {
+        (plan.cut, plan.cut_at) = cut_off(&mut pools, by, cutoff);
+    }
+    let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
+    let budgets = apportion(request.count, request.pool_shares, &available, Rounding::Nearest);
+    plan.shortfall = request.count - budgets.iter().sum::<u64>();
+    for (documents, budget) in pools.into_iter().zip(budgets) {
+        plan.add_pool(&documents, budget, request, importance);
+    }
+    plan
+}
+
+impl CoveragePlan {
+    fn add_pool(
+        &mut self,
+        documents: &[u32],
+        budget: u64,
+        request: &CoverageRequest<'_>,
+        importance: &dyn Fn(u32) -> f64,
+    ) {
+        let n_strata = request.settings.strata;
+        let importance: Vec<f64> = documents.iter().map(|&document| importance(document)).collect();
+        let edges = Edges::of(importance.clone(), n_strata, request.settings.clip);
+        let mut strata = vec![Vec::new(); n_strata as usize];
+        if let Some(edges) = edges {
+            documents.iter().zip(importance).for_each(|(&document, score)| strata[edges.stratum(score)].push(document));
+        }
+        let sizes: Vec<u64> = strata.iter().map(|stratum| stratum.len() as u64).collect();
+        let budgets = water_fill(budget, &sizes);
+        let of_targets = split_among_targets(&budgets, request.target_shares);
+        let cell = |(documents, budgets)| PlannedCell { documents, budgets };
+        self.cells.extend(strata.into_iter().zip(of_targets).map(cell));
+        let stratum = |(documents, budget): (u64, u64)| Stratum { documents, budget };
+        self.pools.push(CoveredPool { edges, strata: sizes.into_iter().zip(budgets).map(stratum).collect() });
+    }
+
+    /// One for each cell, for documents that come in windows: each cell spends its budgets evenly over its own documents. The
+    /// cells of a pool round at different documents, so that their sum is even as well, however small the budgets are.
+    pub fn schedules(&self) -> Vec<Schedule> {
+        let n_strata = self.pools.first().map_or(1, |pool| pool.strata.len());
+        let of_pool = |cells: &[PlannedCell]| {
+            let is_drawn_from = |cell: &PlannedCell| cell.budgets.iter().any(|budget| *budget > 0);
+            let n = cells.iter().filter(|cell| is_drawn_from(cell)).count() as u64;
+            let mut before = 0;
+            let schedule = |cell: &PlannedCell| {
+                let (documents, budgets) = (cell.documents.len() as u64, cell.budgets.clone());
+                if !is_drawn_from(cell) {
+                    return Schedule::new(documents, budgets);
+                }
+                before += 1;
+                Schedule::staggered(documents, budgets, (2 * before - 1, 2 * n))
+            };
+            cells.iter().map(schedule).collect::<Vec<_>>()
+        };
+        self.cells.chunks(n_strata).flat_map(of_pool).collect()
+    }
+}
+
+/// Takes the share of all documents out of the pools; gives them, and the score of the last one.
+fn cut_off(pools: &mut [Vec<u32>], cutoff: Cutoff, score: &dyn Fn(u32) -> f64) -> (Vec<u32>, Option<f64>) {
+    let mut scored: Vec<(f64, u32)> = pools.iter().flatten().map(|&document| (score(document), document)).collect();
+    assert!(scored.iter().all(|(score, _)| !score.is_nan()), "a score of the cut-off is not a number");
+    // A uniform number of 1 rounds down.
+    let n = cutoff.rate.of(scored.len() as u64, 1.0) as usize;
+    let Some(last) = n.checked_sub(1) else { return (Vec::new(), None) };
+    // Of equal scores the later document goes.
+    scored.select_nth_unstable_by(last, |a, b| {
+        let by_score = a.0.total_cmp(&b.0);
+        let by_score = if cutoff.tail == Tail::Low { by_score } else { by_score.reverse() };
+        by_score.then(b.1.cmp(&a.1))
+    });
+    let cut_at = scored[last].0;
+    let mut cut: Vec<u32> = scored[..n].iter().map(|(_, document)| *document).collect();
+    cut.sort_unstable();
+    for pool in pools {
+        pool.retain(|document| cut.binary_search(document).is_err());
+    }
+    (cut, Some(cut_at))
+}
+
+/// The budget of every stratum in parts for the targets, such that the targets' sums are in proportion to their shares: what
+/// rounding denies a target in one stratum it gets in the next.
+pub(super) fn split_among_targets(budgets: &[u64], shares: &[f64]) -> Vec<Vec<u64>> {
+    let total: u64 = budgets.iter().sum();
+    let mut left = apportion(total, shares, &vec![total; shares.len()], Rounding::Nearest);
+    let whole = left.clone();
+    let mut done = 0;
+    let of_stratum = |&budget: &u64| {
+        done += budget;
+        let behind = |(whole, left): (&u64, &u64)| {
+            let due = *whole as f64 * done as f64 / total.max(1) as f64;
+            (due - (whole - left) as f64).max(0.0)
+        };
+        let behind: Vec<f64> = whole.iter().zip(&left).map(behind).collect();
+        let parts = apportion(budget, &behind, &left, Rounding::Nearest);
+        left.iter_mut().zip(&parts).for_each(|(left, part)| *left -= part);
+        parts
+    };
+    budgets.iter().map(of_stratum).collect()
+}
