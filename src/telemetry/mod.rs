@@ -3,13 +3,14 @@
 mod access;
 mod feedback_metrics;
 mod metrics;
+mod process;
 mod server;
 mod status;
 mod target_metrics;
 mod weights;
 
 pub use feedback_metrics::FeedbackMetrics;
-pub use metrics::{BAD, Metrics, STALE, Step};
+pub use metrics::{BAD, LateGauge, Metrics, STALE, Step};
 pub use server::{HttpServer, TelemetryError};
 pub use status::{BatchStatus, FeedbackStatus, Lack, PartitionStatus, Readiness, Status, TargetStatus, Telemetry};
 pub use target_metrics::TargetMetrics;
