@@ -183,7 +183,9 @@ fn watch_collapses(draws: &[Diagnostics], summary: &WindowSummary, shared: &Shar
     let mut watches = shared.collapse.lock().unwrap_or_else(PoisonError::into_inner);
     for (i, change) in watches.observe(draws, shared.config.selector.length_normalise) {
         match change {
-            Change::Collapsed(warning) => tracing::warn!("window {}: {}{warning}", summary.id(), of_target(i)),
+            Change::Collapsed(warning) => {
+                tracing::warn!(window = summary.id(), "window {}: {}{warning}", summary.id(), of_target(i));
+            }
             Change::Recovered => tracing::info!(
                 "{}the last {RECOVERED_AFTER} windows were samples again, not collapsed ones",
                 of_target(i)

@@ -13,6 +13,7 @@ use super::feedback_metrics::FeedbackMetrics;
 use super::process::ProcessMetrics;
 use super::status::Readiness;
 use super::target_metrics::TargetMetrics;
+use super::traces::SPANS;
 use crate::record::RejectReason;
 use crate::window::CloseReason;
 pub use late::LateGauge;
@@ -88,6 +89,8 @@ pub struct Metrics {
     pub ready: IntGauge,
     pub ready_check: IntGaugeVec,
     process: ProcessMetrics,
+    /// Of the whole process.
+    pub spans: IntCounterVec,
     pub of_targets: TargetMetrics,
     pub losses: LossMetrics,
     pub feedback: FeedbackMetrics,
@@ -294,6 +297,7 @@ impl Default for Metrics {
             ready: gauge(&r, "ready", "1 while /readyz says so: every check is 1."),
             ready_check: gauges(&r, "ready_check", "What /readyz is made of: 1 where nothing is missing.", &["check"]),
             process: ProcessMetrics::new(&r),
+            spans: register(&r, Ok(SPANS.clone())),
             of_targets: TargetMetrics::new(&r),
             losses: LossMetrics::new(&r),
             feedback: FeedbackMetrics::new(&r),
