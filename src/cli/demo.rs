@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tokio::sync::watch;
 
 use super::run::shutdown_on_signal;
-use super::{Interrupted, UsageError, init_logging, runtime};
+use super::{Interrupted, UsageError, logging, runtime};
 use crate::config::Config;
 use crate::features::{Featuriser, Scratch};
 use crate::pipeline::{Daemon, LoadedModel};
@@ -54,7 +54,7 @@ pub fn demo(arguments: &DemoArguments) -> anyhow::Result<()> {
     let toml = demo_toml(&out);
     std::fs::write(out.join("winnowd.toml"), &toml)?;
     let config = Config::from_toml(&toml, [])?;
-    init_logging(config.log);
+    logging::init(config.log, None);
     println!(
         "winnowd demo: {} documents of nine sources go through Kafka. Wanted are texts like {} pages of",
         sample.stream.len(),

@@ -10,6 +10,7 @@ mod demo;
 mod files;
 mod fit;
 mod gc;
+mod logging;
 mod model;
 mod offsets;
 mod progress;
@@ -21,18 +22,13 @@ mod select;
 mod shards;
 mod weights;
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::layer;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::catalog::CatalogError;
-use crate::config::{Config, ConfigErrors, LogConfig};
+use crate::config::{Config, ConfigErrors};
 use crate::pipeline::{DaemonError, LoadedModel};
 use crate::source::check_settings;
 use crate::sql::DocumentFilter;
@@ -222,20 +218,6 @@ fn print(text: &str) -> anyhow::Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(()),
     }
-}
-
-fn init_logging(log: LogConfig) {
-    let level = LevelFilter::from(log.level);
-    // They tell of each retry and of each connection, and not of what: whatever fails for good is told of where it was asked for.
-    let of_library = |most: LevelFilter| if level <= LevelFilter::INFO { level.min(most) } else { level };
-    let levels = Targets::new()
-        .with_default(level)
-        .with_target("object_store", of_library(LevelFilter::WARN))
-        .with_target("sqlx", of_library(LevelFilter::ERROR));
-    let is_terminal = std::io::stderr().is_terminal();
-    let format = layer().with_writer(std::io::stderr).with_ansi(is_terminal).with_target(false);
-    let registry = tracing_subscriber::registry().with(levels);
-    if log.json { registry.with(format.json()).init() } else { registry.with(format).init() }
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

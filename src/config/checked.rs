@@ -122,6 +122,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         http: losses::http(r),
         shutdown_grace: r.duration("shutdown.grace", Duration::ZERO..=HOUR),
         log: LogConfig { level, json: r.choice("log.format", &["text", "json"]) == "json" },
+        tracing: traces::tracing(r),
     }
 }
 

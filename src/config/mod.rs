@@ -8,6 +8,7 @@ mod filter;
 mod losses;
 mod quotas;
 mod reader;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,7 @@ use crate::record::{Decoder, LossDecoder};
 use crate::score::{AssemblySettings, LossWeightSettings};
 use crate::select::SelectorSettings;
 use crate::window::WindowPolicy;
+pub use traces::TracingConfig;
 
 /// The defaults, and at the same time the list of all keys.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
@@ -49,6 +51,8 @@ pub struct Config {
     pub http: HttpConfig,
     pub shutdown_grace: Duration,
     pub log: LogConfig,
+    /// `None`: no spans are made.
+    pub tracing: Option<TracingConfig>,
 }
 
 #[derive(Debug, Clone)]

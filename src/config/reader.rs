@@ -185,7 +185,7 @@ impl Reader {
 /// Whether values of this key must not be shown.
 pub(super) fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    let words = ["pass", "pwd", "secret", "credential", "jaas", "key.pem", "oauth"];
+    let words = ["pass", "pwd", "secret", "credential", "jaas", "key.pem", "oauth", "headers"];
     // Not what counts tokens.
     key.ends_with("token") || words.iter().any(|word| key.contains(word))
 }

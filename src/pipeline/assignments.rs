@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::Shared;
+use super::{Shared, spans};
 use crate::catalog::{CatalogError, Claim};
 use crate::config::Bootstrap;
 use crate::record::TopicPartition;
 use crate::source::{Assigned, Assignments, PartitionLag, QueueSender, SourceError, SourceEvent};
+use crate::telemetry::failed;
 
 /// Takes partitions over in the catalog, whatever their topic.
 #[derive(Clone)]
@@ -29,12 +30,16 @@ impl Claims {
         mut call: impl FnMut() -> F,
     ) -> Result<T, CatalogError> {
         let deadline = Instant::now() + self.shared.config.kafka.max_poll_interval / 3;
+        let mut has_told = false;
         loop {
             match call().await {
                 Err(e @ (CatalogError::Unavailable { .. } | CatalogError::CommitUnknown { .. }))
                     if Instant::now() < deadline && !*self.shutdown.borrow() =>
                 {
-                    tracing::warn!("{e}; partitions wait for it, trying again");
+                    // Twice a second for as long as it lasts: once is enough.
+                    if !std::mem::replace(&mut has_told, true) {
+                        tracing::warn!("{e}; partitions wait for it, trying again");
+                    }
                     self.shared.telemetry.status().readiness.catalog_reachable = false;
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
@@ -50,16 +55,27 @@ impl Claims {
         topic_ids: &BTreeMap<Arc<str>, String>,
         resolve: &dyn Fn(&TopicPartition) -> Result<i64, SourceError>,
     ) -> Result<Vec<Assigned>, SourceError> {
+        let span = spans::claim(partitions, &self.shared);
+        let taken = span.in_scope(|| self.claim(partitions, topic_ids, resolve));
+        taken.inspect_err(|e| failed(&span, &e.to_string()))
+    }
+
+    fn claim(
+        &self,
+        partitions: &[TopicPartition],
+        topic_ids: &BTreeMap<Arc<str>, String>,
+        resolve: &dyn Fn(&TopicPartition) -> Result<i64, SourceError>,
+    ) -> Result<Vec<Assigned>, SourceError> {
         let Shared { config, catalog, telemetry, owner, .. } = &*self.shared;
         let pipeline = &config.pipeline;
-        let failed =
+        let refused =
             |partitions: String| move |e: CatalogError| SourceError::Claim { partitions, problem: e.to_string() };
         let names = || partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         // Before a claim: whoever reads the right topic is not fenced by one who reads another.
         if !matches!(config.kafka.bootstrap, Bootstrap::Embedded { .. }) {
             for (topic, found) in topic_ids {
                 let noted = self.until_reachable(|| catalog.note_topic(pipeline, topic, found));
-                let known = self.runtime.block_on(noted).map_err(failed(names()))?;
+                let known = self.runtime.block_on(noted).map_err(refused(names()))?;
                 if known != *found {
                     let (topic, found) = (topic.to_string(), found.clone());
                     return Err(SourceError::TopicRecreated { topic, known, found });
@@ -68,16 +84,22 @@ impl Claims {
         }
         let claims = self.runtime.block_on(self.until_reachable(|| catalog.claim(pipeline, partitions, owner)));
         let mut assigned = Vec::with_capacity(partitions.len());
-        for Claim { at, owner_epoch, next_offset } in claims.map_err(failed(names()))? {
+        for Claim { at, owner_epoch, next_offset } in claims.map_err(refused(names()))? {
             let next_offset = match next_offset {
                 Some(offset) => offset,
                 None => {
                     let offset = resolve(&at)?;
                     let start = self.until_reachable(|| catalog.start(pipeline, &at, owner_epoch, offset));
-                    self.runtime.block_on(start).map_err(failed(at.to_string()))?
+                    self.runtime.block_on(start).map_err(refused(at.to_string()))?
                 }
             };
-            tracing::info!("partition {at}: taken over at offset {next_offset}, owner epoch {owner_epoch}");
+            tracing::info!(
+                topic = &*at.topic,
+                partition = at.partition,
+                offset = next_offset,
+                owner_epoch,
+                "partition {at}: taken over at offset {next_offset}, owner epoch {owner_epoch}"
+            );
             assigned.push(Assigned { at, owner_epoch, next_offset });
         }
         telemetry.status().readiness.catalog_reachable = true;
@@ -126,7 +148,7 @@ impl Assignments for CatalogAssignments {
         let kind = if lost { "lost" } else { "revoked" };
         self.claims.shared.telemetry.metrics.rebalances.with_label_values(&[kind]).inc();
         for at in partitions {
-            tracing::info!("partition {at}: {kind}");
+            tracing::info!(topic = &*at.topic, partition = at.partition, "partition {at}: {kind}");
         }
         if lost {
             self.claims.shared.telemetry.status().readiness.joined_group = false;

@@ -24,6 +24,9 @@ pub(super) async fn settle(shared: &Shared, lost: Vec<LostOffset>) -> SessionEnd
         match shared.catalog.skip(&shared.config.pipeline, &at, interval, owner_epoch, GapReason::Retention).await {
             Ok(()) => {
                 tracing::warn!(
+                    topic = &*at.topic,
+                    partition = at.partition,
+                    offset,
                     "partition {at}: retention has removed offsets {interval} before they were decided; a gap of {} offsets \
                      is recorded, going on at {low}",
                     low - offset

@@ -18,6 +18,7 @@ mod replay;
 mod room;
 mod scoring;
 mod session;
+mod spans;
 mod weights;
 mod worker;
 
@@ -241,8 +242,7 @@ impl Daemon {
         telemetry.status().model = model.id.to_string();
         let limits =
             Limits::of_budget(config.memory_budget_bytes, config.shard.row_group_bytes, config.feedback.is_some());
-        let name = config.kafka.instance_id.clone().or_else(|| std::env::var("HOSTNAME").ok());
-        let owner = format!("{}-{}", name.unwrap_or_else(|| "worker".to_owned()), std::process::id());
+        let owner = instance_name(&config);
         let catalog = Arc::new(catalog);
         let collapse = SharedCollapseWatches::default();
         let shared = Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse, filter };
@@ -294,11 +294,11 @@ impl Daemon {
         if let Some(weights) = weights
             && tokio::time::timeout(WEIGHTS_DEADLINE, weights).await.is_err()
         {
-            tracing::warn!("weights for the topic: still busy; what was not committed is answered again");
+            tracing::info!("weights for the topic: still busy; what was not committed is answered again");
         }
         // After an error it has not heard of a shutdown. What it has not committed is read again.
         if result.is_ok() && tokio::time::timeout(self.shared.config.shutdown_grace, feedback).await.is_err() {
-            tracing::warn!("losses that were being taken are taken again at the next start");
+            tracing::info!("losses that were being taken are taken again at the next start");
         }
         drop(self.embedded);
         result
@@ -312,6 +312,12 @@ fn document_filter(settings: Option<&FilterSettings>) -> Result<Option<Arc<Docum
         Err(source) => Err(DaemonError::Filter { sql: settings.sql.clone(), source }),
     };
     settings.map(compile).transpose()
+}
+
+/// What this process is called beside others of its pipeline.
+pub fn instance_name(config: &Config) -> String {
+    let name = config.kafka.instance_id.clone().or_else(|| std::env::var("HOSTNAME").ok());
+    format!("{}-{}", name.unwrap_or_else(|| "worker".to_owned()), std::process::id())
 }
 
 /// Opens the catalog for writing, with its schema up to date or refused.

@@ -160,6 +160,10 @@ impl OpenShard {
             || self.document_bytes >= shared.limits.document_bytes
     }
 
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     pub fn contains(&self, at: &TopicPartition) -> bool {
         self.progress.contains(at)
     }

@@ -5,14 +5,16 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use opentelemetry::Context;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tracing::{Instrument, Span};
 
 use super::adaptive::InForce;
 use super::memory::InFlight;
 use super::open_shard::{FinishedPublication, OpenShard};
 use super::room::FullScratch;
-use super::{DaemonError, Shared, adaptive};
+use super::{DaemonError, Shared, adaptive, spans};
 use crate::catalog::{Advance, CatalogError, PublishRequest, ShardState};
 use crate::crash;
 use crate::manifest::ShardManifest;
@@ -20,7 +22,7 @@ use crate::publish::{Event, Publication, Step};
 use crate::record::TopicPartition;
 use crate::sink::{FinishedFile, FullDisk, ShardStore, SinkError};
 use crate::source::OffsetMirror;
-use crate::telemetry::Step as TimedStep;
+use crate::telemetry::{Step as TimedStep, context_of, failed};
 use crate::window::{ClosedWindow, WindowSummary};
 
 /// Until a failed write of the manifest, or a catalog that was not there, is tried again.
@@ -29,6 +31,9 @@ const RETRY: Duration = Duration::from_secs(5);
 const REFRESH: Duration = Duration::from_secs(10);
 /// After so long without an answer the catalog counts as unreachable.
 const SILENCE: Duration = Duration::from_secs(5);
+/// A step that fails for less is nobody's business, and for longer somebody's now: as long as the alert waits.
+const MOMENT: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(300);
 /// Of several workers that change it on an object store at the same time one succeeds.
 const MANIFEST_ATTEMPTS: u32 = 5;
 
@@ -78,6 +83,8 @@ impl Publisher {
         // When lines are to be added to the manifest, if they are.
         let mut manifest_due: Option<Instant> = None;
         let mut refresh_due = Instant::now() + REFRESH;
+        // The trace of the publication that the manifest lacks.
+        let mut last_publication = Context::new();
         loop {
             let roll_at = open.as_ref().map(|shard| shard.opened + self.shared.config.shard.max_age);
             let wake = roll_at.into_iter().chain(manifest_due).chain([refresh_due]).min();
@@ -117,7 +124,9 @@ impl Publisher {
             let is_due = open.as_ref().is_some_and(|shard| flushed.is_some() || shard.is_full(&self.shared));
             if is_due && let Some(shard) = open.take() {
                 refresh_due = Instant::now() + REFRESH;
-                match self.publish(shard).await {
+                let span = spans::publication(&shard, &self.shared);
+                last_publication = context_of(&span);
+                match self.publish(shard).instrument(span).await {
                     // After a failure it is not tried with every shard.
                     Ok(true) => {
                         manifest_due.get_or_insert_with(Instant::now);
@@ -131,7 +140,8 @@ impl Publisher {
                 let _ = done.send(());
             }
             if manifest_due.is_some_and(|due| due <= Instant::now()) {
-                let is_behind = !self.extend_manifest().await;
+                let span = spans::manifest(&last_publication);
+                let is_behind = !self.extend_manifest().instrument(span).await;
                 self.shared.telemetry.metrics.manifest_behind.set(is_behind.into());
                 manifest_due = is_behind.then(|| Instant::now() + RETRY);
             }
@@ -140,7 +150,7 @@ impl Publisher {
                 tokio::select! {
                     biased;
                     _ = shutdown.wait_for(|stop| *stop) => return PublisherEnd::Shutdown,
-                    is_there = self.refresh() => refresh_due = Instant::now() + if is_there { REFRESH } else { RETRY },
+                    is_there = self.refresh().instrument(spans::refresh()) => refresh_due = Instant::now() + if is_there { REFRESH } else { RETRY },
                 }
             }
             let held = open.as_ref().map_or(0, OpenShard::held_bytes);
@@ -154,37 +164,61 @@ impl Publisher {
         let began = Instant::now();
         let seconds = &self.shared.telemetry.metrics.publish_seconds;
         let timer = seconds.with_label_values(&[TimedStep::Write.as_str()]).start_timer();
-        let finished = tokio::task::block_in_place(|| shard.finish(&self.shared));
+        let span = Span::current();
+        let written = spans::write();
+        let finished = written.in_scope(|| tokio::task::block_in_place(|| shard.finish(&self.shared)));
         timer.observe_duration();
-        let finished = finished.map_err(|e| PublisherEnd::Restart(e.to_string()))?;
+        let finished = finished.map_err(|e| {
+            failed(&written, &e.to_string());
+            failed(&span, &e.to_string());
+            PublisherEnd::Restart(e.to_string())
+        })?;
+        drop(written);
         crash::point("shard.finished");
         let additions = finished.additions(&self.shared.config);
         let request = finished.request(&additions, &self.shared);
         let FinishedPublication { manifest, files, reasons, .. } = &finished;
+        spans::describe(&span, manifest);
         let mut publication = Publication::new(!files.is_empty());
         let mut problem = None;
+        // Since when the step fails.
+        let mut failing = None;
         loop {
             let event = match publication.step() {
                 Step::Finished => break,
                 Step::Abandon => {
                     self.shared.telemetry.metrics.fenced.inc();
                     let reason = problem.unwrap_or_else(|| "another worker took a partition over".to_owned());
+                    failed(&span, &reason);
                     return Err(PublisherEnd::Restart(format!("shard {} is not published: {reason}", manifest.shard)));
                 }
                 step => {
-                    let event = self.carry_out(step, &request, files, &mut problem);
+                    let event = self.carry_out(step, &request, files, &mut problem).instrument(spans::step(step));
                     self.unless_silent(step, &manifest.shard, event).await
                 }
             };
             publication.observe(event);
+            if matches!(event, Event::Staged | Event::Uploaded | Event::Committed | Event::FoundPublished) {
+                failing = None;
+            }
             if !publication.backoff().is_zero() {
                 if let Some(problem) = problem.take() {
                     let wait = publication.backoff().as_secs_f64();
-                    tracing::warn!("shard {}: {problem}; trying again in {wait:.1} s", manifest.shard);
+                    let (shard, step) = (&manifest.shard, timed(publication.step()).as_str());
+                    let said = format!("shard {shard}: {problem}; trying again in {wait:.1} s");
+                    match failing.get_or_insert_with(Instant::now).elapsed() {
+                        // The next try settles most.
+                        since if since < MOMENT => tracing::info!(shard, step, "{said}"),
+                        since if since < LONG => tracing::warn!(shard, step, "{said}"),
+                        since => tracing::error!(shard, step, "{said}; for {} s", since.as_secs()),
+                    }
                 }
                 tokio::select! {
                     () = tokio::time::sleep(publication.backoff()) => {}
-                    _ = self.shutdown.wait_for(|stop| *stop) => return Err(PublisherEnd::Shutdown),
+                    _ = self.shutdown.wait_for(|stop| *stop) => {
+                        failed(&span, "the daemon stops while a step fails");
+                        return Err(PublisherEnd::Shutdown);
+                    }
                 }
             }
         }
@@ -207,25 +241,25 @@ impl Publisher {
         let ShardManifest { shard, pipeline, path, .. } = request.manifest;
         let timed = timed(step);
         let timer = telemetry.metrics.publish_seconds.with_label_values(&[timed.as_str()]).start_timer();
-        let mut failed = |e: &dyn std::fmt::Display| self.failed(timed, problem, e.to_string());
+        let mut has_failed = |e: &dyn std::fmt::Display| self.failed(timed, problem, e.to_string());
         let event = match step {
             Step::Stage => match catalog.stage(pipeline, shard, path.as_deref()).await {
                 Ok(()) => {
                     crash::point("publish.staged");
                     Event::Staged
                 }
-                Err(e) => failed(&e),
+                Err(e) => has_failed(&e),
             },
             Step::Upload => match upload(store, files).await {
                 Ok(()) => {
                     crash::point("upload.done");
                     Event::Uploaded
                 }
-                Err(e) => failed(&e),
+                Err(e) => has_failed(&e),
             },
             Step::ReadBack => match catalog.shard_state(shard).await {
                 Ok(Some(ShardState::Published)) => {
-                    tracing::info!("shard {shard}: the COMMIT without an answer had happened, it is published");
+                    tracing::info!(shard, "shard {shard}: the COMMIT without an answer had happened, it is published");
                     Event::FoundPublished
                 }
                 Ok(_) => {
@@ -233,20 +267,22 @@ impl Publisher {
                     self.failed(timed, problem, format!("not published: {reason}"));
                     Event::FoundStaged
                 }
-                Err(e) => failed(&e),
+                Err(e) => has_failed(&e),
             },
             Step::Commit | Step::Finished | Step::Abandon => match catalog.publish(request).await {
                 Ok(_) => Event::Committed,
                 Err(e @ (CatalogError::Fenced { .. } | CatalogError::NotStaged(_))) => {
+                    failed(&Span::current(), &e.to_string());
                     *problem = Some(e.to_string());
                     Event::Fenced
                 }
                 Err(e @ CatalogError::CommitUnknown { .. }) => {
-                    tracing::warn!("shard {shard}: {e}; reading its state back");
+                    tracing::info!(shard, "shard {shard}: {e}; reading its state back");
+                    failed(&Span::current(), &e.to_string());
                     *problem = Some(e.to_string());
                     Event::CommitUnknown
                 }
-                Err(e) => failed(&e),
+                Err(e) => has_failed(&e),
             },
         };
         timer.observe_duration();
@@ -267,12 +303,18 @@ impl Publisher {
             return event;
         }
         let (step, waited) = (timed(step), SILENCE.as_secs());
-        tracing::warn!("shard {shard}: {}: no answer from the catalog for {waited} s, still waiting", step.as_str());
+        let name = step.as_str();
+        tracing::warn!(
+            shard,
+            step = name,
+            "shard {shard}: {name}: no answer from the catalog for {waited} s, still waiting"
+        );
         self.shared.telemetry.stalled(step, format!("no answer from the catalog for {waited} s"));
         event.await
     }
 
     fn failed(&self, step: TimedStep, problem: &mut Option<String>, error: String) -> Event {
+        failed(&Span::current(), &error);
         self.shared.telemetry.stalled(step, error.clone());
         *problem = Some(error);
         Event::Failed
@@ -294,6 +336,7 @@ impl Publisher {
             metrics.published_rows.inc_by(manifest.rows);
             metrics.published_bytes.inc_by(manifest.bytes);
             tracing::info!(
+                shard = manifest.shard,
                 "published {path}: {selected} selected of {} documents in {} windows, {} KB, {} ms",
                 selected + rejected,
                 manifest.windows.len(),
@@ -317,19 +360,20 @@ impl Publisher {
         match catalog.totals(&config.pipeline).await {
             Ok(Some(totals)) => telemetry.set_totals(totals),
             Ok(None) => {}
-            Err(e) => tracing::warn!("{e}; /metrics shows the sums of the publication before"),
+            Err(e) => tracing::info!("{e}; /metrics shows the sums of the publication before"),
         }
         if !counts.is_empty() || feedback.is_some() {
             match adaptive::newest(&self.shared).await {
                 Ok(Some(newest)) => drop(self.in_force.send_replace(newest)),
                 Ok(None) => {}
-                Err(e) => tracing::warn!("{e}; windows go on with what the publication before knew"),
+                Err(e) => tracing::info!("{e}; windows go on with what the publication before knew"),
             }
         }
         if request.forward_to.is_some() && manifest.dead_letters.is_some() {
             // Without a forwarder the session is ending; the next one finds it in the catalog.
             let _ = self.to_forwarder.send(manifest.shard.clone());
         }
+        let _mirrored = spans::mirror(advances.len()).entered();
         self.mirror.commit(advances.iter().map(|a| (a.at.clone(), a.interval.to)).collect());
     }
 
@@ -364,6 +408,7 @@ impl Publisher {
                         "{problem}; nothing can be published until it is there, which is looked for all the time"
                     );
                 }
+                failed(&Span::current(), &problem);
                 telemetry.status().last_error = Some(problem);
             }
             None if !was_reachable => {
@@ -383,11 +428,14 @@ impl Publisher {
             let manifest = store.open_manifest().await?;
             crash::point("manifest.opened");
             let lines = catalog.manifest_lines(&config.pipeline, manifest.last_sequence).await?;
+            Span::current().record("lines", lines.len());
             manifest.append(&lines).await?;
             crash::point("manifest.written");
             Ok::<_, DaemonError>(())
         };
+        let span = Span::current();
         for attempt in 1.. {
+            span.record("attempts", attempt);
             match extend().await {
                 Ok(()) => return true,
                 // Another worker was quicker, and may have left nothing to add.
@@ -395,6 +443,7 @@ impl Publisher {
                 Err(e) => {
                     telemetry.metrics.manifest_failures.inc();
                     let wait = RETRY.as_secs();
+                    failed(&span, &e.to_string());
                     tracing::warn!("manifest.jsonl is behind: {e}; trying again in {wait} s");
                     return false;
                 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::collapse::{Change, RECOVERED_AFTER};
 use crate::config::Against;
-use crate::score::{Model, NgramCounts, TargetDistribution};
+use crate::score::{DriftMeter, Model, NgramCounts, TargetDistribution};
 use crate::select::{Diagnostics, SourceCounts};
 use crate::telemetry::{Lack, TargetStatus};
 use crate::window::{ClosedWindow, WindowSummary};
@@ -27,6 +27,7 @@ pub(super) struct Quality {
     /// What each of several targets has selected; nothing of one.
     of_targets: Vec<OfTarget>,
     sources: SourceCounts,
+    drift: DriftMeter,
     /// The target's frequent n-grams, by bucket.
     ngrams: BTreeMap<u32, Vec<String>>,
     /// Whether there is more than was shown, and when that was.
@@ -50,6 +51,7 @@ impl Quality {
             raw: zero.clone(),
             selected: zero.clone(),
             sources: SourceCounts::default(),
+            drift: DriftMeter::new(&model.raw.counts.probabilities(), model.smoothing),
             ngrams: model.target_ngrams(),
             is_behind: false,
             shown: None,
@@ -64,6 +66,10 @@ impl Quality {
         self.raw.merge(&closed.raw_counts);
         closed.selected_counts.iter().for_each(|counts| self.selected.merge(counts));
         self.sources.merge(&closed.sources);
+        // Of a window without n-grams nothing can be said.
+        if let Some(drift) = self.drift.nats(&closed.raw_counts) {
+            metrics.window_raw_drift.set(drift);
+        }
         if let Some(kl_reduction) = summary.kl_reduction {
             metrics.window_kl_reduction.set(kl_reduction);
         }
@@ -111,12 +117,13 @@ impl Quality {
     /// The same for each of several targets.
     fn of_targets(&self, shared: &Shared) -> Vec<TargetStatus> {
         let of_target = |(of, target): (&OfTarget, &TargetDistribution)| {
-            let (stream, selected) = (target.divergence_from(&self.raw), target.divergence_from(&of.selected));
+            let stream = target.divergence_from(&self.raw);
+            let selected = (of.n_selected > 0).then(|| target.divergence_from(&of.selected));
             shared.telemetry.metrics.of_targets.show_divergence(&of.name, stream, selected);
             TargetStatus {
                 target: of.name.clone(),
                 n_selected: of.n_selected,
-                kl_reduction: (of.n_selected > 0).then_some(stream - selected),
+                kl_reduction: selected.map(|selected| stream - selected),
                 lacking: self.lacking(target, &of.selected),
             }
         };
@@ -176,7 +183,9 @@ fn watch_collapses(draws: &[Diagnostics], summary: &WindowSummary, shared: &Shar
     let mut watches = shared.collapse.lock().unwrap_or_else(PoisonError::into_inner);
     for (i, change) in watches.observe(draws, shared.config.selector.length_normalise) {
         match change {
-            Change::Collapsed(warning) => tracing::warn!("window {}: {}{warning}", summary.id(), of_target(i)),
+            Change::Collapsed(warning) => {
+                tracing::warn!(window = summary.id(), "window {}: {}{warning}", summary.id(), of_target(i));
+            }
             Change::Recovered => tracing::info!(
                 "{}the last {RECOVERED_AFTER} windows were samples again, not collapsed ones",
                 of_target(i)

@@ -98,7 +98,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     let leave_deadline = LEAVE_DEADLINE.min(grace);
     let left = tokio::task::spawn_blocking(move || source.stop(leave_deadline)).await.unwrap_or(false);
     if !left {
-        tracing::warn!("kafka: the group could not be left within {} s; going on without", leave_deadline.as_secs());
+        tracing::info!("kafka: the group could not be left within {} s; going on without", leave_deadline.as_secs());
     }
     if publisher_ended.is_none() {
         match tokio::time::timeout_at(deadline, &mut publisher).await {
@@ -115,7 +115,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     if worker_ended.is_none() {
         match tokio::time::timeout_at(deadline.max(Instant::now() + WORKER_DEADLINE), &mut worker).await {
             Ok(end) => worker_ended = Some(worker_end(end)),
-            Err(_) => tracing::warn!("the worker is still busy with a batch; its windows are dropped"),
+            Err(_) => tracing::info!("the worker is still busy with a batch; its windows are dropped"),
         }
     }
     // What it has not sent is found in the catalog again.

@@ -353,6 +353,8 @@ impl Worker {
                 return Ok(());
             };
             tracing::warn!(
+                topic = &*at.topic,
+                partition = at.partition,
                 "open windows hold {} MB of {} MB: closing the one of partition {at} early; raise memory.budget or lower \
                  window.max_documents",
                 open >> 20,

@@ -3,6 +3,7 @@
 
 mod adaptive;
 mod distribution;
+mod drift;
 mod expected_loss;
 mod importance;
 mod loss_batch;
@@ -13,6 +14,7 @@ mod sketch;
 
 pub use adaptive::{DecayedCounts, DecayedCountsError, SelectedVersion, VersionedWeight, WeightVersion};
 pub use distribution::{DEFAULT_SMOOTHING, NgramCounts, NgramTally, Probabilities, TargetDistribution, kl_divergence};
+pub use drift::DriftMeter;
 pub use expected_loss::{
     Calibration, Evaluation, ExpectedLoss, ExpectedLossVersion, LossPredictor, MAX_PREDICTOR_BUCKETS, PredictorError,
     sample_ngrams,

@@ -25,6 +25,7 @@ use super::settings::{consumer_config, without_value};
 use super::{Assignments, SourceError, SourceLimits};
 use crate::config::KafkaConfig;
 use crate::record::TopicPartition;
+pub(super) use brokers::plain;
 use context::PollContext;
 pub(super) use context::resolve_start;
 pub use group_reader::{GroupReader, PlacedRecord};

@@ -1,11 +1,14 @@
 //! Whether the brokers answer, and what they hold. Joins no group.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 
-use super::kafka::{resolve_start, topic_id};
+use super::kafka::{plain, resolve_start, topic_id};
 use super::settings::{consumer_config, without_value};
 use super::{SourceError, SourceLimits};
 use crate::config::{KafkaConfig, StartPolicy};
@@ -14,9 +17,38 @@ use crate::record::TopicPartition;
 /// A memory budget of which nothing is used.
 const NOTHING_FETCHED: usize = 64 << 20;
 
+/// Why connections fail. A question without an answer has only "no connection" for a reason; what was wrong with a certificate,
+/// or a password, the client tells its log.
+#[derive(Default)]
+struct Reasons(Mutex<Vec<String>>);
+
+/// More are not worth a reader's time.
+const MAX_REASONS: usize = 3;
+/// What a client that asks for some seconds has to tell, and more.
+const MAX_EVENTS: usize = 1_000;
+
+impl ClientContext for Reasons {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", "{facility}: {message}");
+        if (level as i32) <= RDKafkaLogLevel::Error as i32 {
+            let reason = plain(message);
+            let mut reasons = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if reasons.len() < MAX_REASONS && !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", "{error}: {reason}");
+    }
+}
+
+impl ConsumerContext for Reasons {}
+
 /// A client that only asks.
 pub struct Probe {
-    consumer: BaseConsumer,
+    consumer: BaseConsumer<Reasons>,
     kafka: KafkaConfig,
     bootstrap: String,
     timeout: Duration,
@@ -25,8 +57,9 @@ pub struct Probe {
 impl Probe {
     /// Each question waits so long for its answer.
     pub fn open(kafka: &KafkaConfig, bootstrap: &str, timeout: Duration) -> Result<Self, SourceError> {
-        let consumer = consumer_config(kafka, bootstrap, SourceLimits::of_budget(NOTHING_FETCHED)).create();
-        let consumer = consumer
+        let config = consumer_config(kafka, bootstrap, SourceLimits::of_budget(NOTHING_FETCHED));
+        let consumer = config
+            .create_with_context(Reasons::default())
             .map_err(|e| SourceError::Client { bootstrap: bootstrap.to_owned(), problem: without_value(&e) })?;
         Ok(Probe { consumer, kafka: kafka.clone(), bootstrap: bootstrap.to_owned(), timeout })
     }
@@ -72,6 +105,11 @@ impl Probe {
     }
 
     fn failed(&self, what: &str, error: &KafkaError) -> SourceError {
-        SourceError::Client { bootstrap: self.bootstrap.clone(), problem: format!("no answer on {what}: {error}") }
+        // Its log waits in the client until somebody polls.
+        (0..MAX_EVENTS).for_each(|_| drop(self.consumer.poll(Duration::ZERO)));
+        let reasons = self.consumer.context().0.lock().unwrap_or_else(PoisonError::into_inner).join("; ");
+        let because = if reasons.is_empty() { reasons } else { format!(": {reasons}") };
+        let problem = format!("no answer on {what}: {error}{because}");
+        SourceError::Client { bootstrap: self.bootstrap.clone(), problem }
     }
 }

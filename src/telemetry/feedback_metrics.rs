@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use super::metrics::{counter, counters, float_gauge, gauge, register};
+use super::LateGauge;
+use super::metrics::{counter, counters, gauge, register};
 use crate::feedback::{FeedbackSummary, LossOutcome};
 use crate::record::BadReportReason;
 
@@ -18,10 +19,10 @@ pub struct FeedbackMetrics {
     pub restarts: IntCounter,
     pub lag: IntGauge,
     pub version: IntGauge,
-    pub match_ratio: Gauge,
+    pub match_ratio: LateGauge,
     pub loss: GaugeVec,
     pub prediction_error: GaugeVec,
-    pub explained: Gauge,
+    pub explained: LateGauge,
     pub quota: GaugeVec,
 }
 
@@ -50,7 +51,7 @@ impl FeedbackMetrics {
             ),
             lag: gauge(r, "feedback_lag_records", "Records of the losses' topic that are not taken yet."),
             version: gauge(r, "feedback_version", "Version of what is learnt from feedback, in force."),
-            match_ratio: float_gauge(
+            match_ratio: LateGauge::new(
                 r,
                 "feedback_match_ratio",
                 "Losses that counted, over those and the ones of unknown documents, since the pipeline began.",
@@ -72,7 +73,7 @@ impl FeedbackMetrics {
                     &["kind"],
                 ),
             ),
-            explained: float_gauge(
+            explained: LateGauge::new(
                 r,
                 "feedback_explained_ratio",
                 "R-squared of the expected losses, each before it was learnt.",
@@ -98,18 +99,22 @@ impl FeedbackMetrics {
 
     /// Shows what was learnt.
     pub fn show(&self, learnt: &FeedbackSummary) {
-        self.match_ratio.set(learnt.match_ratio.unwrap_or_default());
+        self.match_ratio.show(learnt.match_ratio);
         self.loss.reset();
         for source in learnt.sources.iter().take(MAX_LOSS_SOURCES) {
             for (point, loss) in [("q10", source.q10), ("median", source.median), ("q90", source.q90)] {
-                self.loss.with_label_values(&[source.source.as_str(), point]).set(loss.unwrap_or_default());
+                if let Some(loss) = loss {
+                    self.loss.with_label_values(&[source.source.as_str(), point]).set(loss);
+                }
             }
         }
         let expected = &learnt.expected_loss;
         let errors = [("absolute", expected.mean_absolute_error), ("squared", expected.root_mean_squared_error)];
         for (kind, error) in errors {
-            self.prediction_error.with_label_values(&[kind]).set(error.unwrap_or_default());
+            if let Some(error) = error {
+                self.prediction_error.with_label_values(&[kind]).set(error);
+            }
         }
-        self.explained.set(expected.explained.unwrap_or_default());
+        self.explained.show(expected.explained);
     }
 }

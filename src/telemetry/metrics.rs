@@ -1,18 +1,22 @@
 //! Every metric with its name, help and labels; those of several targets and of feedback stand in their own files. No label takes
 //! values from the data, but for the sources of feedback, of which there are few.
 
+mod late;
 mod losses;
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use super::feedback_metrics::FeedbackMetrics;
+use super::process::ProcessMetrics;
+use super::status::Readiness;
 use super::target_metrics::TargetMetrics;
+use super::traces::SPANS;
 use crate::record::RejectReason;
-use crate::select::Quantiles;
 use crate::window::CloseReason;
+pub use late::LateGauge;
 pub use losses::{BAD, LossMetrics, STALE};
 
 /// The steps of a publication that take time.
@@ -70,18 +74,24 @@ pub struct Metrics {
     pub memory_budget_bytes: IntGauge,
     pub catalog_documents: IntGaugeVec,
     pub catalog_shards: IntGauge,
-    pub window_kl_reduction: Gauge,
-    pub window_random_kl_reduction: Gauge,
-    pub kl_reduction: Gauge,
-    pub window_effective_sample_ratio: Gauge,
+    pub window_kl_reduction: LateGauge,
+    pub window_random_kl_reduction: LateGauge,
+    pub kl_reduction: LateGauge,
+    pub window_effective_sample_ratio: LateGauge,
     pub window_log_weight: GaugeVec,
-    pub window_weight_length_correlation: Gauge,
-    pub window_top_k_overlap_ratio: Gauge,
+    pub window_weight_length_correlation: LateGauge,
+    pub window_top_k_overlap_ratio: LateGauge,
     pub collapsed_windows: IntCounter,
     pub target_divergence: GaugeVec,
     pub raw_version: IntGauge,
     pub selected_version: IntGauge,
-    pub raw_drift: Gauge,
+    pub raw_drift: LateGauge,
+    pub window_raw_drift: LateGauge,
+    pub ready: IntGauge,
+    pub ready_check: IntGaugeVec,
+    process: ProcessMetrics,
+    /// Of the whole process.
+    pub spans: IntCounterVec,
     pub of_targets: TargetMetrics,
     pub losses: LossMetrics,
     pub feedback: FeedbackMetrics,
@@ -220,22 +230,22 @@ impl Default for Metrics {
                 "catalog_shards",
                 "Shards published by this pipeline since it began, as the catalog has them.",
             ),
-            window_kl_reduction: float_gauge(
+            window_kl_reduction: LateGauge::new(
                 &r,
                 "window_kl_reduction_nats",
                 "KL(target, all) - KL(target, selected) of the last window with a selection.",
             ),
-            kl_reduction: float_gauge(
+            kl_reduction: LateGauge::new(
                 &r,
                 "kl_reduction_nats",
                 "KL(target, all) - KL(target, selected) over all windows closed since the last beginning at the checkpoints.",
             ),
-            window_random_kl_reduction: float_gauge(
+            window_random_kl_reduction: LateGauge::new(
                 &r,
                 "window_random_kl_reduction_nats",
                 "The same of a random sample of as many documents: what a selection must beat.",
             ),
-            window_effective_sample_ratio: float_gauge(
+            window_effective_sample_ratio: LateGauge::new(
                 &r,
                 "window_effective_sample_ratio",
                 "Effective sample size of the last window's weights, over its candidates.",
@@ -247,12 +257,12 @@ impl Default for Metrics {
                     &["point"],
                 ),
             ),
-            window_weight_length_correlation: float_gauge(
+            window_weight_length_correlation: LateGauge::new(
                 &r,
                 "window_weight_length_correlation",
                 "Pearson's correlation of log weight and length in the last window.",
             ),
-            window_top_k_overlap_ratio: float_gauge(
+            window_top_k_overlap_ratio: LateGauge::new(
                 &r,
                 "window_top_k_overlap_ratio",
                 "Share of the last window's selection that plain top-k takes as well.",
@@ -282,11 +292,20 @@ impl Default for Metrics {
                 "selected_version",
                 "Version of the counts of what was selected in force; 0 where documents are weighed against raw.",
             ),
-            raw_drift: float_gauge(
+            raw_drift: LateGauge::new(
                 &r,
                 "raw_drift_nats",
-                "KL(adaptive raw distribution, the one fitted in the model); 0 where it is pinned.",
+                "KL(adaptive raw distribution, the one fitted in the model); absent where it is pinned.",
             ),
+            window_raw_drift: LateGauge::new(
+                &r,
+                "window_raw_drift_nats",
+                "KL(all n-grams of the last window, raw distribution fitted in the model), less what chance alone makes of so few.",
+            ),
+            ready: gauge(&r, "ready", "1 while /readyz says so: every check is 1."),
+            ready_check: gauges(&r, "ready_check", "What /readyz is made of: 1 where nothing is missing.", &["check"]),
+            process: ProcessMetrics::new(&r),
+            spans: register(&r, Ok(SPANS.clone())),
             of_targets: TargetMetrics::new(&r),
             losses: LossMetrics::new(&r),
             feedback: FeedbackMetrics::new(&r),
@@ -298,9 +317,6 @@ impl Default for Metrics {
         for decision in DECISIONS {
             metrics.catalog_documents.with_label_values(&[decision]);
         }
-        for point in Quantiles::NAMES {
-            metrics.window_log_weight.with_label_values(&[point]);
-        }
         for step in Step::ALL {
             metrics.publish_seconds.with_label_values(&[step.as_str()]);
             metrics.publish_stalled.with_label_values(&[step.as_str()]);
@@ -311,7 +327,12 @@ impl Default for Metrics {
 
 impl Metrics {
     /// In the text format of Prometheus.
-    pub fn render(&self) -> String {
+    pub(super) fn render(&self, readiness: &Readiness) -> String {
+        self.ready.set(readiness.missing().is_empty().into());
+        for (check, is_fine, _) in readiness.checks() {
+            self.ready_check.with_label_values(&[check]).set(is_fine.into());
+        }
+        self.process.refresh();
         TextEncoder::new().encode_to_string(&self.registry.gather()).expect("registered metrics are consistent")
     }
 }
@@ -341,10 +362,6 @@ pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     register(registry, IntGauge::new(format!("winnowd_{name}"), help))
 }
 
-pub(super) fn float_gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
-    register(registry, Gauge::new(format!("winnowd_{name}"), help))
-}
-
 fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
     register(registry, IntGaugeVec::new(Opts::new(format!("winnowd_{name}"), help), labels))
 }
@@ -355,7 +372,7 @@ mod tests {
 
     #[test]
     fn every_series_that_can_be_known_starts_at_zero() {
-        let text = Metrics::default().render();
+        let text = Metrics::default().render(&Readiness::default());
         for expected in [
             "winnowd_decided_documents_total{decision=\"dead_letter\"} 0",
             "winnowd_dead_letters_total{reason=\"null_payload\"} 0",
@@ -376,5 +393,48 @@ mod tests {
             assert!(text.contains(expected), "`{expected}` is not in:\n{text}");
         }
         assert!(!text.contains("winnowd_by_target"), "one target has no series of several");
+    }
+
+    #[test]
+    fn what_nobody_knows_yet_has_no_series_instead_of_a_zero() {
+        let metrics = Metrics::default();
+        let text = metrics.render(&Readiness::default());
+        for unknown in
+            ["winnowd_window_", "winnowd_kl_reduction", "winnowd_batch_", "winnowd_sample_weight", "_match_ratio"]
+        {
+            assert!(!text.contains(unknown), "`{unknown}` is in:\n{text}");
+        }
+        metrics.window_kl_reduction.set(-0.5);
+        metrics.raw_drift.show(Some(0.25));
+        let text = metrics.render(&Readiness::default());
+        assert!(
+            text.contains("\nwinnowd_window_kl_reduction_nats -0.5\n")
+                && text.contains("\nwinnowd_raw_drift_nats 0.25\n"),
+            "{text}"
+        );
+        metrics.raw_drift.show(None);
+        assert!(!metrics.render(&Readiness::default()).contains("winnowd_raw_drift_nats"));
+    }
+
+    #[test]
+    fn readiness_is_a_metric_of_each_check_and_of_all() {
+        let metrics = Metrics::default();
+        let text = metrics.render(&Readiness { migrated: true, catalog_reachable: true, ..Readiness::default() });
+        for expected in [
+            "ready 0",
+            "ready_check{check=\"catalog\"} 1",
+            "ready_check{check=\"store\"} 0",
+            "ready_check{check=\"disk\"} 1",
+        ] {
+            assert!(text.contains(&format!("\nwinnowd_{expected}\n")), "`{expected}` is not in:\n{text}");
+        }
+        let all = Readiness {
+            migrated: true,
+            catalog_reachable: true,
+            store_writable: true,
+            joined_group: true,
+            ..Readiness::default()
+        };
+        assert!(metrics.render(&all).contains("\nwinnowd_ready 1\n"));
     }
 }

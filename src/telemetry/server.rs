@@ -91,7 +91,7 @@ async fn index() -> &'static str {
 }
 
 async fn metrics(State(Served { telemetry, .. }): State<Served>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry.render_metrics()).into_response()
 }
 
 async fn healthz(State(Served { telemetry, .. }): State<Served>) -> Response {

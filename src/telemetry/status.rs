@@ -129,16 +129,20 @@ pub struct Readiness {
 }
 
 impl Readiness {
+    /// Name of a check, whether it is fine, and what to say where it is not.
+    pub fn checks(&self) -> [(&'static str, bool, &'static str); 6] {
+        [
+            ("schema", self.migrated, "catalog schema is not up to date"),
+            ("catalog", self.catalog_reachable, "catalog is not reachable"),
+            ("store", self.store_writable, "store cannot be written to"),
+            ("disk", !self.disk_full, "disk of the scratch folder is full"),
+            ("brokers", !self.brokers_away, "no broker of kafka.bootstrap answers"),
+            ("group", self.joined_group, "no partitions assigned by the consumer group yet"),
+        ]
+    }
+
     pub fn missing(&self) -> Vec<&'static str> {
-        let all = [
-            (self.migrated, "catalog schema is not up to date"),
-            (self.catalog_reachable, "catalog is not reachable"),
-            (self.store_writable, "store cannot be written to"),
-            (!self.disk_full, "disk of the scratch folder is full"),
-            (!self.brokers_away, "no broker of kafka.bootstrap answers"),
-            (self.joined_group, "no partitions assigned by the consumer group yet"),
-        ];
-        all.into_iter().filter(|(fine, _)| !fine).map(|(_, problem)| problem).collect()
+        self.checks().into_iter().filter(|(_, fine, _)| !fine).map(|(_, _, problem)| problem).collect()
     }
 }
 
@@ -179,6 +183,12 @@ impl Telemetry {
 
     pub fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// All metrics, in the text format of Prometheus.
+    pub fn render_metrics(&self) -> String {
+        let readiness = self.status().readiness;
+        self.metrics.render(&readiness)
     }
 
     pub fn uptime(&self) -> Duration {

@@ -75,10 +75,13 @@ impl TargetMetrics {
         }
     }
 
-    pub fn show_divergence(&self, target: &str, stream: f64, selected: f64) {
+    /// `selected`: `None` while the target has selected nothing, of which nothing can be said.
+    pub fn show_divergence(&self, target: &str, stream: f64, selected: Option<f64>) {
         self.divergence.with_label_values(&[target, "stream"]).set(stream);
-        self.divergence.with_label_values(&[target, "selected"]).set(selected);
-        self.kl_reduction.with_label_values(&[target]).set(stream - selected);
+        if let Some(selected) = selected {
+            self.divergence.with_label_values(&[target, "selected"]).set(selected);
+            self.kl_reduction.with_label_values(&[target]).set(stream - selected);
+        }
     }
 
     /// Windows that were published.
@@ -86,5 +89,22 @@ impl TargetMetrics {
         for TargetSummary { target, diagnostics, .. } in windows.iter().flat_map(|window| &window.targets) {
             self.selected.with_label_values(&[target]).inc_by(diagnostics.n_selected);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_has_selected_nothing_is_not_said_to_be_near_or_far() {
+        let registry = Registry::new();
+        let metrics = TargetMetrics::new(&registry);
+        let text = || prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("metrics");
+        metrics.show_divergence("code", 0.5, None);
+        assert!(text().contains("divergence_nats{of=\"stream\",target=\"code\"} 0.5"), "{}", text());
+        assert!(!text().contains("kl_reduction") && !text().contains("selected\""), "{}", text());
+        metrics.show_divergence("code", 0.5, Some(0.125));
+        assert!(text().contains("winnowd_by_target_kl_reduction_nats{target=\"code\"} 0.375"), "{}", text());
     }
 }

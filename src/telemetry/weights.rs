@@ -10,8 +10,10 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span};
 
-use super::Telemetry;
+use super::{Telemetry, continue_from_headers, failed};
 use crate::config::Config;
 use crate::record::{BadReport, BadReportReason, LossDecoder, LossReport};
 use crate::score::{BatchError, BatchWeights, Entered, GlobalBatch, KnownSteps, LossWeight, Why};
@@ -80,13 +82,37 @@ impl WeightsEndpoint {
     }
 
     pub async fn post(self: Arc<Self>, headers: &HeaderMap, body: Body) -> Response {
+        let span = info_span!(
+            "POST /v1/weights",
+            otel.kind = "server",
+            http.request.method = "POST",
+            http.route = "/v1/weights",
+            http.response.status_code = Empty,
+            outcome = Empty,
+            run_id = Empty,
+            training_step = Empty,
+            samples = Empty,
+            otel.status_code = Empty,
+            otel.status_description = Empty
+        );
+        continue_from_headers(&span, headers);
+        self.answer_request(headers, body).instrument(span).await
+    }
+
+    async fn answer_request(self: Arc<Self>, headers: &HeaderMap, body: Body) -> Response {
+        let span = Span::current();
         let metrics = &self.telemetry.metrics.losses;
         let timer = metrics.request_seconds.start_timer();
         let _place = self.places.acquire().await.expect("places are never closed");
         let endpoint = self.clone();
         let answer = match self.read(headers, body).await {
             // Milliseconds of a core: not on a thread that others wait for.
-            Ok(body) => tokio::task::spawn_blocking(move || endpoint.answer(&body)).await.unwrap_or_else(|e| {
+            Ok(body) => tokio::task::spawn_blocking({
+                let span = span.clone();
+                move || span.in_scope(|| endpoint.answer(&body))
+            })
+            .await
+            .unwrap_or_else(|e| {
                 Err(Refusal::new(Outcome::Bad, StatusCode::INTERNAL_SERVER_ERROR, "fault", e.to_string()))
             }),
             Err(refusal) => Err(refusal),
@@ -95,10 +121,16 @@ impl WeightsEndpoint {
         match answer {
             Ok((outcome, json)) => {
                 metrics.requests.with_label_values(&[outcome.as_str()]).inc();
+                show(&span, outcome, StatusCode::OK);
                 ([(header::CONTENT_TYPE, "application/json")], json).into_response()
             }
             Err(Refusal { outcome, status, reason, problem }) => {
                 metrics.requests.with_label_values(&[outcome.as_str()]).inc();
+                show(&span, outcome, status);
+                // What a client did wrong is no failure of a server.
+                if status.is_server_error() {
+                    failed(&span, &problem);
+                }
                 let json = serde_json::json!({ "error": problem, "reason": reason }).to_string() + "\n";
                 (status, [(header::CONTENT_TYPE, "application/json")], json).into_response()
             }
@@ -145,10 +177,13 @@ impl WeightsEndpoint {
             return Err(BadReport { reason: BadReportReason::InvalidField, detail: problem }.into());
         }
         let LossReport { run_id, step, .. } = &report;
+        let span = Span::current();
+        span.record("run_id", run_id).record("training_step", *step);
         let (key, shown) = ((run_id.clone(), *step), format!("step {step} of run `{run_id}`"));
         let batch = GlobalBatch::of_one(report);
         let digest = batch.digest();
         let weights = BatchWeights::of(&self.weigh, batch)?;
+        span.record("samples", weights.n_samples);
         let json = serde_json::to_string(&weights).expect("an answer has string keys") + "\n";
         let entered = self.known.lock().unwrap_or_else(PoisonError::into_inner).enter(key, digest);
         match entered {
@@ -163,6 +198,10 @@ impl WeightsEndpoint {
             }
         }
     }
+}
+
+fn show(span: &Span, outcome: Outcome, status: StatusCode) {
+    span.record("outcome", outcome.as_str()).record("http.response.status_code", status.as_u16());
 }
 
 impl Refusal {

@@ -175,7 +175,7 @@ def computed(programs, cases):
     ports = lambda policy: [{port["port"] for port in rule["ports"]} for rule in policy["spec"]["egress"]]
     expected = [{53}, {9093}, {443, 9000}, {5432}]
     sure(ports(of_kind(fleet, "NetworkPolicy", "winnowd")) == expected, "egress of the fleet")
-    sure(ports(of_kind(everything, "NetworkPolicy", "curator")) == [{53}, {9092, 9093, 9094}, {5432}, {80}], "egress of everything")
+    sure(ports(of_kind(everything, "NetworkPolicy", "curator")) == [{53}, {9092, 9093, 9094}, {5432}, {4318}, {80}], "egress of everything")
     sure(ports(of_kind(fleet, "NetworkPolicy", "migrate")) == [{53}, {5432}], "egress of the migration")
     for name, suffix, expected in (
         ("default", "winnowd", [{}]),

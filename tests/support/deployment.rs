@@ -278,7 +278,8 @@ impl DaemonProcess {
             let new = text.get(offset..).unwrap_or_default();
             if let Some(at) = new.find("on http://") {
                 let rest = &new[at + "on http://".len()..];
-                return rest.find('\n').map(|end| Ok(rest[..end].trim().to_owned()));
+                // In JSON more follows.
+                return rest.find(['\n', '"']).map(|end| Ok(rest[..end].trim().to_owned()));
             }
             child
                 .try_wait()

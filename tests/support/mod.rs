@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 mod broker;
+mod collector;
 mod database;
 mod deployment;
 mod http_proxy;
@@ -23,6 +24,7 @@ use winnowd::features::{Featuriser, Scratch};
 use winnowd::score::{Model, NgramCounts, Side};
 
 pub use broker::*;
+pub use collector::*;
 pub use database::Database;
 pub use deployment::*;
 pub use http_proxy::*;

@@ -37,6 +37,16 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The collector of traces, where there is one. */}}
+{{- define "winnowd.egressTracing" -}}
+{{- $endpoint := dig "tracing" "endpoint" "" (.Values.config | default dict) -}}
+{{- if $endpoint -}}
+{{- $usual := hasPrefix "http://" $endpoint | ternary "80" "443" -}}
+{{- $port := regexFind ":[0-9]+" $endpoint | trimPrefix ":" | default $usual -}}
+{{ include "winnowd.egress" (dict "peers" .Values.networkPolicy.tracing "named" (list (int $port))) }}
+{{- end -}}
+{{- end -}}
+
 {{/* A store's own endpoint, if one is given, and whatever gives out the pod's credentials. */}}
 {{- define "winnowd.egressStore" -}}
 {{- if not (include "winnowd.usesFolder" .) -}}

@@ -162,7 +162,7 @@ fn address(name: &str) -> &str {
 }
 
 /// Words of the client without what only its authors need: the thread, the state, how many others were the same.
-pub(super) fn plain(words: &str) -> String {
+pub(in crate::source) fn plain(words: &str) -> String {
     let words = match words.strip_prefix("[thrd:").and_then(|rest| rest.split_once("]: ")) {
         Some((_, rest)) => rest,
         None => words,

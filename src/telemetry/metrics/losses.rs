@@ -17,7 +17,7 @@ pub struct LossMetrics {
     pub failures: IntCounter,
     pub pending_steps: IntGauge,
     pub pending_bytes: IntGauge,
-    pub effective_sample_ratio: Gauge,
+    pub effective_sample_ratio: LateGauge,
     pub weight: GaugeVec,
 }
 
@@ -44,9 +44,6 @@ impl LossMetrics {
             "Quantiles of the weights of the batch weighed last, times its samples.",
         );
         let weight = register(r, GaugeVec::new(multiples, &["point"]));
-        for point in Quantiles::NAMES {
-            weight.with_label_values(&[point]);
-        }
         LossMetrics {
             requests: counters(
                 r,
@@ -87,7 +84,7 @@ impl LossMetrics {
             ),
             pending_steps: gauge(r, "pending_loss_steps", "Steps that wait for the reports of further ranks."),
             pending_bytes: gauge(r, "pending_loss_bytes", "Bytes of the reports that wait."),
-            effective_sample_ratio: float_gauge(
+            effective_sample_ratio: LateGauge::new(
                 r,
                 "batch_effective_sample_ratio",
                 "Effective sample size of the weights of the batch weighed last, over its samples.",
