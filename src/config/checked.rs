@@ -222,6 +222,8 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
     let session_timeout = r.duration("kafka.session_timeout", SECOND..=HOUR);
     let max_poll_interval = r.duration("kafka.max_poll_interval", SECOND..=DAY);
     let drain_timeout = r.duration("kafka.drain_timeout", Duration::ZERO..=HOUR);
+    let ownership_interval = r.duration("kafka.ownership_interval", Duration::ZERO..=HOUR);
+    let ownership_grace = r.duration("kafka.ownership_grace", SECOND..=DAY);
     let shown = |d| humantime::format_duration(d).to_string();
     if max_poll_interval < session_timeout {
         let problem = format!("must be at least kafka.session_timeout ({})", shown(session_timeout));
@@ -245,6 +247,8 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
         session_timeout,
         max_poll_interval,
         drain_timeout,
+        ownership_interval,
+        ownership_grace,
         properties: properties(r),
     }
 }
