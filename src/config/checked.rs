@@ -233,6 +233,11 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
         let problem = format!("must be at most half of kafka.max_poll_interval ({})", shown(max_poll_interval));
         r.error("kafka.drain_timeout", &shown(drain_timeout), problem);
     }
+    // A partition on its way has no owner while the old one drains it.
+    if ownership_grace <= drain_timeout {
+        let problem = format!("must be more than kafka.drain_timeout ({})", shown(drain_timeout));
+        r.error("kafka.ownership_grace", &shown(ownership_grace), problem);
+    }
     KafkaConfig {
         bootstrap,
         topics,
