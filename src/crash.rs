@@ -1,7 +1,7 @@
 //! Places where a test lets the process end as by `kill -9`. Debug builds only: a release has nothing of it.
 
-/// Every place, in the order in which a daemon passes them.
-pub const POINTS: [&str; 17] = [
+/// Every place, in the order in which a daemon passes them; the last one only where a group rebalances.
+pub const POINTS: [&str; 18] = [
     "claim.before_commit",
     "claim.committed",
     "start.stored",
@@ -19,6 +19,7 @@ pub const POINTS: [&str; 17] = [
     "feedback.checkpoints_moved",
     "feedback.before_commit",
     "feedback.committed",
+    "revoke.drained",
 ];
 
 /// Ends the process here if the environment says `CRASH_POINT=NAME:N` and this is the N-th time.

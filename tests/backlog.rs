@@ -46,7 +46,8 @@ fn a_large_backlog_in_many_partitions_stays_within_the_budget() {
     let deployment = Deployment::new(&broker, &extra);
     let began = Instant::now();
     let daemon = deployment.start();
-    let deadline = Duration::from_secs(60 + n_documents / 2_000);
+    // As long as anything may take, and more for many documents: a hang is found, a busy machine is none.
+    let deadline = DEADLINE + Duration::from_secs(n_documents / 1_000);
     loop {
         let decided = deployment.totals().n_records as u64;
         assert!(began.elapsed() < deadline, "{decided} of {n_documents} documents decided");

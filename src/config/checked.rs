@@ -224,6 +224,8 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
     let session_timeout = r.duration("kafka.session_timeout", SECOND..=HOUR);
     let max_poll_interval = r.duration("kafka.max_poll_interval", SECOND..=DAY);
     let drain_timeout = r.duration("kafka.drain_timeout", Duration::ZERO..=HOUR);
+    let ownership_interval = r.duration("kafka.ownership_interval", Duration::ZERO..=HOUR);
+    let ownership_grace = r.duration("kafka.ownership_grace", SECOND..=DAY);
     let shown = |d| humantime::format_duration(d).to_string();
     if max_poll_interval < session_timeout {
         let problem = format!("must be at least kafka.session_timeout ({})", shown(session_timeout));
@@ -232,6 +234,11 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
     if drain_timeout > max_poll_interval / 2 {
         let problem = format!("must be at most half of kafka.max_poll_interval ({})", shown(max_poll_interval));
         r.error("kafka.drain_timeout", &shown(drain_timeout), problem);
+    }
+    // A partition on its way has no owner while the old one drains it.
+    if ownership_grace <= drain_timeout {
+        let problem = format!("must be more than kafka.drain_timeout ({})", shown(drain_timeout));
+        r.error("kafka.ownership_grace", &shown(ownership_grace), problem);
     }
     KafkaConfig {
         bootstrap,
@@ -247,6 +254,8 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
         session_timeout,
         max_poll_interval,
         drain_timeout,
+        ownership_interval,
+        ownership_grace,
         properties: properties(r),
     }
 }

@@ -70,6 +70,10 @@ pub struct KafkaConfig {
     pub session_timeout: Duration,
     pub max_poll_interval: Duration,
     pub drain_timeout: Duration,
+    /// Between looks at the whole group; zero: never.
+    pub ownership_interval: Duration,
+    /// For so long a partition may have no owner.
+    pub ownership_grace: Duration,
     /// Passed on to librdkafka as they are.
     pub properties: BTreeMap<String, Secret>,
 }

@@ -11,8 +11,9 @@ use tokio::sync::watch;
 use super::{Shared, spans};
 use crate::catalog::{CatalogError, Claim};
 use crate::config::Bootstrap;
+use crate::crash;
 use crate::record::TopicPartition;
-use crate::source::{Assigned, Assignments, PartitionLag, QueueSender, SourceError, SourceEvent};
+use crate::source::{Assigned, Assignments, PartitionLag, QueueSender, SourceError, SourceEvent, Unowned};
 use crate::telemetry::failed;
 
 /// Takes partitions over in the catalog, whatever their topic.
@@ -106,6 +107,35 @@ impl Claims {
         Ok(assigned)
     }
 
+    /// Shows what waits in partitions of these topics that nobody owns, behind the catalog's checkpoints.
+    pub fn show_unowned(&self, topics: &[String], unowned: &[Unowned], to_mend: &[TopicPartition]) {
+        let Shared { config, catalog, telemetry, .. } = &*self.shared;
+        let checkpoints = match unowned {
+            [] => Ok(Vec::new()),
+            _ => self.runtime.block_on(catalog.checkpoints(&config.pipeline)),
+        };
+        let checkpoints = checkpoints.inspect_err(|e| tracing::debug!("what waits without an owner is unknown: {e}"));
+        let next_offsets: BTreeMap<(&str, i32), i64> = checkpoints
+            .iter()
+            .flatten()
+            .filter_map(|c| Some(((c.topic.as_str(), c.partition), c.next_offset?)))
+            .collect();
+        for topic in topics {
+            let of_topic = || unowned.iter().filter(|u| *u.at.topic == **topic);
+            let lag = of_topic().filter_map(|Unowned { at, log }| {
+                let (begin, end) = (*log)?;
+                // Where nothing was decided yet.
+                let next = next_offsets.get(&(&*at.topic, at.partition)).copied().unwrap_or(begin);
+                Some((end - next).max(0))
+            });
+            telemetry.metrics.unowned_partitions.with_label_values(&[topic]).set(of_topic().count() as i64);
+            if checkpoints.is_ok() {
+                telemetry.metrics.unowned_lag.with_label_values(&[topic]).set(lag.sum());
+            }
+        }
+        telemetry.metrics.orphaned_partitions.inc_by(to_mend.len() as u64);
+    }
+
     /// Tells whoever works on revoked partitions, and waits until what is finished of them has been published, or they are
     /// lost already.
     pub fn drain(&self, queue: &QueueSender, partitions: &[TopicPartition], lost: bool) {
@@ -118,6 +148,9 @@ impl Claims {
                 "revoked partitions were not drained within {} s; their next owner decides again",
                 deadline.as_secs()
             );
+        }
+        if !lost {
+            crash::point("revoke.drained");
         }
     }
 }
@@ -175,5 +208,10 @@ impl Assignments for CatalogAssignments {
 
     fn brokers_answer(&self, answers: bool) {
         self.claims.shared.telemetry.status().readiness.brokers_away = !answers;
+    }
+    fn unowned(&self, unowned: &[Unowned], to_mend: &[TopicPartition]) {
+        let Shared { config, telemetry, .. } = &*self.claims.shared;
+        self.claims.show_unowned(&config.kafka.topics, unowned, to_mend);
+        telemetry.status().unowned = unowned.iter().map(|unowned| unowned.at.clone()).collect();
     }
 }

@@ -20,7 +20,7 @@ use crate::config::{FeedbackConfig, KafkaConfig, StartPolicy};
 use crate::record::{BadReport, LossReport, TopicPartition};
 use crate::source::{
     Assigned, Assignments, Batch, KafkaSource, LostOffset, OffsetMirror, PartitionLag, PollHeartbeat, QueueReceiver,
-    QueueSender, SourceError, SourceEvent, SourceLimits, queue,
+    QueueSender, SourceError, SourceEvent, SourceLimits, Unowned, queue,
 };
 
 /// Of reports that wait to be taken, and again of those that were fetched: they are small beside documents.
@@ -81,7 +81,8 @@ async fn session(
     let (sender, receiver) = queue(QUEUE_BYTES);
     let claims = Claims { shared: shared.clone(), runtime: Handle::current(), shutdown: shutdown.clone() };
     let lags = Arc::new(std::sync::Mutex::default());
-    let assignments = Arc::new(FeedbackAssignments { claims, queue: sender.clone(), lags: lags.clone() });
+    let topic = config.topic.clone();
+    let assignments = Arc::new(FeedbackAssignments { claims, queue: sender.clone(), lags: lags.clone(), topic });
     let limits = SourceLimits { prefetch_bytes: QUEUE_BYTES, fetch_bytes: QUEUE_BYTES };
     let source = KafkaSource::start(&kafka, &shared.bootstrap, limits, sender, assignments, PollHeartbeat::default());
     let source = source.map_err(|e| e.to_string())?;
@@ -140,6 +141,7 @@ struct FeedbackAssignments {
     claims: Claims,
     queue: QueueSender,
     lags: Lags,
+    topic: String,
 }
 
 impl Assignments for FeedbackAssignments {
@@ -169,6 +171,10 @@ impl Assignments for FeedbackAssignments {
 
     /// The consumer of documents says so.
     fn brokers_answer(&self, _: bool) {}
+
+    fn unowned(&self, unowned: &[Unowned], to_mend: &[TopicPartition]) {
+        self.claims.show_unowned(std::slice::from_ref(&self.topic), unowned, to_mend);
+    }
 }
 
 /// Reports that are taken together next.

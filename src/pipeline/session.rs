@@ -127,6 +127,8 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     let partitions: Vec<_> = shared.telemetry.status().partitions.keys().cloned().collect();
     shared.telemetry.forget(&partitions);
     shared.telemetry.metrics.assigned_partitions.set(0);
+    // Whoever is in the group knows better.
+    shared.telemetry.forget_unowned(&shared.config.kafka.topics);
     // Whatever failed belonged to a publication that is dropped.
     shared.telemetry.works(Step::Write);
     for step in Step::ALL {

@@ -3,11 +3,14 @@
 //! In: subscribed topics, a byte-bounded queue, and [`Assignments`] to ask where to begin. Out: [`SourceEvent`]s in
 //! order. Promises: a partition begins exactly at the offset its claim names (set inside the assignment callback, never
 //! by a later seek); when the queue stays full, partitions are paused while polling goes on; the thread ends after
-//! [`SourceEvent::Failed`] or [`KafkaSource::stop`].
+//! [`SourceEvent::Failed`] or [`KafkaSource::stop`]. A second thread looks for partitions that nobody in the group owns, and has
+//! this member leave and join again, so that somebody does.
 
 mod brokers;
 mod context;
 mod group_reader;
+mod group_watch;
+mod ownership;
 mod poller;
 mod producer;
 mod range;
@@ -23,12 +26,13 @@ use rdkafka::error::KafkaError;
 use super::queue::QueueSender;
 use super::settings::{consumer_config, without_value};
 use super::{Assignments, SourceError, SourceLimits};
-use crate::config::KafkaConfig;
+use crate::config::{Bootstrap, KafkaConfig};
 use crate::record::TopicPartition;
 pub(super) use brokers::plain;
 use context::PollContext;
 pub(super) use context::resolve_start;
 pub use group_reader::{GroupReader, PlacedRecord};
+use group_watch::GroupWatch;
 use poller::Poller;
 pub use producer::{OutgoingRecord, TopicWriter};
 pub use range::RangeReader;
@@ -73,6 +77,8 @@ pub struct KafkaSource {
     stop: Arc<AtomicBool>,
     mirror: mpsc::Sender<Vec<(TopicPartition, i64)>>,
     ended: mpsc::Receiver<()>,
+    /// Dropped to end the other thread.
+    _watching: mpsc::Sender<()>,
 }
 
 impl KafkaSource {
@@ -88,24 +94,28 @@ impl KafkaSource {
         let client_error =
             |e: KafkaError| SourceError::Client { bootstrap: bootstrap.to_owned(), problem: without_value(&e) };
         let stop = Arc::new(AtomicBool::new(false));
-        let context = PollContext::new(assignments, kafka.start, stop.clone());
+        let context = PollContext::new(assignments.clone(), kafka.start, stop.clone());
         let consumer: BaseConsumer<PollContext> =
             consumer_config(kafka, bootstrap, limits).create_with_context(context).map_err(client_error)?;
         let topics: Vec<&str> = kafka.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(client_error)?;
         let (mirror, to_mirror) = mpsc::channel();
         let (ended_sender, ended) = mpsc::channel();
-        let poller = Poller::new(consumer, queue, to_mirror, heartbeat.clone());
-        std::thread::Builder::new()
-            .name("kafka-poll".into())
-            .spawn(move || {
-                poller.run();
-                heartbeat.rest();
-                // Dropping the consumer leaves the group, which can take its time or hang; `stop` waits only so long.
-                drop(ended_sender);
-            })
-            .map_err(|e| SourceError::Client { bootstrap: bootstrap.to_owned(), problem: e.to_string() })?;
-        Ok(KafkaSource { stop, mirror, ended })
+        let rejoin = Arc::new(AtomicBool::new(false));
+        let (watching, watched) = mpsc::channel();
+        // The in-process cluster does not tell of its groups.
+        if !kafka.ownership_interval.is_zero() && !matches!(kafka.bootstrap, Bootstrap::Embedded { .. }) {
+            let watch = GroupWatch::open(kafka, bootstrap, assignments, rejoin.clone())?;
+            spawn("kafka-group", bootstrap, move || watch.run(&watched))?;
+        }
+        let poller = Poller::new(consumer, queue, to_mirror, heartbeat.clone(), (kafka.topics.clone(), rejoin));
+        spawn("kafka-poll", bootstrap, move || {
+            poller.run();
+            heartbeat.rest();
+            // Dropping the consumer leaves the group, which can take its time or hang; `stop` waits only so long.
+            drop(ended_sender);
+        })?;
+        Ok(KafkaSource { stop, mirror, ended, _watching: watching })
     }
 
     /// Takes offsets to be committed to the group, for lag tools. Failures are logged and otherwise ignored: the
@@ -119,4 +129,10 @@ impl KafkaSource {
         self.stop.store(true, Ordering::Relaxed);
         matches!(self.ended.recv_timeout(deadline), Err(mpsc::RecvTimeoutError::Disconnected))
     }
+}
+
+fn spawn(name: &str, bootstrap: &str, run: impl FnOnce() + Send + 'static) -> Result<(), SourceError> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    let failed = |e: std::io::Error| SourceError::Client { bootstrap: bootstrap.to_owned(), problem: e.to_string() };
+    spawned.map(drop).map_err(failed)
 }

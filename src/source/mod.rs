@@ -119,6 +119,10 @@ pub trait Assignments: Send + Sync + 'static {
 
     /// Whether any broker answers, when that changes. At the beginning it is taken for granted.
     fn brokers_answer(&self, answers: bool);
+
+    /// Partitions of the topics that nobody in the group owns, at each look at it (on another thread). `to_mend`: those for
+    /// whose sake this worker is about to make the group share its partitions out anew.
+    fn unowned(&self, unowned: &[Unowned], to_mend: &[TopicPartition]);
 }
 
 /// What the polling thread says, in order.
@@ -145,6 +149,14 @@ pub struct PartitionLag {
     pub at: TopicPartition,
     /// First offset that cannot be read yet.
     pub end_offset: i64,
+}
+
+/// A partition that nobody in the group owns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unowned {
+    pub at: TopicPartition,
+    /// First offset of its log, and the one after its last, if a broker has said so.
+    pub log: Option<(i64, i64)>,
 }
 
 #[cfg(test)]

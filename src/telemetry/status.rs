@@ -41,6 +41,8 @@ pub struct Status {
     pub totals: Totals,
     #[serde(serialize_with = "partitions_as_list")]
     pub partitions: BTreeMap<TopicPartition, PartitionStatus>,
+    /// Partitions of the topics that nobody in the group owned when this worker looked last.
+    pub unowned: Vec<TopicPartition>,
     /// Offsets that are never decided: the gaps noted last, at the last beginning at the checkpoints.
     pub gaps: Vec<Gap>,
     /// Path of the newest shard.
@@ -226,6 +228,15 @@ impl Telemetry {
                 // Absent when the partition's end was never heard of.
                 let _ = self.metrics.lag.remove_label_values(&[&*at.topic, &at.partition.to_string(), until]);
             }
+        }
+    }
+
+    /// Stops showing partitions of these topics that nobody owns.
+    pub fn forget_unowned(&self, topics: &[String]) {
+        self.status().unowned.clear();
+        for topic in topics {
+            self.metrics.unowned_partitions.with_label_values(&[topic]).set(0);
+            self.metrics.unowned_lag.with_label_values(&[topic]).set(0);
         }
     }
 

@@ -206,9 +206,17 @@ pub struct TestProducer {
 impl TestProducer {
     /// Sends to one partition; `None` is a tombstone.
     pub fn send(&self, partition: i32, payload: Option<&[u8]>) {
+        self.send_at(partition, payload, None);
+    }
+
+    /// The same, as of a time other than now.
+    pub fn send_at(&self, partition: i32, payload: Option<&[u8]>, timestamp_ms: Option<i64>) {
         let mut record = BaseRecord::<(), [u8]>::to(&self.topic).partition(partition);
         if let Some(payload) = payload {
             record = record.payload(payload);
+        }
+        if let Some(timestamp_ms) = timestamp_ms {
+            record = record.timestamp(timestamp_ms);
         }
         while let Err((error, back)) = self.producer.send(record) {
             assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), "sending");

@@ -123,7 +123,7 @@ kafka.bootstrap = "{bootstrap}"
 kafka.topics = ["{topic}"]
 kafka.group = "{group}"
 kafka.instance_id = "worker-0"
-kafka.session_timeout = "6s"
+{session}
 model.path = "{path}/model.wnw"
 {sink}
 catalog.url = "{catalog_url}"
@@ -142,6 +142,7 @@ window.idle_timeout = "1s"
                     format!("sink.url = \"s3://test/{}\"\n{}", bucket.prefix, options.join("\n"))
                 }
             },
+            session = if extra.contains("kafka.session_timeout") { "" } else { "kafka.session_timeout = \"6s\"" },
             roll = if extra.contains("shard.max_age") { "" } else { "shard.max_age = \"500ms\"" },
             bootstrap = broker.through,
             topic = broker.topic,
@@ -163,6 +164,12 @@ window.idle_timeout = "1s"
         DaemonProcess::start(&self.config, &self.folder.path().join("log"), None, &self.environment())
     }
 
+    /// A daemon that decides no window before it is full, however fast it is: it is still at work on the last ones when it is
+    /// killed.
+    pub fn start_without_end(&self) -> DaemonProcess {
+        self.start_with(&[("WINNOWD_WINDOW__IDLE_TIMEOUT", "1d")]).expect("the daemon starts")
+    }
+
     /// With more in its environment, such as a crash point; `None` if that was before it served.
     pub fn start_with(&self, environment: &[(&str, &str)]) -> Option<DaemonProcess> {
         DaemonProcess::start(&self.config, &self.folder.path().join("log"), None, environment).ok()
@@ -170,7 +177,13 @@ window.idle_timeout = "1s"
 
     /// One of several workers, with a log of its own.
     pub fn start_worker(&self, name: &str) -> DaemonProcess {
-        let started = DaemonProcess::start(&self.config, &self.worker_log(name), Some(name), &self.environment());
+        self.start_worker_with(name, &[])
+    }
+
+    /// The same with more in its environment, such as a crash point.
+    pub fn start_worker_with(&self, name: &str, environment: &[(&str, &str)]) -> DaemonProcess {
+        let environment = [&self.environment(), environment].concat();
+        let started = DaemonProcess::start(&self.config, &self.worker_log(name), Some(name), &environment);
         started.unwrap_or_else(|log| panic!("{name} ended at once:\n{log}"))
     }
 

@@ -1,8 +1,8 @@
 //! The poll loop: records into batches, batches into the queue; pauses, ends of partitions, errors.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -38,6 +38,9 @@ pub(super) struct Poller {
     paused: bool,
     /// Of the assignment that was last paused or resumed.
     seen_generation: u64,
+    topics: Vec<String>,
+    /// Set by whoever wants this member to leave the group and to join it again.
+    rejoin: Arc<AtomicBool>,
 }
 
 impl Poller {
@@ -46,6 +49,7 @@ impl Poller {
         queue: QueueSender,
         to_mirror: mpsc::Receiver<Vec<(TopicPartition, i64)>>,
         heartbeat: PollHeartbeat,
+        (topics, rejoin): (Vec<String>, Arc<AtomicBool>),
     ) -> Self {
         let (pending, pending_since, ends) = (Batch::default(), None, Vec::new());
         Poller {
@@ -58,6 +62,8 @@ impl Poller {
             ends,
             paused: false,
             seen_generation: 0,
+            topics,
+            rejoin,
         }
     }
 
@@ -95,7 +101,24 @@ impl Poller {
         }
         self.pause_or_resume();
         self.mirror_offsets();
+        if self.rejoin.swap(false, Ordering::Relaxed) {
+            self.leave_and_join();
+        }
         Ok(None)
+    }
+
+    /// Makes the group rebalance. A static member that joins again, or ends, gets back what it had and changes nothing; one
+    /// that unsubscribes leaves (librdkafka sends a LeaveGroup then), and joins as a new one. Its partitions are drained as at
+    /// any revocation; the client subscribes once they are given up.
+    fn leave_and_join(&self) {
+        self.consumer.unsubscribe();
+        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        if let Err(e) = self.consumer.subscribe(&topics) {
+            // A worker without a subscription would be idle for ever.
+            let problem = format!("the group was left and cannot be joined again: {e}");
+            self.consumer.context().state().failure =
+                Some(SourceError::Client { bootstrap: "consumer".into(), problem });
+        }
     }
 
     fn is_full(&self) -> bool {
