@@ -298,8 +298,8 @@ fn selects_otherwise(deployment: &Deployment) {
         assert!(row.expected_loss.is_none() || is_late(windows[&row.window]), "{}: {:?}", row.id, row.expected_loss);
     }
     let version = |row: &&Row| windows[&row.window].expected_loss.unwrap().version;
-    let newest = published.rows.iter().map(|row| version(&row)).max().unwrap();
-    assert!(published.rows.iter().filter(|row| version(row) == newest).all(|row| row.expected_loss.is_some()));
+    let last_named = published.rows.iter().map(|row| version(&row)).max().unwrap();
+    assert!(published.rows.iter().filter(|row| version(row) == last_named).all(|row| row.expected_loss.is_some()));
     // What is expected of a document goes with what is lost on it.
     let late: Vec<(f64, f64)> =
         published.rows.iter().filter_map(|row| Some((row.expected_loss?, loss_of(&row.id)))).collect();
