@@ -34,6 +34,7 @@ use crate::catalog::CatalogError;
 use crate::config::{Config, ConfigErrors, LogConfig};
 use crate::pipeline::{DaemonError, LoadedModel};
 use crate::source::check_settings;
+use crate::telemetry::LOGBOOK;
 
 const USAGE: u8 = 64;
 const UNAVAILABLE: u8 = 69;
@@ -214,7 +215,7 @@ fn init_logging(log: LogConfig) {
         .with_target("sqlx", of_library(LevelFilter::ERROR));
     let is_terminal = std::io::stderr().is_terminal();
     let format = layer().with_writer(std::io::stderr).with_ansi(is_terminal).with_target(false);
-    let registry = tracing_subscriber::registry().with(levels);
+    let registry = tracing_subscriber::registry().with(levels).with(&LOGBOOK);
     if log.json { registry.with(format.json()).init() } else { registry.with(format).init() }
 }
 

@@ -177,7 +177,13 @@ impl Worker {
             window: self.open_window(&at, next_offset),
             idle_since: None,
         };
-        let status = PartitionStatus { consumed: next_offset, published: next_offset, end_offset: None };
+        let status = PartitionStatus {
+            owner_epoch,
+            consumed: next_offset,
+            published: next_offset,
+            end_offset: None,
+            window: None,
+        };
         self.shared.telemetry.status().partitions.insert(at.clone(), status);
         self.partitions.insert(at, partition);
         self.show_partitions();
@@ -268,11 +274,8 @@ impl Worker {
     }
 
     fn show_consumed(&self) {
-        let mut status = self.shared.telemetry.status();
         for (at, partition) in &self.partitions {
-            if let Some(shown) = status.partitions.get_mut(at) {
-                shown.consumed = partition.window.next_offset();
-            }
+            self.shared.telemetry.show_window(at, &partition.window);
         }
     }
 

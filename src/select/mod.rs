@@ -10,6 +10,7 @@ mod budget;
 mod coverage;
 mod diagnostics;
 mod fraction;
+mod histogram;
 mod noise;
 mod quotas;
 mod reservoir;
@@ -35,6 +36,7 @@ pub use diagnostics::{
     weight_length_correlation,
 };
 pub use fraction::Fraction;
+pub use histogram::WeightHistogram;
 pub use noise::Noise;
 pub use quotas::{Division, Quotas, pool_shares_of};
 pub use reservoir::{Chosen, Reservoir, Selection};
