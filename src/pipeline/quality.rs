@@ -142,7 +142,9 @@ fn weights(closed: &ClosedWindow, temperature: f64) -> Vec<WeightsStatus> {
     let summary = &closed.summary;
     let of_target = |(i, histogram): (usize, &Option<WeightHistogram>)| {
         let target = summary.targets.get(i).map(|of| of.target.clone());
-        let threshold = summary.threshold.map(|key| key * temperature);
+        let rest = summary.turns.iter().find(|turn| turn.source.is_none() && turn.target == target);
+        let key = summary.threshold.or_else(|| rest.and_then(|turn| turn.threshold));
+        let threshold = key.map(|key| key * temperature);
         Some(WeightsStatus { target, histogram: histogram.clone()?, threshold })
     };
     closed.weights.iter().enumerate().filter_map(of_target).collect()

@@ -353,6 +353,7 @@ impl Worker {
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
         let (owner_epoch, noise) = (partition.owner_epoch, partition.noise.clone());
         let window = std::mem::replace(&mut partition.window, next);
+        self.shared.telemetry.show_window(at, &partition.window);
         let held_bytes = window.held_bytes();
         let closed = window.close(reason, &self.shared.config.selector, &noise, &self.shared.model.target);
         let held_bytes = held_bytes + closed.selected_counts_bytes();

@@ -58,8 +58,8 @@ pub struct WeightsStatus {
     pub target: Option<String>,
     #[serde(flatten)]
     pub histogram: WeightHistogram,
-    /// The weight whose key is the threshold without noise: of documents with it a draw selects 63 %. `null` where nothing was
-    /// left, and where turns have thresholds of their own.
+    /// The weight whose key is the threshold without noise: of documents with it a draw selects 63 %. Where sources
+    /// have shares, that of the pool of all others; `null` where nothing was left.
     pub threshold: Option<f64>,
 }
 

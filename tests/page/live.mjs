@@ -1,4 +1,4 @@
-// The page of a real daemon in a real browser: see README.md of this folder's parent.
+// The page of a real daemon in a real browser.
 //
 //   NODE_MODULES=… node live.mjs WINNOWD BOOTSTRAP PYTHON [PNGS]
 //
@@ -28,7 +28,7 @@ const DESKTOP = { width: 1440, height: 900 };
 const PHONE = { width: 390, height: 844 };
 
 const folder = mkdtempSync(join(tmpdir(), "page-"));
-const topic = `page-${process.pid}-${Date.now()}`;
+const topic = `documents-${Date.now().toString(36)}`;
 const log = join(folder, "log");
 const feed = (...words) => execFileSync(python, [FEED, ...words.map(String)], { stdio: ["ignore", "inherit", "inherit"] });
 
@@ -50,12 +50,15 @@ const freePort = () =>
     });
   });
 
+/** Variables of tests are no keys of the configuration. */
+const outside = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("WINNOWD_")));
+
 let daemon;
 async function start(environment = {}) {
   const out = openSync(log, "a");
   daemon = spawn(winnowd, ["run", "-c", join(folder, "winnowd.toml")], {
     stdio: ["ignore", out, out],
-    env: { ...process.env, ...environment },
+    env: { ...outside, ...environment },
   });
   closeSync(out);
   await waitFor("the daemon to listen", async () => {
@@ -85,7 +88,7 @@ kafka.instance_id = "winnowd-0"
 model.path = "${folder}/model.wnw"
 selection.fraction = 0.1
 selection.length_normalise = true
-selection.temperature = 0.1
+selection.temperature = 0.2
 selection.sources = { python-doc = 0.3 }
 window.max_documents = 500
 window.idle_timeout = "1s"
@@ -121,7 +124,9 @@ const open = async (options) => {
 const shows = (page, what) => page.waitForFunction((what) => document.body.innerText.includes(what), what);
 const isState = (page, state) => page.waitForFunction((state) => document.getElementById("state").textContent === state, state);
 const picture = async (page, name, options = {}) => {
-  if (pngs) await page.screenshot({ path: join(pngs, `${name}.png`), ...options });
+  if (!pngs) return;
+  await page.evaluate(() => window.scrollTo(0, 0));
+  await page.screenshot({ path: join(pngs, `${name}.png`), ...options });
 };
 async function isAccessible(page, where) {
   await page.evaluate(axe);
@@ -291,7 +296,16 @@ async function token(page) {
   await page.getByRole("button", { name: "Forget the token" }).click();
   await isState(page, "locked");
   await end("SIGTERM");
-  tell("a token: asked for, refused, taken, forgotten; in no address");
+
+  allowed = ["403 (Forbidden)"];
+  await start({ WINNOWD_HTTP__LISTEN: `0.0.0.0:${port}` });
+  await page.reload();
+  await isState(page, "closed");
+  await shows(page, "WINNOWD_HTTP__TOKEN");
+  assert.ok(await page.locator("#token").isHidden());
+  await isAccessible(page, "closed");
+  await end("SIGTERM");
+  tell("a token: asked for, refused, taken, forgotten; in no address; where there is none, what to do");
 }
 
 /** For the pictures of the README. */
@@ -319,7 +333,7 @@ try {
   await keyboard(page);
   await storeFails(page, N);
   await killed(page, N + 600);
-  if (process.env.WINNOWD_PAGE_LOAD) await underLoad();
+  if (pngs) await underLoad();
   await token(page);
   assert.deepEqual(complaints, []);
   tell("the browser has no complaints, and asked nobody else");

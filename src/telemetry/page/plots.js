@@ -23,9 +23,9 @@ function parts(id) {
 function axes(format, time) {
   const grid = { stroke: colour("line"), width: 1 };
   const axis = { stroke: colour("quiet"), font: "11px system-ui, sans-serif", grid, ticks: { show: false } };
-  const clocks = (_, values) => values.map((seconds) => clock(seconds * 1000).slice(-8, -3));
+  const clocks = (_, values, __, ___, step) => values.map((seconds) => clock(seconds * 1000).slice(-8, step < 60 ? undefined : -3));
   return [
-    { ...axis, size: 24, ...(time ? { values: clocks, space: 60 } : { space: 50 }) },
+    { ...axis, size: 24, ...(time ? { values: clocks, space: 70 } : { space: 50 }) },
     { ...axis, size: 46, space: 28, values: (_, values) => values.map(format) },
   ];
 }
@@ -50,7 +50,7 @@ function draw(id, data, alternative, told, make) {
       caption.textContent = tell(u.cursor.idx ?? null);
     };
     state.plot = new uPlot({
-      width: Math.max(place.clientWidth, 50), height: HEIGHT, legend: { show: false }, padding: [8, 6, 0, 0],
+      width: Math.max(place.clientWidth, 50), height: HEIGHT, legend: { show: false }, padding: [8, 24, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 5 } },
       ...options, hooks: { ...options.hooks, setCursor: [hover] },
     }, data, place);
@@ -61,10 +61,17 @@ function draw(id, data, alternative, told, make) {
   caption.textContent = told(state.plot.cursor.left >= 0 ? at : null);
 }
 
-/** From 0 to a little more than the most, and never nothing. */
-const fromZero = (_, least, most) => [Math.min(0, least ?? 0), Math.max(most ?? 0, Math.min(0, least ?? 0) + 1e-3) * 1.05];
+/** Of counts: from 0 to a little more than the most, and at least to 1. */
+const fromZero = (_, __, most) => [0, Math.max(most ?? 0, 1) * 1.05];
 
-function lines(id, at, series, format, unit) {
+/** A random sample of a tiny window is nats away, and so is the first window: what is now keeps its room, the rest runs out below. */
+function aroundNow(u, least, most) {
+  const now = u.data[1].findLast((value) => value !== null) ?? 0;
+  const high = Math.max(most ?? 0, 0.01) * 1.05;
+  return [Math.max(Math.min(least ?? 0, 0), Math.min(-high, 1.05 * now)), high];
+}
+
+function lines(id, at, series, format, unit, scale = fromZero) {
   const text = (values, i) => format(i === null ? values.findLast((value) => value !== null) : values[i]);
   const told = (i) => {
     const when = i === null ? "" : `${clock(at[i] * 1000)}: `;
@@ -78,7 +85,7 @@ function lines(id, at, series, format, unit) {
   const minutes = at.length > 1 ? (at.at(-1) - at[0]) / 60 : 0;
   const alternative = `${unit} over ${minutes.toFixed(1)} minutes. ${series.map(range).join(". ")}.`;
   draw(id, [at, ...series.map(({ values }) => values)], alternative, told, () => ({
-    scales: { y: { range: fromZero } },
+    scales: { y: { range: scale } },
     axes: axes(format, true),
     series: [{}, ...series.map((_, i) => (i === 0
       ? { stroke: colour("accent"), width: 2, points: { show: false } }
@@ -115,9 +122,9 @@ export function showFlow(samples) {
     { name: "to read (dashed)", values: of((i) => samples[i].lag_consumed) },
   ], compact, "Records behind the end of the partitions");
   lines("plot-kl", at, [
-    { name: "all windows", values: of((i) => samples[i].kl_reduction) },
-    { name: "a random sample in the last one (dashed)", values: of((i) => samples[i].window_random_kl_reduction) },
-  ], nats, "How much nearer the target, in nats");
+    { name: "selection", values: of((i) => samples[i].kl_reduction) },
+    { name: "random (dashed)", values: of((i) => samples[i].window_random_kl_reduction) },
+  ], nats, "How much nearer the target than the stream, in nats", aroundNow);
 }
 
 /** The target that is looked at, by its place. */

@@ -16,11 +16,12 @@ function make(tag, text, kind) {
   return made;
 }
 
-function meter(share) {
-  const made = make("meter");
-  made.value = Math.min(1, Math.max(0, share || 0));
-  // The number stands beside it.
-  made.setAttribute("aria-hidden", "true");
+/** The number stands beside it. */
+function bar(share) {
+  const made = make("span", undefined, "bar");
+  const filled = make("span");
+  filled.style.width = `${100 * Math.min(1, Math.max(0, share || 0))}%`;
+  made.append(filled);
   return made;
 }
 
@@ -182,7 +183,7 @@ function showPartitions(status) {
     ["Partition", (p) => `${p.topic}/${p.partition}`, "text name"],
     ["To read", (p) => count(lag("consumed", p))],
     ["To publish", (p) => count(lag("published", p))],
-    ["Window", (p) => (p.window ? [meter(fullness(p.window)), count(p.window.n_records)] : NOTHING)],
+    ["Window", (p) => (p.window ? [bar(fullness(p.window)), count(p.window.n_records)] : NOTHING)],
     ["Age", (p) => (p.window ? duration((status.now_ms - p.window.opened_at_ms) / 1000) : NOTHING)],
     ["Published", (p) => count(p.published), "wide"],
     ["Owner", (p) => count(p.owner_epoch), "wide"],
@@ -201,7 +202,7 @@ function showSources(status) {
     ["Source", (row) => row.name, "text name"],
     ["Documents", (row) => count(row.documents)],
     ["Selected", (row) => count(row.selected)],
-    ["Accepted", (row) => [meter(most > 0 ? row.selected / row.documents / most : 0), percent(row.selected / row.documents)]],
+    ["Accepted", (row) => [bar(most > 0 ? row.selected / row.documents / most : 0), percent(row.selected / row.documents)]],
     ["Of selection", (row) => percent(total > 0 ? row.selected / total : null), "wide"],
   ];
   if (Object.keys(wanted).length > 0) columns.push(["Wanted", (row) => percent(row.wanted)]);
@@ -254,7 +255,7 @@ function showPublished(status) {
   ], status.shards, "This worker has published none since it started.");
   fill("messages", [
     ["Time", (line) => clock(line.at_ms), "text when"],
-    ["", (line) => make("span", line.level, line.level === "error" ? "bad" : "warn"), "text"],
+    ["Level", (line) => make("span", line.level, line.level === "error" ? "bad" : "warn"), "text when"],
     ["Message", (line) => (line.times > 1 ? `${line.text} (${count(line.times)} times)` : line.text), "text"],
   ], status.messages, "None since the daemon started.");
 }
