@@ -120,6 +120,9 @@ fn what_reveals_or_changes_something_takes_the_token() {
         let authorization = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
         let status = http(&daemon.http, "GET /status", &authorization, b"").unwrap().0;
         let weights = http(&daemon.http, "POST /v1/weights", &format!("{JSON}{authorization}"), body).unwrap().0;
+        assert_eq!(http(&daemon.http, "GET /status/history", &authorization, b"").unwrap().0, status);
+        // The page holds nothing; what it asks for does.
+        assert_eq!((daemon.get("/").0, daemon.get("/page/page.js").0), (200, 200));
         assert_eq!((daemon.get("/metrics").0, daemon.get("/healthz").0), (200, 200));
         (status, weights)
     };

@@ -14,7 +14,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogConfig;
-use crate::telemetry::{Traces, current_ids};
+use crate::telemetry::{LOGBOOK, Traces, current_ids};
 
 /// What events of this program carry beside their message, which says it as well. For machines: in JSON only.
 const STRUCTURED: [&str; 9] =
@@ -29,6 +29,7 @@ pub(super) fn init(log: LogConfig, traces: Option<&Traces>) {
         .with_default(level)
         .with_target("object_store", of_library(LevelFilter::WARN))
         .with_target("sqlx", of_library(LevelFilter::ERROR));
+    let logbook = (&LOGBOOK).with_filter(levels.clone()).with_filter(events());
     let is_terminal = std::io::stderr().is_terminal();
     let written = layer().with_writer(std::io::stderr);
     let written = if log.json {
@@ -50,7 +51,7 @@ pub(super) fn init(log: LogConfig, traces: Option<&Traces>) {
         let layer = layer.with_location(false).with_threads(false).with_target(false).with_tracked_inactivity(false);
         layer.with_context_activation(false).with_filter(ours())
     });
-    tracing_subscriber::registry().with(spans).with(written).init();
+    tracing_subscriber::registry().with(spans).with(written).with(logbook).init();
 }
 
 /// Spans are for the collector: without one nobody makes them.

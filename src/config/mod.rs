@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use crate::feedback::FeedbackSettings;
 use crate::record::{Decoder, LossDecoder};
 use crate::score::{AssemblySettings, LossWeightSettings};
@@ -312,6 +314,14 @@ impl Config {
                 .map_err(|e| ConfigErrors(vec![format!("`{}` cannot be read: {e}", path.display())]))?,
         };
         Self::from_toml(&text, environment)
+    }
+
+    /// Of everything but secrets and what tells the workers of a pipeline apart: workers that differ in it are configured
+    /// differently. Comparable between processes of the same version.
+    pub fn digest(&self) -> String {
+        let mut common = self.clone();
+        common.kafka.instance_id = None;
+        crate::hex(&Sha256::digest(format!("{common:?}"))[..8])
     }
 
     /// The same from the text of a file.

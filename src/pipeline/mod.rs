@@ -237,12 +237,21 @@ impl Daemon {
         let weigh = LossWeight::new(config.loss_weight.settings).expect("the configuration was checked");
         let endpoint = Arc::new(WeightsEndpoint::new(&config, weigh, telemetry.clone()));
         let http = HttpServer::start(&config.http, telemetry.clone(), endpoint).await?;
-        tracing::info!("http: /metrics, /healthz, /readyz, /status and /v1/weights on http://{}", http.address);
+        tracing::info!(
+            "http: the page, /metrics, /healthz, /readyz, /status and /v1/weights on http://{}",
+            http.address
+        );
         telemetry.metrics.memory_budget_bytes.set(config.memory_budget_bytes as i64);
-        telemetry.status().model = model.id.to_string();
         let limits =
             Limits::of_budget(config.memory_budget_bytes, config.shard.row_group_bytes, config.feedback.is_some());
         let owner = instance_name(&config);
+        {
+            let mut status = telemetry.status();
+            (status.model, status.owner) = (model.id.to_string(), owner.clone());
+            status.config_digest = config.digest();
+            status.window_limits = Some(config.window.into());
+            status.shares = config.selector.quotas.sources.clone();
+        }
         let catalog = Arc::new(catalog);
         let collapse = SharedCollapseWatches::default();
         let shared = Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse, filter };

@@ -351,11 +351,9 @@ impl Publisher {
                     partition.published = interval.to;
                 }
             }
-            if manifest.path.is_some() {
-                status.last_shard.clone_from(&manifest.path);
-            }
             status.last_error = None;
         }
+        telemetry.show_shard(manifest);
         telemetry.update_lag();
         match catalog.totals(&config.pipeline).await {
             Ok(Some(totals)) => telemetry.set_totals(totals),

@@ -8,8 +8,8 @@ use super::Shared;
 use super::collapse::{Change, RECOVERED_AFTER};
 use crate::config::Against;
 use crate::score::{DriftMeter, Model, NgramCounts, TargetDistribution};
-use crate::select::{Diagnostics, SourceCounts};
-use crate::telemetry::{Lack, TargetStatus};
+use crate::select::{Diagnostics, SourceCounts, WeightHistogram};
+use crate::telemetry::{Lack, TargetStatus, WeightsStatus};
 use crate::window::{ClosedWindow, WindowSummary};
 
 /// Sources that `/status` and manifests name; all others are summed up.
@@ -77,10 +77,14 @@ impl Quality {
         show_diagnostics(&draws, summary, shared);
         self.observe_targets(closed, shared);
         let warning = watch_collapses(&draws, summary, shared);
+        let weights = weights(closed, shared.config.selector.temperature);
         let mut status = shared.telemetry.status();
         status.warning = warning;
         status.sources = self.sources.top(TOP_SOURCES);
         status.last_window = Some(summary.clone());
+        if !weights.is_empty() {
+            status.weights = weights;
+        }
         self.is_behind = true;
     }
 
@@ -138,6 +142,19 @@ impl Quality {
         };
         worst.into_iter().map(lack).collect()
     }
+}
+
+/// Where the weights of a window lie, for each target.
+fn weights(closed: &ClosedWindow, temperature: f64) -> Vec<WeightsStatus> {
+    let summary = &closed.summary;
+    let of_target = |(i, histogram): (usize, &Option<WeightHistogram>)| {
+        let target = summary.targets.get(i).map(|of| of.target.clone());
+        let rest = summary.turns.iter().find(|turn| turn.source.is_none() && turn.target == target);
+        let key = summary.threshold.or_else(|| rest.and_then(|turn| turn.threshold));
+        let threshold = key.map(|key| key * temperature);
+        Some(WeightsStatus { target, histogram: histogram.clone()?, threshold })
+    };
+    closed.weights.iter().enumerate().filter_map(of_target).collect()
 }
 
 /// The diagnostics of a window, for each target.

@@ -476,7 +476,7 @@ mod tests {
                 w.dead_letters.iter().filter(is_failure).count() as u64
             };
             let n_failed = failed(&expected[0]) + failed(&expected[1]);
-            let is_one = |i: &usize| i % 23 == 0 && i % 3 != 1;
+            let is_one = |i: &usize| i.is_multiple_of(23) && i % 3 != 1;
             assert_eq!(n_failed, (1..400).filter(is_one).count() as u64);
             for (window, all) in expected.iter().zip(&all) {
                 assert_eq!(window.summary.n_records, all.summary.n_records);

@@ -178,7 +178,13 @@ impl Worker {
             window: self.open_window(&at, next_offset),
             idle_since: None,
         };
-        let status = PartitionStatus { consumed: next_offset, published: next_offset, end_offset: None };
+        let status = PartitionStatus {
+            owner_epoch,
+            consumed: next_offset,
+            published: next_offset,
+            end_offset: None,
+            window: None,
+        };
         self.shared.telemetry.status().partitions.insert(at.clone(), status);
         self.partitions.insert(at, partition);
         self.show_partitions();
@@ -286,11 +292,8 @@ impl Worker {
     }
 
     fn show_consumed(&self) {
-        let mut status = self.shared.telemetry.status();
         for (at, partition) in &self.partitions {
-            if let Some(shown) = status.partitions.get_mut(at) {
-                shown.consumed = partition.window.next_offset();
-            }
+            self.shared.telemetry.show_window(at, &partition.window);
         }
     }
 
@@ -370,6 +373,7 @@ impl Worker {
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
         let (owner_epoch, noise) = (partition.owner_epoch, partition.noise.clone());
         let window = std::mem::replace(&mut partition.window, next);
+        self.shared.telemetry.show_window(at, &partition.window);
         let held_bytes = window.held_bytes();
         let closed = window.close(reason, &self.shared.config.selector, &noise, &self.shared.model.target);
         let held_bytes = held_bytes + closed.selected_counts_bytes();

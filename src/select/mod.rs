@@ -11,6 +11,7 @@ mod coverage;
 mod diagnostics;
 mod filter;
 mod fraction;
+mod histogram;
 mod noise;
 mod quotas;
 mod reservoir;
@@ -37,6 +38,7 @@ pub use diagnostics::{
 };
 pub use filter::{FieldType, FilterSettings};
 pub use fraction::Fraction;
+pub use histogram::WeightHistogram;
 pub use noise::Noise;
 pub use quotas::{Division, Quotas, pool_shares_of};
 pub use reservoir::{Chosen, Reservoir, Selection};

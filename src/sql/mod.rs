@@ -58,7 +58,7 @@ impl From<DataFusionError> for SqlError {
         let said = match root {
             E::SQL(error, _) => match &**error {
                 ParserError::ParserError(said) | ParserError::TokenizerError(said) => one_line(said),
-                other => one_line(&other.to_string()),
+                ParserError::RecursionLimitExceeded => "it is nested too deeply".to_owned(),
             },
             other => one_line(&other.strip_backtrace()),
         };

@@ -1,8 +1,12 @@
-//! What the daemon shows of itself: metrics, health and status, on one HTTP port; and what it answers there: weights.
+//! What the daemon shows of itself: metrics, health, status and a page for people, on one HTTP port; and what it answers there: weights.
 
 mod access;
 mod feedback_metrics;
+mod flow;
+mod logbook;
 mod metrics;
+mod page;
+mod page_status;
 mod process;
 mod server;
 mod status;
@@ -11,7 +15,10 @@ mod traces;
 mod weights;
 
 pub use feedback_metrics::FeedbackMetrics;
+pub use flow::{Flow, History};
+pub use logbook::{LOGBOOK, LogLine, Logbook};
 pub use metrics::{BAD, LateGauge, Metrics, STALE, Step};
+pub use page_status::{OpenWindowStatus, ShardStatus, WeightsStatus, WindowLimits};
 pub use server::{HttpServer, TelemetryError};
 pub use status::{BatchStatus, FeedbackStatus, Lack, PartitionStatus, Readiness, Status, TargetStatus, Telemetry};
 pub use target_metrics::TargetMetrics;

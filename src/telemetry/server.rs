@@ -1,7 +1,7 @@
-//! One HTTP port: `/metrics`, `/healthz`, `/readyz`, `/status`, `POST /v1/weights`.
+//! One HTTP port: the page, `/metrics`, `/healthz`, `/readyz`, `/status`, `/status/history`, `POST /v1/weights`.
 //!
-//! What Prometheus and Kubernetes ask for is open to everybody who reaches the port. `/status` names sources, shards and n-grams
-//! of documents, and `/v1/weights` remembers steps: those go by [`Access`].
+//! What Prometheus and Kubernetes ask for is open to everybody who reaches the port, and so are the files of the page, which hold
+//! nothing. `/status` names sources, shards and n-grams of documents, and `/v1/weights` remembers steps: those go by [`Access`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,9 @@ use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
 use super::access::Access;
-use super::{Telemetry, WeightsEndpoint};
+use super::flow::SAMPLE_EVERY;
+use super::logbook::now_ms;
+use super::{LOGBOOK, Telemetry, WeightsEndpoint, page};
 use crate::config::HttpConfig;
 
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,7 @@ struct Served {
 pub struct HttpServer {
     pub address: SocketAddr,
     task: tokio::task::JoinHandle<()>,
+    sampler: tokio::task::JoinHandle<()>,
 }
 
 impl HttpServer {
@@ -63,12 +66,14 @@ impl HttpServer {
                 tracing::debug!("http: answers may wait for acknowledgements: {e}");
             }
         });
+        let sampler = tokio::spawn(sample(telemetry.clone()));
         let router = Router::new()
-            .route("/", get(index))
+            .merge(page::routes())
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .route("/status", get(status))
+            .route("/status/history", get(history))
             .route("/v1/weights", post(post_weights))
             .with_state(Served { telemetry, weights, access });
         let task = tokio::spawn(async move {
@@ -76,18 +81,25 @@ impl HttpServer {
                 tracing::error!("http: the server ended: {e}");
             }
         });
-        Ok(HttpServer { address, task })
+        Ok(HttpServer { address, task, sampler })
     }
 }
 
 impl Drop for HttpServer {
     fn drop(&mut self) {
         self.task.abort();
+        self.sampler.abort();
     }
 }
 
-async fn index() -> &'static str {
-    "winnowd\n\n/metrics  for Prometheus\n/healthz  is the poll loop alive?\n/readyz   is the worker working?\n/status   state as JSON\n/v1/weights  (POST) weights for the samples of a training step\n"
+/// Remembers the flow, for pages that will be opened.
+async fn sample(telemetry: Arc<Telemetry>) {
+    let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        telemetry.history.push(telemetry.flow());
+    }
 }
 
 async fn metrics(State(Served { telemetry, .. }): State<Served>) -> Response {
@@ -115,10 +127,41 @@ async fn status(State(Served { telemetry, access, .. }): State<Served>, headers:
         return refusal;
     }
     let status = telemetry.status().clone();
+    let missing = status.readiness.missing();
     let mut body = serde_json::to_value(status).expect("a status has string keys");
-    body["version"] = env!("CARGO_PKG_VERSION").into();
-    body["uptime_seconds"] = telemetry.uptime().as_secs().into();
-    ([(header::CONTENT_TYPE, "application/json")], format!("{body:#}\n")).into_response()
+    let (uptime, now_ms) = (telemetry.uptime(), now_ms());
+    let more = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_seconds": uptime.as_secs(),
+        "now_ms": now_ms,
+        "started_at_ms": telemetry.started_at_ms(),
+        "missing": missing,
+        "poll_problem": telemetry.poll_problem(),
+        "stalled": telemetry.stalled_steps(),
+        "flow": telemetry.flow(),
+        "messages": LOGBOOK.lines(),
+    });
+    let (Some(body), serde_json::Value::Object(more)) = (body.as_object_mut(), more) else {
+        unreachable!("both are objects");
+    };
+    body.extend(more);
+    private_json(&serde_json::Value::Object(std::mem::take(body)))
+}
+
+async fn history(State(Served { telemetry, access, .. }): State<Served>, headers: HeaderMap) -> Response {
+    match access.check(&headers) {
+        Ok(()) => private_json(&serde_json::json!({
+            "started_at_ms": telemetry.started_at_ms(),
+            "samples": telemetry.history.samples(),
+        })),
+        Err(refusal) => refusal,
+    }
+}
+
+/// That nobody in between may keep.
+fn private_json(body: &serde_json::Value) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (headers, format!("{body:#}\n")).into_response()
 }
 
 async fn post_weights(

@@ -1,12 +1,13 @@
 //! The state that health and status pages show, filled by the pipeline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Metrics, Step};
+use super::logbook::now_ms;
+use super::{History, Metrics, OpenWindowStatus, ShardStatus, Step, WeightsStatus, WindowLimits};
 use crate::catalog::{Gap, Totals};
 use crate::feedback::FeedbackSummary;
 use crate::record::TopicPartition;
@@ -22,8 +23,11 @@ const MAX_GAPS: usize = 20;
 pub struct Telemetry {
     pub metrics: Metrics,
     pub heartbeat: PollHeartbeat,
+    /// What flowed lately, for the page.
+    pub history: History,
     status: Mutex<Status>,
     started: Instant,
+    started_at_ms: u64,
     /// A poll loop silent for longer is dead.
     max_poll_silence: Duration,
 }
@@ -33,6 +37,10 @@ pub struct Telemetry {
 pub struct Status {
     pub pipeline: String,
     pub model: String,
+    /// Who this worker is where it claims partitions.
+    pub owner: String,
+    /// Of the configuration without secrets and without what tells workers apart: the same for all workers of a pipeline.
+    pub config_digest: String,
     /// Version of the raw distribution in force; `null` where it is pinned.
     pub raw_version: Option<i64>,
     /// Version of the counts of what was selected that documents are weighed against; `null` where they are not.
@@ -47,10 +55,17 @@ pub struct Status {
     pub gaps: Vec<Gap>,
     /// Path of the newest shard.
     pub last_shard: Option<String>,
+    /// The last shards that this worker has published, newest first.
+    pub shards: VecDeque<ShardStatus>,
+    pub window_limits: Option<WindowLimits>,
     /// What a person should change: draws that have collapsed, until they recover.
     pub warning: Option<String>,
     /// The window closed last, with its diagnostics.
     pub last_window: Option<WindowSummary>,
+    /// Of the last window with candidates, by target.
+    pub weights: Vec<WeightsStatus>,
+    /// Shares of sources that the configuration wants.
+    pub shares: BTreeMap<String, f64>,
     /// Documents and selected ones by source, of the windows closed since the last beginning at the checkpoints.
     pub sources: AcceptanceBySource,
     /// What the selection lacks most: the largest parts of KL(target ‖ selected), of the same windows.
@@ -150,11 +165,15 @@ impl Readiness {
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct PartitionStatus {
+    /// Counts the owners; the catalog takes nothing from an earlier one.
+    pub owner_epoch: i64,
     /// Next offset to be read into a window.
     pub consumed: i64,
     /// Next offset after everything published.
     pub published: i64,
     pub end_offset: Option<i64>,
+    /// `null` while it has no records.
+    pub window: Option<OpenWindowStatus>,
 }
 
 fn partitions_as_list<S: serde::Serializer>(
@@ -177,8 +196,10 @@ impl Telemetry {
         Telemetry {
             metrics: Metrics::default(),
             heartbeat: PollHeartbeat::default(),
+            history: History::default(),
             status: Mutex::new(status),
             started: Instant::now(),
+            started_at_ms: now_ms(),
             max_poll_silence,
         }
     }
@@ -195,6 +216,11 @@ impl Telemetry {
 
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Milliseconds since 1970: tells one process from the one after it.
+    pub fn started_at_ms(&self) -> u64 {
+        self.started_at_ms
     }
 
     /// What is wrong with the poll loop, if anything. Never depends on an outside system.

@@ -9,7 +9,7 @@ use crate::checkpoint::Interval;
 use crate::features::Scratch;
 use crate::record::{Document, TopicPartition};
 use crate::score::{ExpectedLossVersion, NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
-use crate::select::{Diagnostics, Noise, SelectorSettings, SourceCounts};
+use crate::select::{Diagnostics, Noise, SelectorSettings, SourceCounts, WeightHistogram};
 
 /// A document of the selection.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +41,8 @@ pub struct ClosedWindow {
     pub selected_counts: Vec<NgramCounts>,
     /// Documents and selected ones by source.
     pub sources: SourceCounts,
+    /// For each target, of the same candidates by its weights; `None` without candidates.
+    pub weights: Vec<Option<WeightHistogram>>,
 }
 
 /// What the catalog and the manifest say of a window. Every record is selected, rejected or a dead letter:
@@ -181,6 +183,7 @@ impl OpenWindow {
         let draws = log_weights.iter().zip(&numbers);
         let diagnostics: Vec<_> =
             draws.map(|(weights, numbers)| Diagnostics::of(selector, weights, &n_tokens, numbers)).collect();
+        let weights = log_weights.iter().zip(&numbers).map(|(of, numbers)| WeightHistogram::of(of, numbers)).collect();
         let raw_divergence = target.divergence_from(&raw);
         let reduction =
             |counts: &NgramCounts| (counts.total() > 0).then(|| raw_divergence - target.divergence_from(counts));
@@ -210,7 +213,7 @@ impl OpenWindow {
             turns,
             targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),
         };
-        ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources }
+        ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources, weights }
     }
 }
 

@@ -18,6 +18,14 @@ impl Extent {
         self.payload_bytes += payload_bytes;
     }
 
+    pub fn n_records(&self) -> u64 {
+        self.n_records
+    }
+
+    pub fn payload_bytes(&self) -> u64 {
+        self.payload_bytes
+    }
+
     /// Whether a record with this timestamp is too late, so that the window must be closed first.
     pub fn closes_before(&self, timestamp_ms: Option<i64>, policy: &WindowPolicy) -> bool {
         match (self.first_timestamp_ms, timestamp_ms) {

@@ -197,6 +197,11 @@ impl OpenWindow {
         }
     }
 
+    /// Its first offset.
+    pub fn from(&self) -> i64 {
+        self.from
+    }
+
     pub fn next_offset(&self) -> i64 {
         self.next_offset
     }

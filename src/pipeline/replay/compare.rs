@@ -181,7 +181,8 @@ mod tests {
         let counts = NgramCounts::zero(1);
         let (raw_counts, selected_counts, sources) = (counts.clone(), vec![counts], SourceCounts::default());
         let (selected, dead_letters) = (vec![selected], vec![]);
-        (ClosedWindow { summary, selected, dead_letters, raw_counts, selected_counts, sources }, row)
+        let weights = vec![];
+        (ClosedWindow { summary, selected, dead_letters, raw_counts, selected_counts, sources, weights }, row)
     }
 
     #[test]

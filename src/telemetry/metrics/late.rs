@@ -1,5 +1,6 @@
 //! Numbers that nobody knows at first.
 
+use prometheus::core::Collector;
 use prometheus::{GaugeVec, Opts, Registry};
 
 use super::register;
@@ -11,6 +12,12 @@ pub struct LateGauge(GaugeVec);
 impl LateGauge {
     pub(in crate::telemetry) fn new(registry: &Registry, name: &str, help: &str) -> Self {
         LateGauge(register(registry, GaugeVec::new(Opts::new(format!("winnowd_{name}"), help), &[])))
+    }
+
+    /// `None`: there is no number yet.
+    pub fn get(&self) -> Option<f64> {
+        let family = self.0.collect().into_iter().next()?;
+        family.get_metric().first().map(|metric| metric.get_gauge().get_value())
     }
 
     pub fn set(&self, number: f64) {
