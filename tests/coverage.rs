@@ -245,7 +245,6 @@ fn documents_without_a_number_are_counted_and_more_than_there_is_is_said() {
         ("--selector coverage --importance loss --clip 0.5", "--clip 0.5"),
         ("--selector coverage --importance loss --cutoff 1", "--cutoff 1"),
         ("--selector coverage --importance loss --centres 5", "--centres: only with --selector sensitivity"),
-        ("--selector coverage --importance loss --against selected", "--against selected: only with"),
         ("--selector coverage --importance loss --within uniform --temperature auto", "has no weights"),
         ("--strata 7", "--strata: only with --selector coverage"),
         ("--selector sensitivity --floor 0", "--floor 0"),

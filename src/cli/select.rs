@@ -107,7 +107,10 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
 
     let weights = Weights::new(model);
     let (scores, draw) = match (featurised, &plan.correction) {
-        (Some(featurised), Some(correction)) => corrected::draw(featurised, model, &plan, correction, &files)?,
+        (Some(featurised), Some(correction)) => {
+            let coverage = plan.method.coverage();
+            corrected::draw(featurised, model, &plan, correction, coverage, &files)?
+        }
         (featurised, _) => {
             let scores = match featurised {
                 Some(featurised) => featurised.score(&files, &weights)?,

@@ -2,13 +2,22 @@
 //!
 //! One pass over the n-grams that the first pass has kept. The same selection on one core or many: weights of a window are
 //! sums that no thread shares, and what is added to the counts are whole numbers.
+//!
+//! With `--selector coverage` what a document *is* stays what it is: cut-off, shares of sources, strata and their budgets are
+//! those of the whole input, by fields or by weights against raw. Only who is taken of a stratum is decided window by window,
+//! against what was selected so far.
+
+mod drawing;
+mod windows;
 
 use std::collections::VecDeque;
 
 use anyhow::Context;
 
+use super::covered::{self, Strata};
 use super::draw::{self, Draw, Drawn};
 use super::featurise::Featurised;
+use super::methods::Coverage;
 use super::scores::Scores;
 use super::spool::{Place, Spool};
 use super::{SelectionPlan, Temperature};
@@ -18,7 +27,10 @@ use crate::cli::progress::Progress;
 use crate::features::BucketWidth;
 use crate::record::TopicPartition;
 use crate::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts, Probabilities, Target};
-use crate::select::{BudgetedSelection, Noise, Rounding, Schedule, SelectorSettings, Turn, budgets};
+use crate::select::{CoveragePlan, Covered, Noise, Rounding, Schedule, budgets};
+use drawing::{Cells, Drawing};
+
+pub use windows::{Windows, WindowsReport};
 
 /// Documents that a thread takes at once.
 const PIECE: usize = 256;
@@ -123,48 +135,105 @@ pub fn draw(
     model: &Model,
     plan: &SelectionPlan,
     correction: &Correction,
+    coverage: Option<&Coverage>,
     files: &Files,
 ) -> anyhow::Result<(Scores, Draw)> {
     let Temperature::Fixed(temperature) = plan.temperature else {
         let problem = "--temperature auto: weights against what was selected change as it grows; give a number";
         return Err(UsageError(problem.to_owned()).into());
     };
+    let of_targets = ImportanceWeight::of_targets(model);
+    if let Some(coverage) = coverage {
+        covered::check(model, plan, coverage)?;
+        if coverage.looks_at_weight() {
+            let weights = against_raw(&featurised, plan, &of_targets, files)?;
+            featurised.scores.weights = weights;
+        }
+    }
     let (requested, settings) = draw::settings(&featurised.scores, model, plan, temperature)?;
-    let mut candidates = draw::candidates(&featurised.scores, plan);
+    let scores = &featurised.scores;
+    let all = draw::candidates(scores, plan);
+    let planned = match coverage {
+        None => None,
+        Some(coverage) => {
+            let without_number = covered::without_number(scores, plan, &all)?;
+            Some((covered::planned(scores, model, plan, coverage, &settings, (requested, &all)), without_number))
+        }
+    };
+    let mut candidates = all.clone();
+    if let Some((CoveragePlan { cut, .. }, _)) = &planned {
+        candidates.retain(|document| cut.binary_search(document).is_err());
+    }
+    let cells = match &planned {
+        None => Cells::of_pools(schedules(scores, &candidates, model, plan, requested)),
+        Some((planned, _)) => Cells::of_strata(planned, scores.len()),
+    };
     if correction.is_shuffled {
         shuffle(&mut candidates, plan.seed);
     }
     let raw = model.raw.counts.probabilities();
-    let scores = &featurised.scores;
     let prior_ngrams = correction.prior_ngrams.unwrap_or_else(|| prior_ngrams(scores, &candidates, model, requested));
-    let mut drawing = Drawing {
-        ngrams: Ngrams::of(&featurised),
+    let against = Against::of_targets(model, &raw, correction, prior_ngrams);
+    let ngrams = Ngrams::of(&featurised);
+    let mut drawing = Drawing::new(
+        ngrams,
         scores,
         model,
-        settings,
-        noise: draw::noise(plan.seed),
-        files,
-        rounds: correction.rounds,
-        against: Against::of_targets(model, &raw, correction, prior_ngrams),
-        schedules: schedules(scores, &candidates, model, plan, requested),
-        selection: BudgetedSelection::default(),
-        probabilities: Vec::new(),
-        competed: vec![f64::NAN; scores.len() * model.targets.len()],
-    };
+        (settings, draw::noise(plan.seed)),
+        correction.rounds,
+        against,
+        cells,
+        plan,
+    );
+    drawing.others(&others(scores, plan, &candidates), &of_targets, files)?;
     let progress = Progress::new("select", candidates.len() as u64);
     for window in candidates.chunks(correction.window) {
-        drawing.window(window)?;
+        drawing.window(window, files)?;
         progress.add(window.len() as u64, window.len() as u64);
     }
     progress.finish();
     candidates.sort_unstable();
-    let (competed, mut draw) = drawing.finish(requested, &candidates);
-    featurised.scores.weights = competed;
+    let (competed, mut draw) = drawing.finish(requested, all.len() as u64);
+    let against_raw = std::mem::replace(&mut featurised.scores.weights, competed);
     featurised.scores.n_targets = model.targets.len();
     let scores = featurised.scores;
     draw.correction = Some(Correction { prior_ngrams: Some(prior_ngrams), ..*correction });
     draw.diagnostics = draw::diagnostics(&scores, model, &draw.settings, &candidates, &draw.selection);
+    if let (Some((planned, without_number)), Some(coverage)) = (planned, coverage) {
+        let CoveragePlan { cut, cut_at, pools, shortfall, .. } = planned;
+        draw.drawn = Drawn::Strata(Strata {
+            covered: Covered { cut, cut_at, pools, shortfall, ..Covered::default() },
+            coverage: coverage.clone(),
+            without_number,
+            against_raw: if coverage.looks_at_weight() { Some(against_raw) } else { None },
+        });
+    }
     Ok((scores, draw))
+}
+
+/// The weights of all documents that are long enough against the raw distribution, for a model's only target.
+fn against_raw(
+    featurised: &Featurised,
+    plan: &SelectionPlan,
+    of_targets: &[ImportanceWeight],
+    files: &Files,
+) -> anyhow::Result<Vec<f64>> {
+    let scores = &featurised.scores;
+    let documents: Vec<u32> =
+        (0..scores.len() as u32).filter(|&document| scores.is_long_enough(document, plan.min_tokens)).collect();
+    let weighed = weigh(&Ngrams::of(featurised), &documents, of_targets, files)?;
+    let mut weights = scores.weights.clone();
+    documents.iter().zip(weighed).for_each(|(document, weight)| weights[*document as usize] = weight);
+    Ok(weights)
+}
+
+/// Documents that are long enough and in no window: they were cut off, or lack a number.
+fn others(scores: &Scores, plan: &SelectionPlan, in_windows: &[u32]) -> Vec<u32> {
+    let mut is_in_window = vec![false; scores.len()];
+    in_windows.iter().for_each(|document| is_in_window[*document as usize] = true);
+    let is_other =
+        |&document: &u32| scores.is_long_enough(document, plan.min_tokens) && !is_in_window[document as usize];
+    (0..scores.len() as u32).filter(is_other).collect()
 }
 
 /// [`PRIOR_SHARE`] of the n-grams of as many documents as are to be selected.
@@ -197,134 +266,6 @@ fn schedules(
     let nearest = Rounding::Nearest;
     let budgets = budgets(requested, &draw::pool_shares(plan), &shares, &sizes, nearest, |_| nearest);
     sizes.iter().zip(budgets).map(|(size, of_targets)| Schedule::new(*size, of_targets)).collect()
-}
-
-/// A selection that grows window by window.
-struct Drawing<'a> {
-    ngrams: Ngrams<'a>,
-    scores: &'a Scores,
-    model: &'a Model,
-    settings: SelectorSettings,
-    noise: Noise,
-    files: &'a Files,
-    rounds: u32,
-    /// One for each target.
-    against: Vec<Against<'a>>,
-    /// One for each pool.
-    schedules: Vec<Schedule>,
-    selection: BudgetedSelection,
-    /// Of the documents that were selected, in the order of the selection.
-    probabilities: Vec<f64>,
-    /// Of every document the weights by which it was last looked at, one for each target.
-    competed: Vec<f64>,
-}
-
-/// The documents of a window, sorted, and what each of its rounds says of them.
-struct Window {
-    documents: Vec<u32>,
-    /// Of each round: the weights of all documents for all targets.
-    rounds: Vec<Vec<f64>>,
-    /// Of each turn: its round.
-    round_of_turn: Vec<usize>,
-}
-
-impl Window {
-    fn number(&self, document: u32) -> usize {
-        self.documents.partition_point(|&d| d < document)
-    }
-}
-
-impl Drawing<'_> {
-    fn window(&mut self, documents: &[u32]) -> anyhow::Result<()> {
-        let mut pools = vec![Vec::new(); self.schedules.len()];
-        documents.iter().for_each(|&document| pools[self.scores.pool(document)].push(document));
-        let sizes: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
-        let mut documents = documents.to_vec();
-        documents.sort_unstable();
-        let mut window = Window { documents, rounds: Vec::new(), round_of_turn: Vec::new() };
-        let first_pick = self.selection.picks.len();
-        for round in 1..=self.rounds {
-            self.round(&mut window, &mut pools, &sizes, round)?;
-        }
-        self.probabilities(&window, first_pick);
-        Ok(())
-    }
-
-    /// Weighs the window against what is seen of the selection, and selects what is due.
-    fn round(&mut self, window: &mut Window, pools: &mut [Vec<u32>], sizes: &[u64], round: u32) -> anyhow::Result<()> {
-        let n_targets = self.against.len();
-        let weights: Vec<ImportanceWeight> = self.against.iter().map(Against::weight).collect();
-        let weighed = weigh(&self.ngrams, &window.documents, &weights, self.files)?;
-        let first_pick = self.selection.picks.len();
-        for (pool, documents) in pools.iter_mut().enumerate() {
-            let counts = self.schedules[pool].take(sizes[pool], round, self.rounds);
-            for (target, count) in counts.into_iter().enumerate() {
-                let key = |document: u32| {
-                    let weight = weighed[window.number(document) * n_targets + target];
-                    let total = draw::total_weight(self.scores, self.model, &self.settings, document, weight);
-                    self.settings.key(&self.noise, i64::from(document), total)
-                };
-                self.selection.take_turn(pool, target, documents, count, key);
-                window.round_of_turn.push(window.rounds.len());
-            }
-        }
-        let picks = &self.selection.picks[first_pick..];
-        for (target, against) in self.against.iter_mut().enumerate() {
-            let mut counts = NgramCounts::zero(self.model.featuriser.buckets as usize);
-            let mut packed = Vec::new();
-            for pick in picks.iter().filter(|pick| pick.target == target) {
-                self.ngrams.read(pick.document, &mut packed)?;
-                self.ngrams.width.for_each_chunk(&packed, |buckets| counts.add_buckets(buckets));
-            }
-            against.add(counts);
-        }
-        let left = pools.iter().flatten().copied();
-        for document in left.chain(picks.iter().map(|pick| pick.document)) {
-            let (here, there) = (window.number(document) * n_targets, document as usize * n_targets);
-            self.competed[there..there + n_targets].copy_from_slice(&weighed[here..here + n_targets]);
-        }
-        window.rounds.push(weighed);
-        Ok(())
-    }
-
-    /// Chances of the picks of a window. All turns look at the same noise: a document is selected exactly if it beats the most
-    /// favourable of them.
-    fn probabilities(&mut self, window: &Window, first_pick: usize) {
-        let n_targets = self.against.len();
-        for pick in &self.selection.picks[first_pick..] {
-            let of_turn = |(turn, round): (&Turn, &usize)| {
-                let weight = window.rounds[*round][window.number(pick.document) * n_targets + turn.target];
-                let total = draw::total_weight(self.scores, self.model, &self.settings, pick.document, weight);
-                self.settings.inclusion_probability(total, turn.threshold)
-            };
-            let pool = self.scores.pool(pick.document);
-            let turns = self.selection.turns.iter().zip(&window.round_of_turn);
-            let of_pool = turns.filter(|(turn, _)| turn.pool == pool && turn.count > 0);
-            self.probabilities.push(of_pool.map(of_turn).fold(0.0, f64::max));
-        }
-        self.selection.turns.clear();
-    }
-
-    /// The weights by which documents competed, and the draw, of which the diagnostics wait for them.
-    fn finish(self, requested: u64, candidates: &[u32]) -> (Vec<f64>, Draw) {
-        let Drawing { mut selection, probabilities, .. } = self;
-        let mut chosen: Vec<_> = selection.picks.into_iter().zip(probabilities).collect();
-        chosen.sort_unstable_by_key(|(pick, _)| pick.document);
-        let probabilities;
-        (selection.picks, probabilities) = chosen.into_iter().unzip();
-        let draw = Draw {
-            settings: self.settings,
-            noise: self.noise,
-            requested,
-            candidates: candidates.len() as u64,
-            selection,
-            drawn: Drawn::Weights,
-            probabilities: Some(probabilities),
-            correction: None,
-            diagnostics: Vec::new(),
-        };
-        (self.competed, draw)
-    }
 }
 
 /// The weights of documents for all targets, one document after the other.

@@ -7,8 +7,8 @@ use super::{SelectionPlan, Temperature};
 use crate::cli::UsageError;
 use crate::score::Model;
 use crate::select::{
-    BudgetedSelection, CoverageRequest, Covered, DocumentScores, SelectorKind, SelectorSettings, Within,
-    select_coverage,
+    BudgetedSelection, CoveragePlan, CoverageRequest, Covered, DocumentScores, SelectorKind, SelectorSettings, Within,
+    plan_coverage, select_coverage,
 };
 
 /// A selection over strata; the picks are those of the draw.
@@ -17,25 +17,22 @@ pub struct Strata {
     pub coverage: Coverage,
     /// Documents that are long enough but lack a number.
     pub without_number: u64,
+    /// Where those of the scores are against what was selected, but cut-off or strata are by the weight: by the document.
+    pub against_raw: Option<Vec<f64>>,
 }
 
 pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan, coverage: &Coverage) -> anyhow::Result<Draw> {
     check(model, plan, coverage)?;
     let candidates = draw::candidates(scores, plan);
-    let long_enough = (0..scores.len() as u32).filter(|&d| scores.is_long_enough(d, plan.min_tokens)).count();
-    let without_number = (long_enough - candidates.len()) as u64;
-    if candidates.is_empty() && without_number > 0 {
-        let fields: Vec<_> = plan.needed_fields().map(|field| format!("`{}`", plan.fields[field])).collect();
-        return Err(UsageError(format!("no document has a number in field {}", fields.join(" and "))).into());
-    }
+    let without_number = without_number(scores, plan, &candidates)?;
     let (requested, mut settings) = draw::settings(scores, model, plan, 1.0)?;
     settings.temperature = draw::temperature(scores, model, plan, &settings, &candidates)?;
     let noise = draw::noise(plan.seed);
-    let target_shares: Vec<f64> = model.targets.iter().map(|target| target.proportion).collect();
+    let (pool_shares, target_shares) = shares(model, plan);
     let request = CoverageRequest {
         count: requested,
         settings: coverage.settings,
-        pool_shares: &draw::pool_shares(plan),
+        pool_shares: &pool_shares,
         target_shares: &target_shares,
     };
     let by = &settings;
@@ -63,14 +60,52 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan, coverage: &Cov
         requested,
         candidates: candidates.len() as u64,
         selection,
-        drawn: Drawn::Strata(Strata { covered, coverage: coverage.clone(), without_number }),
+        drawn: Drawn::Strata(Strata { covered, coverage: coverage.clone(), without_number, against_raw: None }),
         probabilities: None,
         correction: None,
+        windows: None,
         diagnostics,
     })
 }
 
-fn check(model: &Model, plan: &SelectionPlan, coverage: &Coverage) -> Result<(), UsageError> {
+/// Of the pools, and of the targets.
+fn shares(model: &Model, plan: &SelectionPlan) -> (Vec<f64>, Vec<f64>) {
+    (draw::pool_shares(plan), model.targets.iter().map(|target| target.proportion).collect())
+}
+
+/// How many documents are long enough but lack a number.
+pub fn without_number(scores: &Scores, plan: &SelectionPlan, candidates: &[u32]) -> Result<u64, UsageError> {
+    let long_enough = (0..scores.len() as u32).filter(|&d| scores.is_long_enough(d, plan.min_tokens)).count();
+    let without_number = (long_enough - candidates.len()) as u64;
+    if candidates.is_empty() && without_number > 0 {
+        let fields: Vec<_> = plan.needed_fields().map(|field| format!("`{}`", plan.fields[field])).collect();
+        return Err(UsageError(format!("no document has a number in field {}", fields.join(" and "))));
+    }
+    Ok(without_number)
+}
+
+/// What is to be selected of every stratum, for so many and from these candidates. The weights of the scores are against raw.
+pub fn planned(
+    scores: &Scores,
+    model: &Model,
+    plan: &SelectionPlan,
+    coverage: &Coverage,
+    settings: &SelectorSettings,
+    (requested, candidates): (u64, &[u32]),
+) -> CoveragePlan {
+    let (pool_shares, target_shares) = shares(model, plan);
+    let request = CoverageRequest {
+        count: requested,
+        settings: coverage.settings,
+        pool_shares: &pool_shares,
+        target_shares: &target_shares,
+    };
+    let value = |criterion| move |document| value(scores, model, settings, criterion, document);
+    let pools = draw::pools(scores, plan, candidates);
+    plan_coverage(&request, pools, &value(coverage.cutoff), &value(coverage.importance))
+}
+
+pub fn check(model: &Model, plan: &SelectionPlan, coverage: &Coverage) -> Result<(), UsageError> {
     let wrong = |problem: &str| Err(UsageError(problem.to_owned()));
     let is_uniform = coverage.settings.within == Within::Uniform;
     if model.targets.len() == 1 {
@@ -103,11 +138,20 @@ impl Strata {
     }
 
     pub fn importance(&self, draw: &Draw, scores: &Scores, model: &Model, document: u32) -> f64 {
-        value(scores, model, &draw.settings, self.coverage.importance, document)
+        self.value(draw, scores, model, self.coverage.importance, document)
     }
 
     pub fn cutoff_score(&self, draw: &Draw, scores: &Scores, model: &Model, document: u32) -> Option<f64> {
-        self.coverage.settings.cutoff.map(|_| value(scores, model, &draw.settings, self.coverage.cutoff, document))
+        self.coverage.settings.cutoff.map(|_| self.value(draw, scores, model, self.coverage.cutoff, document))
+    }
+
+    fn value(&self, draw: &Draw, scores: &Scores, model: &Model, criterion: Criterion, document: u32) -> f64 {
+        match (criterion, &self.against_raw) {
+            (Criterion::Weight, Some(weights)) => {
+                total_weight(scores, model, &draw.settings, document, weights[document as usize])
+            }
+            _ => value(scores, model, &draw.settings, criterion, document),
+        }
     }
 
     /// The number of a document's stratum among all.

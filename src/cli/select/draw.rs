@@ -1,6 +1,6 @@
 //! Between the passes: temperature, budgets, and which documents are selected.
 
-use super::corrected::Correction;
+use super::corrected::{Correction, Windows};
 use super::covered::Strata;
 use super::scores::Scores;
 use super::sensitive::Sensitivities;
@@ -29,6 +29,8 @@ pub struct Draw {
     pub probabilities: Option<Vec<f64>>,
     /// How weights were corrected, with what was left open decided.
     pub correction: Option<Correction>,
+    /// The windows, if it was corrected after each.
+    pub windows: Option<Windows>,
     /// One for each target: of all candidates, and of what that target chose.
     pub diagnostics: Vec<Diagnostics>,
 }
@@ -67,6 +69,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
         drawn: Drawn::Weights,
         probabilities: None,
         correction: None,
+        windows: None,
         diagnostics,
     })
 }

@@ -34,6 +34,8 @@ pub struct Explanation {
     cutoff_score: Option<f64>,
     importance: Option<f64>,
     stratum: Option<ExplainedStratum>,
+    /// With `--against selected`.
+    window: Option<ExplainedWindow>,
     /// With `--selector sensitivity`: mixed with the mean of all.
     sensitivity: Option<f64>,
     centre: Option<u32>,
@@ -50,6 +52,18 @@ struct ExplainedStratum {
     number: usize,
     from: f64,
     to: f64,
+    documents: u64,
+    budget: u64,
+}
+
+/// Where a document competed against what was selected before: in the round that selected it, or in the last one.
+#[derive(Debug, Serialize)]
+struct ExplainedWindow {
+    /// From 0.
+    number: u32,
+    /// From 1.
+    round: u32,
+    /// Documents of its pool, or of its stratum, in the window that were left to choose from, and as many as were chosen.
     documents: u64,
     budget: u64,
 }
@@ -125,15 +139,10 @@ impl Looking<'_> {
         if self.is_cut(document, &mut of) {
             return of;
         }
-        if draw.correction.is_some() {
-            // Weights, keys and thresholds of its window are gone.
-            of.key = pick.map(|pick| pick.key);
-            of.why = format!("it was {}selected by its key in its window", if pick.is_some() { "" } else { "not " });
-        } else {
-            of.key = Some(pick.map_or_else(|| draw.key(scores, model, document, target), |pick| pick.key));
-            of.threshold = self.threshold(document, target);
-            of.why = in_words(&of);
-        }
+        // Against what was selected: by the weight with which it last competed.
+        of.key = Some(pick.map_or_else(|| draw.key(scores, model, document, target), |pick| pick.key));
+        (of.window, of.threshold) = self.competition(document, target);
+        of.why = in_words(&of);
         if draw.correction.is_none() || pick.is_some() {
             let probability = draw.inclusion_probability(scores, model, document);
             of.inclusion_probability = Some(probability);
@@ -181,15 +190,27 @@ impl Looking<'_> {
         Some(ExplainedStratum { number, from, to, documents: stratum.documents, budget: stratum.budget })
     }
 
-    fn threshold(&self, document: u32, target: usize) -> Option<f64> {
+    /// The window it competed in, if there are windows, and the threshold.
+    fn competition(&self, document: u32, target: usize) -> (Option<ExplainedWindow>, Option<f64>) {
         let Looking { model, scores, draw, .. } = *self;
         let pool = scores.pool(document);
-        let (turns, pool) = match &draw.drawn {
+        let (turns, cell) = match &draw.drawn {
             Drawn::Weights => (&draw.selection.turns, pool),
-            Drawn::Strata(s) => (&s.covered.selection.turns, s.cell(draw, scores, model, document)?),
+            Drawn::Strata(s) => match s.cell(draw, scores, model, document) {
+                Some(cell) => (&s.covered.selection.turns, cell),
+                None => return (None, None),
+            },
             Drawn::Sensitivities(s) => (&s.drawn.selection.turns, pool),
         };
-        turns.iter().find(|turn| turn.pool == pool && turn.target == target).and_then(|turn| turn.threshold)
+        let Some(windows) = &draw.windows else {
+            let turn = turns.iter().find(|turn| turn.pool == cell && turn.target == target);
+            return (None, turn.and_then(|turn| turn.threshold));
+        };
+        let pick = draw.selection.picks.binary_search_by_key(&document, |pick| pick.document);
+        let round = pick.ok().map(|pick| windows.rounds_of_picks[pick]);
+        let Some(turn) = windows.turn(document, cell, target, round) else { return (None, None) };
+        let (documents, budget) = (turn.documents, turn.turn.count);
+        (Some(ExplainedWindow { number: turn.window, round: turn.round, documents, budget }), turn.turn.threshold)
     }
 }
 
@@ -205,6 +226,9 @@ fn in_words(of: &Explanation) -> String {
             stratum.documents,
             stratum.budget
         );
+    }
+    if let Some(ExplainedWindow { number, documents, budget, .. }) = &of.window {
+        let _ = write!(text, "in window {number} {budget} of {documents} were to be selected; ");
     }
     let key = of.key.map(significant).unwrap_or_default();
     let _ = match of.threshold.map(significant) {

@@ -1,7 +1,7 @@
 //! What the documents' own losses add to their weights, and which selectors look at weights.
 
 use super::SelectionPlan;
-use super::methods::{Coverage, Criterion, Method};
+use super::methods::{Coverage, Method};
 use super::scores::Scores;
 use crate::cli::UsageError;
 use crate::cli::files::LossFieldArguments;
@@ -86,9 +86,7 @@ impl LossArguments {
 
 /// Whether weights decide about anything.
 fn looks_at_weights(coverage: &Coverage) -> bool {
-    coverage.settings.within == Within::Weighted
-        || coverage.importance == Criterion::Weight
-        || (coverage.settings.cutoff.is_some() && coverage.cutoff == Criterion::Weight)
+    coverage.settings.within == Within::Weighted || coverage.looks_at_weight()
 }
 
 impl WantedLoss {

@@ -12,6 +12,15 @@ pub enum Method {
     Sensitivity(Sensitivity),
 }
 
+impl Method {
+    pub fn coverage(&self) -> Option<&Coverage> {
+        match self {
+            Method::Coverage(coverage) => Some(coverage),
+            Method::Importance | Method::Sensitivity(_) => None,
+        }
+    }
+}
+
 /// A number of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Criterion {
@@ -27,6 +36,13 @@ pub struct Coverage {
     pub settings: CoverageSettings,
     pub importance: Criterion,
     pub cutoff: Criterion,
+}
+
+impl Coverage {
+    /// Whether cut-off or strata are by the weight.
+    pub fn looks_at_weight(&self) -> bool {
+        self.importance == Criterion::Weight || (self.settings.cutoff.is_some() && self.cutoff == Criterion::Weight)
+    }
 }
 
 /// Drawn by how much a loss depends on a document.

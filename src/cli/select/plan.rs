@@ -6,7 +6,7 @@ use super::methods::{CoverageArguments, Criterion, Method, SensitivityArguments}
 use crate::cli::UsageError;
 use crate::cli::files::LossFieldArguments;
 use crate::cli::fit::shares;
-use crate::select::{Fraction, SelectorKind};
+use crate::select::{Fraction, SelectorKind, Within};
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Selection")]
@@ -40,7 +40,8 @@ pub struct SelectionArguments {
     #[command(flatten)]
     loss: LossArguments,
     /// What documents are weighed against: the raw distribution, or what was selected so far, window by window, so that what is
-    /// covered stops paying. Best with --length-normalise and hardly any noise: --selector top_k, or --temperature 0.005
+    /// covered stops paying. Best with --length-normalise and hardly any noise: --selector top_k, or --temperature 0.005. With
+    /// --selector coverage it decides inside the strata; cut-off and strata by `weight` are by that against raw
     #[arg(long, value_enum, default_value_t = AgainstName::Raw)]
     against: AgainstName,
     /// With --against selected: its weight in a geometric mixture with the raw distribution
@@ -241,9 +242,15 @@ impl SelectionArguments {
             self.sensitivity.check_unused("--selector sensitivity")?;
         }
         let correction = self.correction()?;
-        if correction.is_some() && !matches!(method, Method::Importance) {
-            let problem = "--against selected: only with --selector importance_resampling or top_k";
-            return Err(UsageError(problem.to_owned()));
+        let problem = match &method {
+            Method::Sensitivity(_) => Some("--selector sensitivity looks at losses and distances, but not at weights"),
+            Method::Coverage(coverage) if coverage.settings.within == Within::Uniform => {
+                Some("--within uniform draws all of a stratum alike, whatever they weigh")
+            }
+            Method::Coverage(_) | Method::Importance => None,
+        };
+        if let Some(problem) = problem.filter(|_| correction.is_some()) {
+            return Err(UsageError(format!("--against selected: {problem}")));
         }
         let loss = self.loss.checked(&method, losses)?;
         Ok(SelectionPlan {

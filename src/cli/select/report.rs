@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::SelectionPlan;
+use super::corrected::WindowsReport;
 use super::draw::Draw;
 use super::explain::{self, Explanation};
 use super::rows::Written;
@@ -66,6 +67,8 @@ pub struct Report<'a> {
     targets: Vec<TargetReport>,
     /// Only with `--selector coverage`.
     strata: Option<StrataReport>,
+    /// Only with `--against selected`.
+    windows: Option<WindowsReport>,
     /// Only with `--selector sensitivity`.
     sensitivity: Option<SensitivityReport>,
     /// `null` where it was not measured.
@@ -171,6 +174,7 @@ impl<'a> Report<'a> {
             shortfall: draw.requested - selected,
             targets: targets.collect(),
             strata: spread::strata(draw, plan),
+            windows: WindowsReport::of(draw, plan, model),
             sensitivity: spread::sensitivity(draw, plan),
             coverage: written.nearest.as_ref().map(|nearest| Covers::of(nearest, written)),
             explanations: facts.explanations,

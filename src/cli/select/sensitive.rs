@@ -153,6 +153,7 @@ impl Points {
             drawn: Drawn::Sensitivities(of),
             probabilities: None,
             correction: None,
+            windows: None,
             diagnostics,
         })
     }

@@ -1,0 +1,228 @@
+//! A selection that grows window by window.
+
+use std::collections::BTreeMap;
+
+use super::windows::{WindowTurn, Windows};
+use super::{Against, Ngrams, weigh};
+use crate::cli::files::Files;
+use crate::cli::select::SelectionPlan;
+use crate::cli::select::draw::{self, Draw, Drawn};
+use crate::cli::select::scores::Scores;
+use crate::score::{ImportanceWeight, Model, NgramCounts};
+use crate::select::{BudgetedSelection, CoveragePlan, Noise, Schedule, SelectorSettings};
+
+/// Documents that compete with one another: those of a pool, or of a stratum of one.
+pub struct Cells {
+    /// By the number of the document; empty where pools are the cells.
+    of_document: Vec<u32>,
+    schedules: Vec<Schedule>,
+}
+
+impl Cells {
+    /// One schedule for each pool.
+    pub fn of_pools(schedules: Vec<Schedule>) -> Self {
+        Cells { of_document: Vec::new(), schedules }
+    }
+
+    pub fn of_strata(plan: &CoveragePlan, n_documents: usize) -> Self {
+        let mut of_document = vec![u32::MAX; n_documents];
+        for (number, cell) in (0..).zip(&plan.cells) {
+            cell.documents.iter().for_each(|document| of_document[*document as usize] = number);
+        }
+        Cells { of_document, schedules: plan.schedules() }
+    }
+
+    fn of(&self, scores: &Scores, document: u32) -> usize {
+        self.of_document.get(document as usize).map_or_else(|| scores.pool(document), |cell| *cell as usize)
+    }
+}
+
+pub struct Drawing<'a> {
+    ngrams: Ngrams<'a>,
+    scores: &'a Scores,
+    model: &'a Model,
+    settings: SelectorSettings,
+    noise: Noise,
+    rounds: u32,
+    /// One for each target.
+    against: Vec<Against<'a>>,
+    cells: Cells,
+    selection: BudgetedSelection,
+    /// Of the documents that were selected, in the order of the selection: chance and round.
+    probabilities: Vec<f64>,
+    rounds_of_picks: Vec<u32>,
+    windows: Windows,
+    /// Of every document the weights by which it was last looked at, one for each target.
+    competed: Vec<f64>,
+}
+
+/// The documents of a window, sorted, and what each of its rounds says of them.
+struct Window {
+    documents: Vec<u32>,
+    /// Those that are left, by cell.
+    cells: BTreeMap<usize, Vec<u32>>,
+    /// Documents of each cell before the first round.
+    sizes: BTreeMap<usize, u64>,
+    /// Of each round: the weights of all documents for all targets.
+    rounds: Vec<Vec<f64>>,
+    turns: Vec<WindowTurn>,
+}
+
+impl Window {
+    fn number(&self, document: u32) -> usize {
+        self.documents.partition_point(|&d| d < document)
+    }
+}
+
+impl<'a> Drawing<'a> {
+    #[allow(clippy::too_many_arguments, reason = "all that a draw needs, and each of it once")]
+    pub fn new(
+        ngrams: Ngrams<'a>,
+        scores: &'a Scores,
+        model: &'a Model,
+        (settings, noise): (SelectorSettings, Noise),
+        rounds: u32,
+        against: Vec<Against<'a>>,
+        cells: Cells,
+        plan: &SelectionPlan,
+    ) -> Self {
+        let competed = vec![f64::NAN; scores.len() * against.len()];
+        let selection = BudgetedSelection::default();
+        let windows = Windows::new(plan, scores.len());
+        let (probabilities, rounds_of_picks) = (Vec::new(), Vec::new());
+        Drawing {
+            ngrams,
+            scores,
+            model,
+            settings,
+            noise,
+            rounds,
+            against,
+            cells,
+            selection,
+            probabilities,
+            rounds_of_picks,
+            windows,
+            competed,
+        }
+    }
+
+    /// Documents that are in no window have their weights against raw.
+    pub fn others(&mut self, documents: &[u32], weights: &[ImportanceWeight], files: &Files) -> anyhow::Result<()> {
+        let weighed = weigh(&self.ngrams, documents, weights, files)?;
+        for (document, weights) in documents.iter().zip(weighed.chunks(self.against.len())) {
+            self.competed[*document as usize * weights.len()..][..weights.len()].copy_from_slice(weights);
+        }
+        Ok(())
+    }
+
+    pub fn window(&mut self, documents: &[u32], files: &Files) -> anyhow::Result<()> {
+        let mut cells = BTreeMap::<usize, Vec<u32>>::new();
+        for &document in documents {
+            cells.entry(self.cells.of(self.scores, document)).or_default().push(document);
+        }
+        let sizes = cells.iter().map(|(cell, documents)| (*cell, documents.len() as u64)).collect();
+        let mut documents = documents.to_vec();
+        documents.sort_unstable();
+        let mut window = Window { documents, cells, sizes, rounds: Vec::new(), turns: Vec::new() };
+        let first_pick = self.selection.picks.len();
+        for round in 1..=self.rounds {
+            self.round(&mut window, round, files)?;
+        }
+        window.turns.sort_by_key(|turn| turn.turn.pool);
+        self.probabilities(&window, first_pick);
+        self.windows.add(&window.documents, window.turns);
+        Ok(())
+    }
+
+    /// Weighs the window against what is seen of the selection, and selects what is due.
+    fn round(&mut self, window: &mut Window, round: u32, files: &Files) -> anyhow::Result<()> {
+        let n_targets = self.against.len();
+        let weights: Vec<ImportanceWeight> = self.against.iter().map(Against::weight).collect();
+        let weighed = weigh(&self.ngrams, &window.documents, &weights, files)?;
+        let first_pick = self.selection.picks.len();
+        let mut cells = std::mem::take(&mut window.cells);
+        for (&cell, left) in &mut cells {
+            let counts = self.cells.schedules[cell].take(window.sizes[&cell], round, self.rounds);
+            for (target, count) in counts.into_iter().enumerate() {
+                let key = |document: u32| {
+                    let weight = weighed[window.number(document) * n_targets + target];
+                    let total = draw::total_weight(self.scores, self.model, &self.settings, document, weight);
+                    self.settings.key(&self.noise, i64::from(document), total)
+                };
+                let documents = left.len() as u64;
+                self.selection.take_turn(cell, target, left, count, key);
+                let turns = self.selection.turns.drain(..);
+                window.turns.extend(turns.map(|turn| WindowTurn {
+                    window: self.windows.count(),
+                    round,
+                    documents,
+                    turn,
+                }));
+            }
+        }
+        let picks = &self.selection.picks[first_pick..];
+        self.rounds_of_picks.extend(picks.iter().map(|_| round));
+        for (target, against) in self.against.iter_mut().enumerate() {
+            let mut counts = NgramCounts::zero(self.model.featuriser.buckets as usize);
+            let mut packed = Vec::new();
+            for pick in picks.iter().filter(|pick| pick.target == target) {
+                self.ngrams.read(pick.document, &mut packed)?;
+                self.ngrams.width.for_each_chunk(&packed, |buckets| counts.add_buckets(buckets));
+            }
+            against.add(counts);
+        }
+        let left = cells.values().flatten().copied();
+        for document in left.chain(picks.iter().map(|pick| pick.document)) {
+            let (here, there) = (window.number(document) * n_targets, document as usize * n_targets);
+            self.competed[there..there + n_targets].copy_from_slice(&weighed[here..here + n_targets]);
+        }
+        window.cells = cells;
+        window.rounds.push(weighed);
+        Ok(())
+    }
+
+    /// Chances of the picks of a window. All turns look at the same noise: a document is selected exactly if it beats the most
+    /// favourable of them.
+    fn probabilities(&mut self, window: &Window, first_pick: usize) {
+        let n_targets = self.against.len();
+        for pick in &self.selection.picks[first_pick..] {
+            let of_turn = |WindowTurn { turn, round, .. }: &WindowTurn| {
+                let weighed = &window.rounds[*round as usize - 1];
+                let weight = weighed[window.number(pick.document) * n_targets + turn.target];
+                let total = draw::total_weight(self.scores, self.model, &self.settings, pick.document, weight);
+                self.settings.inclusion_probability(total, turn.threshold)
+            };
+            let cell = self.cells.of(self.scores, pick.document);
+            let from = window.turns.partition_point(|turn| turn.turn.pool < cell);
+            let of_cell = window.turns[from..].iter().take_while(|turn| turn.turn.pool == cell);
+            let chances = of_cell.filter(|turn| turn.turn.count > 0).map(of_turn);
+            self.probabilities.push(chances.fold(0.0, f64::max));
+        }
+    }
+
+    /// The weights by which documents competed, and the draw, of which the diagnostics wait for them.
+    pub fn finish(self, requested: u64, candidates: u64) -> (Vec<f64>, Draw) {
+        let Drawing { mut selection, probabilities, rounds_of_picks, mut windows, .. } = self;
+        let of_picks = probabilities.into_iter().zip(rounds_of_picks);
+        let mut chosen: Vec<_> = selection.picks.into_iter().zip(of_picks).collect();
+        chosen.sort_unstable_by_key(|(pick, _)| pick.document);
+        let of_picks: Vec<(f64, u32)>;
+        (selection.picks, of_picks) = chosen.into_iter().unzip();
+        let (probabilities, rounds) = of_picks.into_iter().unzip();
+        windows.rounds_of_picks = rounds;
+        let draw = Draw {
+            settings: self.settings,
+            noise: self.noise,
+            requested,
+            candidates,
+            selection,
+            drawn: Drawn::Weights,
+            probabilities: Some(probabilities),
+            correction: None,
+            windows: Some(windows),
+            diagnostics: Vec::new(),
+        };
+        (self.competed, draw)
+    }
+}
