@@ -67,6 +67,9 @@ struct Drawn {
     cut: HashSet<String>,
 }
 
+/// Of a stratum in a round: how many were chosen, what competed with its key, and the highest key that was left.
+type Turn = (u64, HashMap<String, f64>, Option<f64>);
+
 /// Strata are taken away one by one, the smallest first.
 fn water_level(sizes: &[u64], mut total: u64) -> Vec<u64> {
     let (mut budgets, mut open) = (vec![0; sizes.len()], (0..sizes.len()).collect::<Vec<_>>());
@@ -130,7 +133,7 @@ fn oracle(sandbox: &Sandbox, way: Way) -> Drawn {
     for (window, documents) in documents.chunks(way.window).enumerate() {
         let in_cell = |doc: &&Doc, cell: (usize, usize)| (doc.pool, stratum_of[&doc.id]) == cell;
         let mut left: Vec<&Doc> = documents.iter().collect();
-        let mut turns: HashMap<(usize, usize), Vec<(u64, HashMap<String, f64>, Option<f64>)>> = HashMap::new();
+        let mut turns: HashMap<(usize, usize), Vec<Turn>> = HashMap::new();
         let mut keys_of_picks = Vec::new();
         for round in 1..=way.rounds {
             let denominator = [(0.25, &raw), (0.75, &seen.probabilities())];
