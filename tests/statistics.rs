@@ -61,6 +61,7 @@ impl Setting {
                 content: Content::Whole(document),
                 score,
                 other_weights: Vec::new(),
+                numbers: [f64::NAN; 2],
                 buckets: Some(self.buckets.clone()),
                 is_counted: false,
             });

@@ -16,6 +16,7 @@
 //! documents than were asked for without a word. Here every score has a stratum, and what is missing is said.
 
 mod edges;
+mod selector;
 mod sketch;
 mod stream;
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::{BudgetedSelection, Fraction, Rounding, SelectorSettings, apportion};
 
 pub use edges::Edges;
+pub use selector::{CoverageSelector, Criterion};
 pub use sketch::{QuantileSketch, QuantileSketchError};
 pub use stream::{CoveredWindow, StratumReservoirs, StratumSelection};
 

@@ -15,6 +15,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
         seed: 3,
         quotas: Quotas::default(),
         loss: None,
+        coverage: None,
     }
 }
 

@@ -35,6 +35,7 @@ fn selector() -> SelectorSettings {
         seed: 0,
         quotas: Quotas::default(),
         loss: None,
+        coverage: None,
     }
 }
 

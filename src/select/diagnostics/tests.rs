@@ -14,6 +14,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
         seed: 3,
         quotas: Quotas::default(),
         loss: None,
+        coverage: None,
     }
 }
 
