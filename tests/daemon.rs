@@ -388,9 +388,7 @@ fn the_demo_selects_what_was_wanted() {
 #[test]
 fn partitions_that_go_and_come_back_are_decided_once() {
     let broker = Broker::with_topic("rival", 4);
-    // On a busy machine the group must not take the daemon for dead meanwhile.
-    let extra = "window.max_documents = 300\nselection.fraction = 0.5\nkafka.session_timeout = \"30s\"";
-    let deployment = Deployment::new(&broker, extra);
+    let deployment = Deployment::new(&broker, "window.max_documents = 300\nselection.fraction = 0.5");
     let daemon = deployment.start();
     let mut produced = produce(&broker, 0, 4_000);
     for round in 1..=2u64 {
