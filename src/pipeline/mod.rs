@@ -227,7 +227,10 @@ impl Daemon {
         let weigh = LossWeight::new(config.loss_weight.settings).expect("the configuration was checked");
         let endpoint = Arc::new(WeightsEndpoint::new(&config, weigh, telemetry.clone()));
         let http = HttpServer::start(&config.http, telemetry.clone(), endpoint).await?;
-        tracing::info!("http: the page, /metrics, /healthz, /readyz, /status and /v1/weights on http://{}", http.address);
+        tracing::info!(
+            "http: the page, /metrics, /healthz, /readyz, /status and /v1/weights on http://{}",
+            http.address
+        );
         telemetry.metrics.memory_budget_bytes.set(config.memory_budget_bytes as i64);
         let limits =
             Limits::of_budget(config.memory_budget_bytes, config.shard.row_group_bytes, config.feedback.is_some());
