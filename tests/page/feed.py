@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Documents for the page to show.
 
-    feed.py target FILE                                  the documents of the sample that are wanted
+    feed.py target FILE SOURCE…                          the documents of the sample that are from these sources
     feed.py topic BOOTSTRAP TOPIC PARTITIONS             makes a topic
     feed.py send BOOTSTRAP TOPIC NUMBER [--rate N] [--source S]
                                                          so many documents of the sample, in turn; at once, or so many a second
+    feed.py report BOOTSTRAP TOPIC NUMBER                a trainer's losses of the first so many documents
 
 With --source every tenth document has that source. Needs confluent-kafka and pyarrow.
 """
@@ -17,7 +18,6 @@ import time
 import pyarrow as pa
 
 SAMPLE = pathlib.Path(__file__).resolve().parents[2] / "src/cli/demo/sample.jsonl.zst"
-WANTED = ("postgresql-doc", "python-doc")
 
 
 def documents():
@@ -29,8 +29,8 @@ def documents():
                 pass  # Broken on purpose.
 
 
-def target(file):
-    wanted = [json.dumps(document) for document in documents() if document.get("source") in WANTED]
+def target(file, sources):
+    wanted = [json.dumps(document) for document in documents() if document.get("source") in sources]
     pathlib.Path(file).write_text("\n".join(wanted) + "\n")
 
 
@@ -65,14 +65,25 @@ def send(bootstrap, name, number, rate, source):
         raise SystemExit(f"feed: {left} documents were not delivered")
 
 
+def report(bootstrap, name, number):
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": bootstrap})
+    losses = [{"id": f"d{n}", "loss": 2 + n % 7 / 4, "n_tokens": 100} for n in range(number)]
+    producer.produce(name, json.dumps({"run_id": "r", "step": 1, "rank": 0, "world_size": 1, "losses": losses}).encode(), key=b"0")
+    if producer.flush(60):
+        raise SystemExit("feed: the report was not delivered")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     of_target = commands.add_parser("target")
     of_target.add_argument("file")
+    of_target.add_argument("sources", nargs="+")
     of_topic = commands.add_parser("topic")
     of_send = commands.add_parser("send")
-    for command in (of_topic, of_send):
+    for command in (of_topic, of_send, commands.add_parser("report")):
         command.add_argument("bootstrap")
         command.add_argument("topic")
         command.add_argument("number", type=int)
@@ -80,9 +91,11 @@ def main():
     of_send.add_argument("--source", default="")
     arguments = parser.parse_args()
     if arguments.command == "target":
-        target(arguments.file)
+        target(arguments.file, arguments.sources)
     elif arguments.command == "topic":
         topic(arguments.bootstrap, arguments.topic, arguments.number)
+    elif arguments.command == "report":
+        report(arguments.bootstrap, arguments.topic, arguments.number)
     else:
         send(arguments.bootstrap, arguments.topic, arguments.number, arguments.rate, arguments.source)
 

@@ -56,7 +56,7 @@ const outside = Object.fromEntries(Object.entries(process.env).filter(([name]) =
 let daemon;
 async function start(environment = {}) {
   const out = openSync(log, "a");
-  daemon = spawn(winnowd, ["run", "-c", join(folder, "winnowd.toml")], {
+  daemon = spawn(winnowd, ["run", "-c", file("winnowd.toml")], {
     stdio: ["ignore", out, out],
     env: { ...outside, ...environment },
   });
@@ -72,20 +72,26 @@ async function end(signal) {
   await ended;
 }
 
-feed("target", join(folder, "target.jsonl"));
+const file = (name) => join(folder, name);
+feed("target", file("wanted.jsonl"), "postgresql-doc", "python-doc");
+feed("target", file("databases.jsonl"), "postgresql-doc");
+feed("target", file("python.jsonl"), "python-doc", "python-stdlib");
 feed("topic", bootstrap, topic, 4);
 const sample = new URL("../../src/cli/demo/sample.jsonl.zst", import.meta.url).pathname;
-const fit = ["fit", "--target", join(folder, "target.jsonl"), "--raw", sample, "--keep-ngrams", "2000", "--out", join(folder, "model.wnw")];
-execFileSync(winnowd, fit, { stdio: "ignore" });
+const fit = (model, ...targets) => {
+  const words = ["fit", "--target", ...targets, "--raw", sample, "--keep-ngrams", "2000", "--out", file(model)];
+  execFileSync(winnowd, words, { stdio: "ignore" });
+};
+fit("model.wnw", file("wanted.jsonl"));
 const port = await freePort();
 const base = `http://127.0.0.1:${port}`;
-writeFileSync(join(folder, "winnowd.toml"), `
-pipeline.name = "page"
+const configure = (pipeline, model, more = "") => writeFileSync(file("winnowd.toml"), `
+pipeline.name = "${pipeline}"
 kafka.bootstrap = "${bootstrap}"
 kafka.topics = ["${topic}"]
-kafka.group = "${topic}"
+kafka.group = "${topic}-${pipeline}"
 kafka.instance_id = "winnowd-0"
-model.path = "${folder}/model.wnw"
+model.path = "${folder}/${model}"
 selection.fraction = 0.1
 selection.length_normalise = true
 selection.temperature = 0.2
@@ -93,10 +99,12 @@ selection.sources = { python-doc = 0.3 }
 window.max_documents = 500
 window.idle_timeout = "1s"
 shard.max_age = "2s"
-sink.url = "${folder}/out"
+sink.url = "${folder}/out-${pipeline}"
 catalog.url = "sqlite://${folder}/catalog.db"
 http.listen = "127.0.0.1:${port}"
+${more}
 `);
+configure("page", "model.wnw");
 
 const browser = await chromium.launch({
   executablePath: "/usr/bin/chromium",
@@ -237,7 +245,7 @@ async function keyboard(page) {
 }
 
 async function storeFails(page, n) {
-  const shards = join(folder, "out/shards");
+  const shards = file("out-page/shards");
   renameSync(shards, `${shards}-away`);
   writeFileSync(shards, "a file where the folder was");
   feed("send", bootstrap, topic, 600);
@@ -308,8 +316,44 @@ async function token(page) {
   tell("a token: asked for, refused, taken, forgotten; in no address; where there is none, what to do");
 }
 
+async function severalTargets(n) {
+  fit("two.wnw", `databases=${file("databases.jsonl")}`, `python=${file("python.jsonl")}`);
+  feed("topic", bootstrap, `${topic}-losses`, 1);
+  configure("two", "two.wnw", `feedback.topic = "${topic}-losses"`);
+  allowed = [];
+  await start();
+  const page = await open();
+  await shows(page, "No trainer has reported yet.");
+  await decided(n);
+  feed("report", bootstrap, `${topic}-losses`, n);
+  const learnt = await waitFor("losses to be counted", async () => {
+    const { learnt } = (await status()).feedback;
+    return learnt?.losses.counted > 0 && learnt;
+  });
+  const { targets, weights } = await status();
+  assert.deepEqual(targets.map(({ target }) => target), ["databases", "python"]);
+  const whole = (number) => new Intl.NumberFormat("en").format(number);
+  await page.waitForFunction((text) => document.getElementById("feedback").innerText.includes(text), whole(learnt.losses.counted));
+  const rows = await page.locator("#targets tbody tr").evaluateAll((lines) =>
+    lines.map((line) => [...line.cells].slice(0, 2).map((cell) => cell.textContent)));
+  assert.deepEqual(rows, targets.map(({ target, n_selected }) => [target, whole(n_selected)]));
+  const firsts = await page.locator("#feedback-sources tbody tr td:first-child").allInnerTexts();
+  assert.deepEqual(firsts, learnt.sources.map(({ source }) => source));
+  const bounds = ({ low, high }) => `from ${low.toFixed(3)} to ${high.toFixed(3)} nats`.replaceAll("-", "−");
+  const told = () => page.locator("#plot-weights .plot").getAttribute("aria-label");
+  assert.ok((await told()).includes(bounds(weights[0])), await told());
+  await page.getByLabel("Target", { exact: true }).selectOption("python");
+  assert.ok((await told()).includes(bounds(weights[1])), await told());
+  await isAccessible(page, "several targets and feedback");
+  await picture(page, "targets", { fullPage: true });
+  await end("SIGTERM");
+  tell("several targets and feedback: each with its numbers");
+}
+
 /** For the pictures of the README. */
 async function underLoad() {
+  configure("page", "model.wnw");
+  await start();
   const feeding = spawn(python, [FEED, "send", bootstrap, topic, "36000", "--rate", "300"], { stdio: "inherit" });
   const [desktop, phone] = [await open(), await open({ viewport: PHONE, deviceScaleFactor: 2 })];
   await pause(100_000);
@@ -317,7 +361,9 @@ async function underLoad() {
   await picture(phone, "busy-phone");
   await desktop.emulateMedia({ colorScheme: "dark" });
   await picture(desktop, "busy-desktop-dark", { fullPage: true });
+  const fed = new Promise((resolve) => feeding.once("exit", resolve));
   feeding.kill();
+  await fed;
   await desktop.context().close();
   await phone.context().close();
 }
@@ -333,8 +379,10 @@ try {
   await keyboard(page);
   await storeFails(page, N);
   await killed(page, N + 600);
-  if (pngs) await underLoad();
   await token(page);
+  await page.context().close();
+  await severalTargets(N + 600);
+  if (pngs) await underLoad();
   assert.deepEqual(complaints, []);
   tell("the browser has no complaints, and asked nobody else");
 } finally {
