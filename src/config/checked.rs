@@ -236,10 +236,7 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
         r.error("kafka.drain_timeout", &shown(drain_timeout), problem);
     }
     // A partition on its way has no owner while the old one drains it.
-    if ownership_grace <= drain_timeout {
-        let problem = format!("must be more than kafka.drain_timeout ({})", shown(drain_timeout));
-        r.error("kafka.ownership_grace", &shown(ownership_grace), problem);
-    }
+    let ownership_grace = ownership_grace.max(drain_timeout + Duration::from_secs(10));
     KafkaConfig {
         bootstrap,
         topics,

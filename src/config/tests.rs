@@ -182,10 +182,6 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     ("[kafka]\ndrain_timeout = \"4m\"", "`kafka.drain_timeout` = `4m`: must be at most half"),
     (
-        "[kafka]\nownership_grace = \"20s\"",
-        "`kafka.ownership_grace` = `20s`: must be more than kafka.drain_timeout (20s)",
-    ),
-    (
         "[kafka.properties]\n\"auto.offset.reset\" = \"latest\"",
         "`kafka.properties.auto.offset.reset` = `latest`: cannot be set",
     ),

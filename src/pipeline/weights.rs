@@ -96,11 +96,12 @@ impl TopicWeights {
             }
             let mut n_answers = 0;
             while let Some(assembled) = assembly.next_batch(now_ms) {
-                self.answer(&writer, assembled, is_wanted)?;
+                self.answer(&writer, assembled)?;
                 n_answers += 1;
             }
             if n_answers > 0 {
-                self.count_refused(writer.flush(is_wanted)?);
+                // Also while the daemon ends, which waits for it, but not for long: what is sent and not committed is answered again.
+                self.count_refused(writer.flush(&|| true)?);
             }
             let metrics = &telemetry.metrics.losses;
             metrics.pending_steps.set(assembly.n_pending() as i64);
@@ -138,12 +139,7 @@ impl TopicWeights {
         metrics.reports.with_label_values(&[outcome]).inc();
     }
 
-    fn answer(
-        &self,
-        writer: &TopicWriter,
-        Assembled { batch, why }: Assembled,
-        is_wanted: &dyn Fn() -> bool,
-    ) -> Result<(), SourceError> {
+    fn answer(&self, writer: &TopicWriter, Assembled { batch, why }: Assembled) -> Result<(), SourceError> {
         let (run_id, step) = (batch.run_id.clone(), batch.step);
         let answer = match BatchWeights::of(&self.weigh, batch) {
             Ok(weights) => {
@@ -154,7 +150,7 @@ impl TopicWeights {
         };
         let payload = answer.expect("an answer has string keys");
         let (topic, key, payload) = (&*self.weights_topic, Some(run_id.as_bytes()), Some(&*payload));
-        writer.send(OutgoingRecord { topic, key, payload, timestamp_ms: None, headers: &[] }, is_wanted)
+        writer.send(OutgoingRecord { topic, key, payload, timestamp_ms: None, headers: &[] }, &|| true)
     }
 
     fn count_refused(&self, n_refused: u64) {

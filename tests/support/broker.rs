@@ -265,6 +265,17 @@ impl ReadRecord {
 }
 
 impl TestReader {
+    /// Whether everything that is in its topic now has been read.
+    pub fn is_at_end(&self) -> bool {
+        let positions = self.consumer.position().expect("positions");
+        positions.elements().iter().all(|element| {
+            let (topic, partition) = (element.topic(), element.partition());
+            let watermarks = self.consumer.fetch_watermarks(topic, partition, Duration::from_secs(30));
+            let (low, high) = watermarks.expect("watermarks");
+            low == high || matches!(element.offset(), Offset::Offset(offset) if offset >= high)
+        })
+    }
+
     /// The next record, if it comes soon.
     pub fn next(&self) -> Option<ReadRecord> {
         let message = self.consumer.poll(Duration::from_millis(100))?.ok()?;
