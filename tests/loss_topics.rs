@@ -141,8 +141,9 @@ fn reports_of_ranks_in_any_order_are_answered_through_a_kill() {
     // The in-process cluster takes seconds for every rejoin.
     let n_starts = if broker.is_real() { 3 } else { 1 };
     for step in 0..n_starts {
-        let daemon = deployment.start();
+        // Before the daemon begins: the in-process cluster makes a topic when somebody writes to it.
         send(&[(runs, step, 0), (runs, step, 3), (runs, step, 2), (runs, step, 1)]);
+        let daemon = deployment.start();
         answers.wait_for(step as usize + 1);
         assert_eq!(daemon.stop(), Some(0));
     }
