@@ -137,23 +137,21 @@ fn reports_of_ranks_in_any_order_are_answered_through_a_kill() {
     };
     // After a polite end nothing is answered again; a further step is. After a crash it may be: a step that was answered stands
     // beside one that was not, and what is read again of it waits for its deadline.
-    let mut answers = Answers { reader: broker.reader(&topics.weights), found: BTreeMap::new() };
-    // The in-process cluster takes seconds for every rejoin.
-    let n_starts = if broker.is_real() { 3 } else { 1 };
+    // Real Kafka only: the in-process cluster makes topics when they are written to, and takes long for every rejoin.
+    let open = || Answers { reader: broker.reader(&topics.weights), found: BTreeMap::new() };
+    let n_starts = if broker.is_real() { 3 } else { 0 };
+    let mut polite = broker.is_real().then(open);
     for step in 0..n_starts {
         // Before the daemon begins: the in-process cluster makes a topic when somebody writes to it.
         send(&[(runs, step, 0), (runs, step, 3), (runs, step, 2), (runs, step, 1)]);
         let daemon = deployment.start();
-        answers.wait_for(step as usize + 1);
+        polite.as_mut().unwrap().wait_for(step as usize + 1);
         assert_eq!(daemon.stop(), Some(0));
     }
-    answers.read_rest();
-    assert!(
-        answers.found.values().all(|answers| answers.len() == 1),
-        "{:?}\n{}",
-        answers.found.keys(),
-        deployment.log()
-    );
+    if let Some(answers) = &mut polite {
+        answers.read_rest();
+        assert!(answers.found.values().all(|answers| answers.len() == 1), "{:?}", answers.found.keys());
+    }
 
     let half = all.len() / 2;
     send(&all[..half]);
@@ -163,6 +161,7 @@ fn reports_of_ranks_in_any_order_are_answered_through_a_kill() {
     daemon.kill_9();
     send(&all[half..]);
     let daemon = deployment.start();
+    let mut answers = polite.unwrap_or_else(open);
     answers.wait_for((runs * steps + n_starts) as usize);
     assert_eq!(daemon.stop(), Some(0));
     for ((run, step), answers) in &answers.found {
