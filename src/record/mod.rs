@@ -5,6 +5,7 @@ mod decode;
 mod document;
 mod losses;
 mod scan;
+mod unescape;
 
 use std::cmp::Ordering;
 use std::fmt;

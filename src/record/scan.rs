@@ -8,21 +8,25 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use super::decode::{FieldNames, Parsed, Scalar};
+use super::unescape::Unescaper;
 
 /// Where the text of a record is unescaped; reused from record to record by one thread.
 #[derive(Debug, Default)]
-pub struct TextScratch(Vec<u8>);
+pub struct TextScratch {
+    bytes: Vec<u8>,
+    unescaper: Unescaper,
+}
 
 impl TextScratch {
     /// Of a longer text the memory is given back.
     const KEPT_BYTES: usize = 4 << 20;
 
     fn at_least(&mut self, bytes: usize) -> &mut [u8] {
-        let wasteful = self.0.len() > Self::KEPT_BYTES && bytes <= Self::KEPT_BYTES;
-        if self.0.len() < bytes || wasteful {
-            self.0 = vec![0; bytes.next_multiple_of(16 << 10)];
+        let wasteful = self.bytes.len() > Self::KEPT_BYTES && bytes <= Self::KEPT_BYTES;
+        if self.bytes.len() < bytes || wasteful {
+            self.bytes = vec![0; bytes.next_multiple_of(16 << 10)];
         }
-        &mut self.0
+        &mut self.bytes
     }
 }
 
@@ -41,7 +45,7 @@ pub(super) fn scan<'a>(names: &FieldNames, payload: &'a [u8], scratch: &'a mut T
         let (place, slot) = match key {
             k if k == names.text => {
                 scanner.expect(b'"')?;
-                let bytes = scanner.unescape(scratch.at_least(payload.len() + WORD))?;
+                let bytes = scanner.unescape(scratch)?;
                 if unescaped.replace(bytes).is_some() {
                     return None;
                 }
@@ -76,12 +80,9 @@ pub(super) fn scan<'a>(names: &FieldNames, payload: &'a [u8], scratch: &'a mut T
         return None;
     }
     // Escapes stand for whole characters, so the text is valid UTF-8 exactly if the bytes between them are.
-    let text = simdutf8::basic::from_utf8(&scratch.0[..unescaped?]).ok()?;
+    let text = simdutf8::basic::from_utf8(&scratch.bytes[..unescaped?]).ok()?;
     Some(Parsed { text: Scalar::String(Cow::Borrowed(text)), ..parsed })
 }
-
-/// Bytes that are looked at together.
-const WORD: usize = 16;
 
 struct Scanner<'a> {
     bytes: &'a [u8],
@@ -123,10 +124,12 @@ impl<'a> Scanner<'a> {
         simdutf8::basic::from_utf8(&rest[..end]).ok()
     }
 
-    /// Unescapes the rest of a string to the beginning of `out`, which is at least as long as the payload and a word
-    /// more, and returns the length there. The bytes outside escapes are taken as they are.
-    fn unescape(&mut self, out: &mut [u8]) -> Option<usize> {
-        let (end, length) = unescape(self.bytes, self.at, out)?;
+    /// Unescapes the rest of a string to the beginning of the scratch and returns the length there. The bytes outside
+    /// escapes are taken as they are.
+    fn unescape(&mut self, scratch: &mut TextScratch) -> Option<usize> {
+        let unescaper = scratch.unescaper;
+        let out = scratch.at_least(self.bytes.len() + Unescaper::SLACK_BYTES);
+        let (end, length) = unescaper.unescape(self.bytes, self.at, out)?;
         self.at = end;
         Some(length)
     }
@@ -165,97 +168,6 @@ fn is_special(byte: u8) -> bool {
     byte == b'"' || byte == b'\\' || byte < 0x20
 }
 
-/// How many bytes of a word stand before the first one that [`is_special`]; `WORD` if none is.
-#[inline]
-fn plain_bytes(word: &[u8; WORD]) -> usize {
-    let half = |at: usize| specials(u64::from_le_bytes(std::array::from_fn(|i| word[at + i])));
-    // Both at once, so that neither waits for the other.
-    match (half(0), half(8)) {
-        (0, second) => 8 + second.trailing_zeros() as usize / 8,
-        (first, _) => first.trailing_zeros() as usize / 8,
-    }
-}
-
-/// The highest bit of each byte of half a word that [`is_special`], exact up to and with the first one.
-#[inline]
-fn specials(half: u64) -> u64 {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const HIGHS: u64 = ONES << 7;
-    let below = |half: u64, limit: u8| half.wrapping_sub(ONES * u64::from(limit)) & !half;
-    let equal = |byte: u8| below(half ^ (ONES * u64::from(byte)), 1);
-    (equal(b'"') | equal(b'\\') | below(half, 0x20)) & HIGHS
-}
-
-/// Unescapes the string whose first byte stands at `from`. Out: where it ended, and the length in `out`.
-fn unescape(bytes: &[u8], mut from: usize, out: &mut [u8]) -> Option<(usize, usize)> {
-    let mut to = 0;
-    loop {
-        // Whole words are copied; what follows the first special byte is overwritten by what comes next.
-        while let Some(word) = bytes.get(from..).and_then(<[u8]>::first_chunk) {
-            *out.get_mut(to..)?.first_chunk_mut()? = *word;
-            let plain = plain_bytes(word);
-            from += plain;
-            to += plain;
-            if plain < WORD {
-                break;
-            }
-        }
-        let byte = *bytes.get(from)?;
-        if byte == b'\\' {
-            let escaped = *bytes.get(from + 1)?;
-            let character = SHORT_ESCAPES[usize::from(escaped)];
-            if character != 0 {
-                *out.get_mut(to)? = character;
-                from += 2;
-                to += 1;
-            } else if escaped == b'u' {
-                let (character, length) = unicode_escape(&bytes[from + 2..])?;
-                from += 2 + length;
-                to += character.encode_utf8(out.get_mut(to..to + 4)?).len();
-            } else {
-                return None;
-            }
-        } else if byte == b'"' {
-            return Some((from + 1, to));
-        } else if byte < 0x20 {
-            return None;
-        } else {
-            // The last bytes of the payload are no whole word.
-            *out.get_mut(to)? = byte;
-            from += 1;
-            to += 1;
-        }
-    }
-}
-
-/// By the byte after the backslash; 0 of those that are no escape, or a longer one.
-const SHORT_ESCAPES: [u8; 256] = {
-    let mut table = [0; 256];
-    let pairs = *b"n\nt\tr\rb\x08f\x0c//\"\"\\\\";
-    let mut i = 0;
-    while i < pairs.len() {
-        table[pairs[i] as usize] = pairs[i + 1];
-        i += 2;
-    }
-    table
-};
-
-/// Four hexadecimal digits, or a surrogate pair of them.
-fn unicode_escape(bytes: &[u8]) -> Option<(char, usize)> {
-    let first = hex4(bytes)?;
-    if let Some(character) = char::from_u32(first) {
-        return Some((character, 4));
-    }
-    let second = bytes.get(4..)?.strip_prefix(b"\\u").and_then(hex4)?;
-    let character = char::decode_utf16([first as u16, second as u16]).next()?.ok()?;
-    Some((character, 10))
-}
-
-fn hex4(bytes: &[u8]) -> Option<u32> {
-    let digits = bytes.first_chunk::<4>()?;
-    digits.iter().try_fold(0, |value, &digit| Some(value << 4 | char::from(digit).to_digit(16)?))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -268,7 +180,7 @@ mod tests {
         let mut decoder = Decoder::for_files();
         (decoder.fields.loss, decoder.fields.reference_loss) = (Some("loss".into()), Some("ref".into()));
         // What a longer text left there must not matter.
-        let mut scratch = TextScratch(vec![b'"'; 64]);
+        let mut scratch = TextScratch { bytes: vec![b'"'; 64], ..TextScratch::default() };
         let parsed = scan(&decoder.fields, payload, &mut scratch)?;
         Some(decoder.parse(payload).ok().as_ref() == Some(&parsed))
     }
@@ -384,18 +296,5 @@ mod tests {
         let mut scratch = TextScratch::default();
         scratch.at_least(TextScratch::KEPT_BYTES + 1);
         assert!(scratch.at_least(100).len() < TextScratch::KEPT_BYTES);
-    }
-
-    #[test]
-    fn special_bytes_are_found_at_every_place() {
-        for byte in 0..=255u8 {
-            for place in 0..WORD {
-                for filler in [b'a', 0x7F, 0x80, 0xFF, b'!', b'#', b'[', b']', 0x20] {
-                    let mut word = [filler; WORD];
-                    word[place] = byte;
-                    assert_eq!(plain_bytes(&word), if is_special(byte) { place } else { WORD }, "{word:?}");
-                }
-            }
-        }
     }
 }

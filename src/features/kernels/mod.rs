@@ -9,7 +9,7 @@
 //!
 //! # Safety
 //!
-//! `unsafe` stands here and in `source::kafka::topic_id` only; here it is of three kinds.
+//! `unsafe` stands here, in `record::unescape::avx512` and in `source::kafka::topic_id` only; here it is of three kinds.
 //! - *Calls of functions for an instruction set.* They happen in `match` arms on [`TextKernel`] and [`DigestKernel`], whose
 //!   values for an instruction set are only made by [`TextKernel::available`] and [`DigestKernel::available`], after the
 //!   processor said that it has it.
