@@ -24,7 +24,7 @@ import time
 import urllib.parse
 
 from confluent_kafka.admin import AdminClient, NewTopic
-from faults import FAULTS, judge, make_all
+from faults import FAULTS, judge, make_all, with_losses
 from feeds import DEADLINE_SECONDS, RANKS, SAMPLE, Load, Stream, Trainer, documents
 from stage import CHART, Pipeline, Prometheus, Proxy, Worker, get, mount_small_disk, unmount, wait_for
 
@@ -44,6 +44,7 @@ EVERY = {
     "window.idle_timeout": "2s",
     "shard.max_age": "2s",
     "memory.budget": "64MiB",
+    "documents.max_bytes": "8MiB",
 }
 OF_DRAWN = {
     "model.raw": "adaptive",
@@ -59,8 +60,13 @@ OTHERS = {
     "slow": {"kafka.on_lost_offset": "skip"},
     "twice": {},
     "moved": {},
-    "exchanged": {},
-    "large": {"losses.max_bytes": "64MiB", "losses.max_samples": 16_000_000},
+    "drowned": {
+        "documents.loss_field": "loss",
+        "selection.loss_strategy": "kl_dro",
+        "selection.loss_high": 4.0,
+        "window.max_documents": 1000,
+    },
+    "large": {"selection.fraction": 0.5, "window.max_documents": 1000, "losses.max_bytes": "64MiB", "losses.max_samples": 16_000_000},
     "catalog": {},
     "disk": {},
     "brokers": {},
@@ -162,8 +168,8 @@ class Setting:
             (self.folder / f"{name}.jsonl").write_bytes(b"".join(record + b"\n" for record in self.records if source in record))
             targets.append(f"{name}={self.folder}/{name}.jsonl")
         first = self.folder / "postgresql.jsonl"
-        for model, target, raw in (("two", targets, SAMPLE), ("model", [first], SAMPLE), ("exchanged", [SAMPLE], first)):
-            command = [self.winnowd, "fit", "--target", *target, "--raw", raw, "--out", self.folder / f"{model}.wnw"]
+        for model, target in (("two", targets), ("model", [first])):
+            command = [self.winnowd, "fit", "--target", *target, "--raw", SAMPLE, "--out", self.folder / f"{model}.wnw"]
             subprocess.run(command, check=True, capture_output=True)
 
     def topics(self, topics):
@@ -224,9 +230,10 @@ class Setting:
 def be_healthy(prometheus, pipelines):
     """All of them publish, and then none has an alert for a day and more, as days are here."""
     for pipeline in pipelines:
-        n = sum(worker.process is not None for worker in pipeline.workers)
-        published = f'count(winnowd_published_shards_total{{job="{pipeline.job}"}} > 0)'
-        wait_for(f"the first publications of {pipeline.job}", lambda n=n, query=published: prometheus.value(query) == n)
+        running = [worker for worker in pipeline.workers if worker.process is not None]
+        query = f'count(winnowd_published_shards_total{{job="{pipeline.job}"}} > 0)'
+        have_published = lambda: all(worker.is_running() for worker in running) and prometheus.value(query) == len(running)
+        wait_for(f"the first publications of {pipeline.job}", have_published)
     # Until then nothing was published although records waited.
     wait_for("an end of all alerts", lambda: not prometheus.firing())
     began = time.time()
@@ -270,6 +277,9 @@ def main():
         streams = {p.job: Stream(p.topic, 1, RATE_OF_OTHERS, setting.records) for p in pipelines}
         streams[DRAWN] = Stream(drawn.topic, PARTITIONS, RATE, setting.records)
         streams["orphan"].partitions = PARTITIONS_OF_ORPHAN
+        # Of larger windows.
+        streams["drowned"].rate = streams["large"].rate = 3 * RATE_OF_OTHERS
+        streams["drowned"].records = list(with_losses(setting.records))
         load = Load(arguments.bootstrap, list(streams.values()))
         load.start()
         trainer = Trainer(arguments.bootstrap, drawn.topic, drawn.out / "manifest.jsonl", drawn.workers)

@@ -162,8 +162,8 @@ class Prometheus:
         found = self.ask("query", query=f'count by (job, alertname) (last_over_time(ALERTS{{alertstate="firing"}}[{past}s]))')
         return {(s["metric"]["job"], s["metric"]["alertname"]) for s in found}
 
-    def wait_firing(self, pipeline, *alerts):
-        began = time.monotonic()
+    def wait_firing(self, pipeline, *alerts, began=None):
+        began = began or time.monotonic()
         for alert in alerts:
             wait_for(f"the alert {alert} of {pipeline.job}", lambda: (pipeline.job, alert) in self.firing(pipeline.job))
             print(f"  {pipeline.job}: {alert} fires after {time.monotonic() - began:.0f} s", flush=True)
