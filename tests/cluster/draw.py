@@ -74,6 +74,7 @@ def lines(axes, panel, unit):
     is_stack = panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"] == "normal"
     times = lambda values: [datetime.datetime.fromtimestamp(t) for t, _ in with_gaps(values)]
     numbers = lambda values: [number for _, value in values if not math.isnan(number := float(value))]
+    all_numbers = [value for _, values in panel["series"] for value in numbers(values)]
     if is_stack:
         moments = [t for _, values in panel["series"] for t, _ in values]
         moments = [min(moments) + second for second in range(round(max(moments) - min(moments)) + 1)]
@@ -83,6 +84,10 @@ def lines(axes, panel, unit):
     else:
         for name, values in panel["series"]:
             axes.plot(times(values), [v for _, v in with_gaps(values)], label=named(name, values), linewidth=1.2)
+    if unit == "bytes" and any(all_numbers):
+        # Steps that are whole in units of 1024.
+        step = 2.0 ** round(math.log2(max(all_numbers) / 5))
+        axes.yaxis.set_major_locator(matplotlib.ticker.MultipleLocator(step))
     axes.yaxis.set_major_formatter(lambda value, _: shown(value, unit))
     axes.tick_params(labelsize=7)
     axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M:%S"))
@@ -90,7 +95,6 @@ def lines(axes, panel, unit):
     axes.grid(alpha=0.3)
     # Room for the legend.
     axes.margins(y=0.35)
-    all_numbers = [value for _, values in panel["series"] for value in numbers(values)]
     if all(value >= 0 for value in all_numbers):
         axes.set_ylim(bottom=0, top=None if any(all_numbers) else 1)
     if shown_names := [name for name in axes.get_legend_handles_labels()[1] if not name.startswith("_")]:
