@@ -34,7 +34,7 @@ TARGETS = {"postgresql": b'"postgresql-doc"', "python": b'"python-doc"'}
 # Of all documents a second; the others' pipelines have fewer.
 RATE = 1500
 RATE_OF_OTHERS = 100
-# Longer than the days of the rules are here.
+# Longer than a day of the rules on selections, which look back.
 HEALTHY_SECONDS = 45
 EVERY = {
     "kafka.session_timeout": "6s",
