@@ -375,8 +375,9 @@ fn ctrl_c_leaves_nothing_behind() {
         .spawn()
         .unwrap();
     // The thread that waits for signals is there once they are handled.
+    let tasks_of_it = format!("/proc/{}/task", child.id());
     let handles_signals = || {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        let tasks = std::fs::read_dir(&tasks_of_it).unwrap();
         let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
         tasks.map_while(Result::ok).any(|task| name(task).trim_end() == "signals")
     };

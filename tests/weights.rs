@@ -160,12 +160,16 @@ fn a_name_that_was_led_here_is_answered_nothing() {
         http_by_name(&daemon.http, host, request, &format!("{JSON}{headers}"), body).unwrap()
     };
     for request in guarded {
-        for host in ["evil.example".to_owned(), format!("evil.example:{port}"), format!("localhost.evil.example:{port}")] {
+        for host in
+            ["evil.example".to_owned(), format!("evil.example:{port}"), format!("localhost.evil.example:{port}")]
+        {
             let (code, said) = ask(&daemon, &host, request, "");
             assert_eq!(code, 421, "{request} of {host}: {said}");
             assert!(said.contains(&format!("Host is `{host}`: expected localhost")), "{said}");
         }
-        for host in ["localhost".to_owned(), format!("127.0.0.1:{port}"), format!("[::1]:{port}"), "LOCALHOST:1".to_owned()] {
+        for host in
+            ["localhost".to_owned(), format!("127.0.0.1:{port}"), format!("[::1]:{port}"), "LOCALHOST:1".to_owned()]
+        {
             assert_eq!(ask(&daemon, &host, request, "").0, 200, "{request} of {host}");
         }
     }

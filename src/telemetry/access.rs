@@ -75,7 +75,8 @@ impl Access {
                 Some(host) => format!("Host is `{}`", host.escape_debug()),
             },
         };
-        let expected = "expected localhost, 127.0.0.1 or [::1], with any port; other names are taken where http.token is set";
+        let expected =
+            "expected localhost, 127.0.0.1 or [::1], with any port; other names are taken where http.token is set";
         Err((StatusCode::MISDIRECTED_REQUEST, format!("{problem}: {expected}\n")).into_response())
     }
 }

@@ -66,7 +66,7 @@ OTHERS = {
         "selection.loss_high": 4.0,
         "window.max_documents": 1000,
     },
-    "large": {"selection.fraction": 0.5, "window.max_documents": 1000, "losses.max_bytes": "64MiB", "losses.max_samples": 16_000_000},
+    "large": {"selection.fraction": 0.3, "window.max_documents": 1500, "losses.max_bytes": "64MiB", "losses.max_samples": 16_000_000},
     "catalog": {},
     "disk": {},
     "brokers": {},

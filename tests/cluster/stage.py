@@ -22,7 +22,7 @@ CHART = ROOT / "helm/winnowd"
 # Far beyond what anything here takes: it ends what would never happen, and decides nothing.
 PATIENCE = 180
 # What a time of a rule is here. A day and its hours are short where windows are compared with earlier ones.
-SHORT = {"for": "5s", "5m": "20s", "30m": "60s", "1h": "60s", "1d": "120s"}
+SHORT = {"for": "6s", "5m": "20s", "30m": "60s", "1h": "60s", "1d": "120s"}
 SHORTER = SHORT | {"1h": "20s", "1d": "40s"}
 # "Ten minutes' work" of the rules on lag, in seconds.
 WORK, SHORT_WORK = "600 *", "20 *"
@@ -127,7 +127,7 @@ class Prometheus:
             for worker in pipeline.workers
         ]
         config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"},
             "rule_files": [str(folder / "alerts.json")],
             "scrape_configs": [{"job_name": "winnowd", "static_configs": targets}],
         }
