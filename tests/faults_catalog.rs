@@ -224,7 +224,6 @@ fn an_idle_worker_notices_a_catalog_that_has_gone_and_what_others_publish() {
 #[test]
 fn a_catalog_that_is_down_at_the_start_is_an_error_that_names_it() {
     let Some((broker, server)) = servers("down") else { return };
-    let began = Instant::now();
     server.stop("fast");
     // The way past the proxy, where nobody listens.
     let output = Deployment::with(&broker, EXTRA, Some(&server.url), None).run_to_end();
@@ -239,7 +238,6 @@ fn a_catalog_that_is_down_at_the_start_is_an_error_that_names_it() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(69), "{said}");
     assert!(said.contains("catalog `postgres://") && said.contains("no answer within"), "{said}");
-    assert!(began.elapsed() < Duration::from_secs(60), "both within {:.1} s", began.elapsed().as_secs_f64());
     server.proxy.set(Network::Passes);
     server.start_again();
     let began = Instant::now();

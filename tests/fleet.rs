@@ -115,7 +115,8 @@ fn a_fleet_decides_every_position_once_whatever_happens_to_its_workers() {
     let mut produced: BTreeMap<i32, i64> = BTreeMap::new();
     let producer = broker.producer();
     let (began, mut sent) = (Instant::now(), 0u64);
-    while began.elapsed() < storm || sent < least_documents {
+    // On a machine so slow that nobody was killed by then, until somebody is.
+    while began.elapsed() < storm || sent < least_documents || faults.kills == 0 {
         for _ in 0..2_000 + random.below(4_000) {
             let partition = random.below(PARTITIONS as u64) as i32;
             producer.send(partition, Some(&document(sent)));
@@ -146,7 +147,6 @@ fn a_fleet_decides_every_position_once_whatever_happens_to_its_workers() {
     let published = deployment.published();
     published.assert_exactly_once(&produced);
     let Faults { kills, terminations, zombies } = faults;
-    assert!(kills > 0, "nobody was killed");
     for (fault, injected) in [("kill -9", kills), ("SIGTERM", terminations), ("stopped and woken", zombies)] {
         report_fault(&format!("storm of three workers: {fault}"), injected as usize, sent, recovery);
     }

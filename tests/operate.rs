@@ -104,8 +104,8 @@ fn a_gap_behind_unpublished_records_begins_at_the_checkpoint() {
     produce(&broker, 0, 300);
     wait_for("the records to be read", || (daemon.metric("winnowd_consumed_records_total") == 300.0).then_some(()));
     daemon.signal("STOP");
-    // The fetch that waits at the end comes back empty.
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    // Its fetch that waits at the end comes back empty: as one does that began later and waits longer.
+    broker.wait_for_empty_fetch(0, 300);
     produce(&broker, 300, 800);
     broker.delete_before(0, 450);
     daemon.signal("CONT");

@@ -145,6 +145,51 @@ fn what_reveals_or_changes_something_takes_the_token() {
     assert!(deployment.log().contains("/status and /v1/weights are closed"), "{}", deployment.log());
 }
 
+/// A page of somebody else, whose server has its own name lead to this machine, asks by that name.
+#[test]
+fn a_name_that_was_led_here_is_answered_nothing() {
+    const TOKEN: &str = "correct-horse-battery-staple";
+    let broker = Broker::with_topic("rebinding", 1);
+    let deployment = Deployment::new(&broker, "");
+    let daemon = deployment.start();
+    let port = daemon.http.rsplit_once(':').unwrap().1.to_owned();
+    let body = br#"{"run_id":"r","step":1,"losses":[]}"#;
+    let guarded = ["GET /", "GET /page/page.js", "GET /status", "GET /status/history", "POST /v1/weights"];
+    let ask = |daemon: &DaemonProcess, host: &str, request: &str, headers: &str| {
+        let body = if request.starts_with("POST") { &body[..] } else { b"" };
+        http_by_name(&daemon.http, host, request, &format!("{JSON}{headers}"), body).unwrap()
+    };
+    for request in guarded {
+        for host in
+            ["evil.example".to_owned(), format!("evil.example:{port}"), format!("localhost.evil.example:{port}")]
+        {
+            let (code, said) = ask(&daemon, &host, request, "");
+            assert_eq!(code, 421, "{request} of {host}: {said}");
+            assert!(said.contains(&format!("Host is `{host}`: expected localhost")), "{said}");
+        }
+        for host in
+            ["localhost".to_owned(), format!("127.0.0.1:{port}"), format!("[::1]:{port}"), "LOCALHOST:1".to_owned()]
+        {
+            assert_eq!(ask(&daemon, &host, request, "").0, 200, "{request} of {host}");
+        }
+    }
+    // What was refused weighed nothing.
+    assert_eq!(daemon.metric("winnowd_weights_requests_total{outcome=\"answered\"}"), 1.0);
+    for open in ["GET /metrics", "GET /healthz"] {
+        assert_eq!(ask(&daemon, "evil.example", open, "").0, 200, "{open}");
+    }
+    assert_ne!(ask(&daemon, "evil.example", "GET /readyz", "").0, 421);
+    assert_eq!(daemon.stop(), Some(0));
+    // Whoever knows the token may call this machine as he likes.
+    let daemon = deployment.start_with(&[("WINNOWD_HTTP__TOKEN", TOKEN)]).unwrap();
+    for request in guarded {
+        let authorization = format!("Authorization: Bearer {TOKEN}\r\n");
+        assert_eq!(ask(&daemon, "winnowd.example", request, &authorization).0, 200, "{request}");
+    }
+    assert_eq!(ask(&daemon, "winnowd.example", "GET /status", "").0, 401);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
 /// The example of the README, as it stands there but for the port.
 #[test]
 fn the_example_works_as_pasted() {

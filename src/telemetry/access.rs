@@ -1,8 +1,13 @@
 //! Who may ask for what changes or reveals something: holders of the token, or everybody on this machine where there is none.
+//!
+//! A page in somebody's browser is on this machine, too, and its server can have its own name lead here (DNS rebinding). So where
+//! nothing but the place decides, a request must also name this machine.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
@@ -46,6 +51,44 @@ impl Access {
             }
         }
     }
+
+    /// Before everything but what probes ask for: where nobody needs a token, requests must name this machine.
+    pub async fn guard(State(access): State<Access>, request: Request, next: Next) -> Response {
+        match access.check_host(&request) {
+            Ok(()) => next.run(request).await,
+            Err(refusal) => refusal,
+        }
+    }
+
+    #[allow(clippy::result_large_err, reason = "made once a refused request")]
+    fn check_host(&self, request: &Request) -> Result<(), Response> {
+        if !matches!(self, Access::Open) {
+            return Ok(());
+        }
+        let in_headers = request.headers().get_all(header::HOST).iter().map(|host| host.as_bytes());
+        let in_target = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+        let mut hosts = in_headers.chain(in_target).map(String::from_utf8_lossy).peekable();
+        let problem = match hosts.peek() {
+            None => "the request has no Host".to_owned(),
+            Some(_) => match hosts.find(|host| !is_this_machine(host)) {
+                None => return Ok(()),
+                Some(host) => format!("Host is `{}`", host.escape_debug()),
+            },
+        };
+        let expected =
+            "expected localhost, 127.0.0.1 or [::1], with any port; other names are taken where http.token is set";
+        Err((StatusCode::MISDIRECTED_REQUEST, format!("{problem}: {expected}\n")).into_response())
+    }
+}
+
+/// Whether a Host, with or without a port, is a name that leads nowhere but here, whatever a server of names says.
+fn is_this_machine(host: &str) -> bool {
+    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
+    let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(name, _)| name);
+    let bracketed = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
+        || bracketed.and_then(|address| address.parse().ok()).is_some_and(|address: Ipv6Addr| address.is_loopback())
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
@@ -90,6 +133,85 @@ mod tests {
         ] {
             assert_eq!(status(&access("", address), None), expected, "{address}");
             assert_eq!(status(&access("", address), Some("Bearer guess")), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn where_the_place_decides_a_request_names_this_machine() {
+        let asked = |access: &Access, target: &str, hosts: &[&str]| {
+            let mut request = axum::http::Request::get(target);
+            for host in hosts {
+                request = request.header(header::HOST, *host);
+            }
+            let request = request.body(axum::body::Body::empty()).expect("a request");
+            access.check_host(&request).map_or_else(|answer| answer.status().as_u16(), |()| 200)
+        };
+        let open = access("", "127.0.0.1:1");
+        for host in [
+            "localhost",
+            "localhost:9464",
+            "LocalHost:1",
+            "127.0.0.1",
+            "127.0.0.1:9464",
+            "127.9.9.9:80",
+            "[::1]",
+            "[::1]:9464",
+            "[0:0::1]:9464",
+            "localhost:",
+        ] {
+            assert_eq!(asked(&open, "/status", &[host]), 200, "{host}");
+        }
+        let elsewhere = [
+            "evil.example",
+            "evil.example:9464",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:9464",
+            "evil.example:127.0.0.1",
+            "localhost@evil.example",
+            "evil@localhost",
+            "localhost.",
+            "localhost:9464:9464",
+            "localhost:evil",
+            "0.0.0.0",
+            "128.0.0.1",
+            "127.1",
+            "2130706433",
+            "0177.0.0.1",
+            "[::]",
+            "[::2]:9464",
+            "::1",
+            "[::1",
+            "::1]",
+            "",
+            " ",
+            ":",
+            ":9464",
+            "\u{FF}",
+        ];
+        for host in elsewhere {
+            assert_eq!(asked(&open, "/status", &[host]), 421, "{host}");
+        }
+        assert_eq!(asked(&open, "/status", &[]), 421, "no browser leaves it out, and what is not said is not known");
+        assert_eq!(asked(&open, "/status", &["localhost", "evil.example"]), 421);
+        assert_eq!(asked(&open, "http://evil.example/status", &["localhost"]), 421, "the target counts before Host");
+        assert_eq!(asked(&open, "http://localhost:9464/status", &["localhost"]), 200);
+        // Where a token or nobody may ask, names say nothing.
+        for access in [access("http.token = \"correct-horse-battery\"", "127.0.0.1:1"), access("", "0.0.0.0:1")] {
+            assert_eq!(asked(&access, "/status", &["evil.example"]), 200);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_name_that_can_be_bought_is_this_machine(name in "([a-z0-9-]{1,12}\\.){1,4}[a-z]{2,8}(:[0-9]{1,5})?") {
+            proptest::prop_assert!(!is_this_machine(&name));
+        }
+
+        #[test]
+        fn every_loopback_address_is_this_machine(rest: [u8; 3], port: u16) {
+            let [b, c, d] = rest;
+            let host = format!("127.{b}.{c}.{d}:{port}");
+            proptest::prop_assert!(is_this_machine(&host));
         }
     }
 

@@ -1,7 +1,8 @@
 //! One HTTP port: the page, `/metrics`, `/healthz`, `/readyz`, `/status`, `/status/history`, `POST /v1/weights`.
 //!
 //! What Prometheus and Kubernetes ask for is open to everybody who reaches the port, and so are the files of the page, which hold
-//! nothing. `/status` names sources, shards and n-grams of documents, and `/v1/weights` remembers steps: those go by [`Access`].
+//! nothing. `/status` names sources, shards and n-grams of documents, and `/v1/weights` remembers steps: those go by [`Access`], which
+//! also keeps pages of others from asking under a name of their own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,12 +70,14 @@ impl HttpServer {
         let sampler = tokio::spawn(sample(telemetry.clone()));
         let router = Router::new()
             .merge(page::routes())
-            .route("/metrics", get(metrics))
-            .route("/healthz", get(healthz))
-            .route("/readyz", get(readyz))
             .route("/status", get(status))
             .route("/status/history", get(history))
             .route("/v1/weights", post(post_weights))
+            .route_layer(axum::middleware::from_fn_with_state(access.clone(), Access::guard))
+            // Behind the layer, for probes: they ask by the pod's address, or by none.
+            .route("/metrics", get(metrics))
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz))
             .with_state(Served { telemetry, weights, access });
         let task = tokio::spawn(async move {
             if let Err(e) = axum::serve(listener, router).await {

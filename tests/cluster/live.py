@@ -1,307 +1,99 @@
 #!/usr/bin/env python3
-"""Alerts and dashboards against a real Prometheus that scrapes a real run, with faults.
+"""Alerts and dashboards against a real Prometheus that scrapes real runs, with faults.
 
     live.py WINNOWD PROMETHEUS BOOTSTRAP POSTGRES [--out FOLDER]
 
-Starts two workers on a topic and an empty database (POSTGRES, a URL) of their own and Prometheus with the chart's alerts, and
-feeds them documents of the bundled sample, of which a model with two targets selects. A trainer reads the shards, reports losses and
-asks for weights, over HTTP and over topics. While all is well no alert may fire; then come bad records, losses of unknown documents, a
-store that refuses shards, a manifest that cannot be written and `kill -9`, each of which must be told by its alert. Every metric must
-be asked for by a dashboard, an alert or the autoscaler, and every query of every panel must have returned numbers; --out draws each
-dashboard. Alerts wait 5 s here before they fire, not minutes.
+Starts pipelines beside one another, each a job of its own on topics of its own, and one Prometheus with the chart's alerts. The first has
+two workers on an empty database (POSTGRES, a URL), a model with two targets, and a trainer that reads its shards, reports losses and
+asks for weights, over HTTP and over topics. While all is well no alert may fire in any. Then each has its fault (faults.py), all at
+the same time: every alert of the chart must fire in the pipeline whose fault it is for, and no other may, but for what follows from
+that fault. Every metric must be asked for by a dashboard, an alert or the autoscaler, and every query of every panel must have
+returned numbers for the first pipeline; --out draws each dashboard. Times of the rules are short (stage.py), nothing else is.
 """
 import argparse
 import contextlib
-import ctypes
+import dataclasses
 import json
-import os
 import pathlib
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-import zlib
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+from faults import FAULTS, judge, make_all, with_losses
+from feeds import DEADLINE_SECONDS, RANKS, SAMPLE, Load, Stream, Trainer, documents
+from stage import CHART, Pipeline, Prometheus, Proxy, Worker, get, mount_small_disk, unmount, wait_for
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-CHART = ROOT / "helm/winnowd"
-SAMPLE = ROOT / "src/cli/demo/sample.jsonl.zst"
+DRAWN = "winnowd"
 PARTITIONS = 6
-RATE = 1500
 TARGETS = {"postgresql": b'"postgresql-doc"', "python": b'"python-doc"'}
-# Of the trainer: steps a second, documents a step, ranks, and each how many steps the last one comes too late.
-STEP_SECONDS = 0.5
-BATCH = 48
-RANKS = 2
-LATE_EVERY = 6
-DEADLINE_SECONDS = 1
-HEALTHY_SECONDS = 20
-PATIENCE = 60
+# Of all documents a second; the others' pipelines have fewer.
+RATE = 1500
+RATE_OF_OTHERS = 100
+# Longer than a day of the rules on selections, which look back.
+HEALTHY_SECONDS = 45
+EVERY = {
+    "kafka.session_timeout": "6s",
+    "selection.length_normalise": True,
+    "selection.temperature": 0.3,
+    "window.max_documents": 200,
+    "window.idle_timeout": "2s",
+    "shard.max_age": "2s",
+    "memory.budget": "64MiB",
+    "documents.max_bytes": "8MiB",
+}
+OF_DRAWN = {
+    "model.raw": "adaptive",
+    "selection.mixing": "odm",
+    "dead_letters.max_ratio": 1,
+    "losses.deadline": f"{DEADLINE_SECONDS}s",
+    "loss_weight.burn_in_steps": 0,
+    "window.max_documents": 500,
+    "memory.budget": "128MiB",
+}
+# job → what its configuration has of its own.
+OTHERS = {
+    "slow": {"kafka.on_lost_offset": "skip"},
+    "twice": {},
+    "moved": {},
+    "drowned": {
+        "documents.loss_field": "loss",
+        "selection.loss_strategy": "kl_dro",
+        "selection.loss_high": 4.0,
+        "window.max_documents": 1000,
+    },
+    "large": {"selection.fraction": 0.3, "window.max_documents": 1500, "losses.max_bytes": "64MiB", "losses.max_samples": 16_000_000},
+    "catalog": {},
+    "disk": {},
+    "brokers": {},
+    # The group's memory of a member outlives the run, and nobody mends what is to be seen.
+    "orphan": {
+        "kafka.session_timeout": "10m",
+        "kafka.max_poll_interval": "10m",
+        "kafka.ownership_interval": "1s",
+        "kafka.ownership_grace": "1d",
+    },
+}
+# Of these the second worker belongs to the fault. The first of "orphan" ends where it has drained what is taken from it.
+OF_TWO = {"twice": {}, "orphan": {"CRASH_POINT": "revoke.drained:1"}}
+PARTITIONS_OF_ORPHAN = 4
+SMALL_DISK = "16m"
 
 
-def wait_for(what, ready, seconds=PATIENCE):
-    deadline = time.monotonic() + seconds
-    while not (value := ready()):
-        if time.monotonic() > deadline:
-            sys.exit(f"live: {what} did not happen within {seconds} s")
-        time.sleep(0.2)
-    return value
+@dataclasses.dataclass
+class Scene:
+    """What faults are made of."""
 
-
-def documents():
-    with pa.input_stream(str(SAMPLE), compression="zstd") as stream:
-        return [line for line in stream.read().splitlines() if line]
-
-
-def free_port():
-    """Below the ports that the kernel gives to whoever asks for any: it stays free until it is wanted, and between two starts."""
-    while True:
-        port = random.randrange(10_000, 20_000)
-        with socket.socket() as s, contextlib.suppress(OSError):
-            s.bind(("127.0.0.1", port))
-            return port
-
-
-def end(process):
-    process.kill()
-    process.wait()
-
-
-def get(url):
-    with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-        return urllib.request.urlopen(url, timeout=10).read().decode()
-    return None
-
-
-class Load(threading.Thread):
-    """Produces until it is stopped; some of the records are bad while `bad_share` says so."""
-
-    def __init__(self, bootstrap, topic, records):
-        super().__init__(daemon=True)
-        self.producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20})
-        self.topic, self.records, self.random = topic, records, random.Random(0)
-        self.stopped, self.bad_share = threading.Event(), 0
-
-    def run(self):
-        while not self.stopped.wait(0.1):
-            for _ in range(RATE // 10):
-                bad = self.random.random() < self.bad_share
-                record = self.random.choice([b"{", b"[]", b'{"text": 1}', b"\xff"] if bad else self.records)
-                self.producer.produce(self.topic, record, partition=self.random.randrange(PARTITIONS))
-            self.producer.poll(0)
-        self.producer.flush(30)
-
-
-class Trainer(threading.Thread):
-    """Follows the manifest and says what it lost on each document: to the topic of feedback, and as a step of some ranks to whoever gives
-    weights. Documents that are not the pipeline's are among them while `strangers` says so."""
-
-    def __init__(self, bootstrap, topic, manifest, workers):
-        super().__init__(daemon=True)
-        self.producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20})
-        self.topic, self.manifest, self.workers = topic, manifest, workers
-        self.stopped, self.strangers, self.position = threading.Event(), 0, 0
-
-    def run(self):
-        step, late = 0, []
-        while not self.stopped.wait(STEP_SECONDS):
-            batch = self.batch()
-            if not batch:
-                continue
-            of_rank = [self.report(step, rank, batch[rank::RANKS]) for rank in range(RANKS)]
-            for rank, report in enumerate(of_rank):
-                self.producer.produce(f"{self.topic}-losses", json.dumps(report), key=f"run/{rank}", partition=rank)
-            for n in range(self.strangers):
-                strangers = [(f"nobody-{step}-{n}-{i}", "elsewhere") for i in range(BATCH)]
-                report = self.report(step, 0, strangers) | {"run_id": f"other-{n}"}
-                self.producer.produce(f"{self.topic}-losses", json.dumps(report), key=f"other-{n}/0", partition=0)
-            if step % LATE_EVERY == 0:
-                late.append((time.monotonic() + 2 * DEADLINE_SECONDS, of_rank.pop()))
-            # The topic's own answers need no reader here.
-            while late and late[0][0] < time.monotonic():
-                of_rank.append(late.pop(0)[1])
-            for report in of_rank:
-                self.producer.produce(f"{self.topic}-ranks", json.dumps(report), key="run")
-            self.producer.poll(0)
-            for worker in self.workers:
-                self.ask(worker, self.report(step, 0, batch))
-            step += 1
-        self.producer.flush(30)
-
-    def batch(self):
-        """The newest shard that it has not read: a trainer that cannot keep up leaves the older ones out. None while there is none, or
-        something is in the way."""
-        with contextlib.suppress(OSError), self.manifest.open("rb") as lines:
-            lines.seek(self.position)
-            new = [line for line in lines if line.endswith(b"\n")]
-            if new:
-                path = self.manifest.parent / json.loads(new[-1])["path"]
-                rows = pq.read_table(path, columns=["id", "source"]).to_pylist()
-                self.position += sum(map(len, new))
-                return [(row["id"], row["source"]) for row in rows[:BATCH]]
-        return None
-
-    @staticmethod
-    def report(step, rank, batch):
-        """What it wants to learn it finds hard. The noise of a document is its own."""
-        loss = lambda id_, source: (3 if source in ("postgresql-doc", "python-doc") else 2) + zlib.crc32(id_.encode()) / 2**32
-        losses = [{"id": id_, "loss": loss(id_, source), "n_tokens": 100} for id_, source in batch]
-        return {"run_id": "run", "step": step, "rank": rank, "world_size": RANKS, "losses": losses}
-
-    def ask(self, worker, report):
-        """A worker may be away just now."""
-        report = {**report, "world_size": 1}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{worker.port}/v1/weights", json.dumps(report).encode(), {"Content-Type": "application/json"}
-        )
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            urllib.request.urlopen(request, timeout=10).read()
-
-
-class Worker:
-    """One that can be killed and comes back at the same address, as a pod does."""
-
-    def __init__(self, winnowd, folder, number, config):
-        self.name, self.port, self.log = f"winnowd-{number}", free_port(), folder / f"worker-{number}.log"
-        self.command = [winnowd, "run", "-c", folder / f"worker-{number}.toml"]
-        own = f'kafka.instance_id = "{self.name}"\nhttp.listen = "127.0.0.1:{self.port}"\n'
-        self.command[-1].write_text(config + own)
-        self.start()
-
-    def start(self):
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
-
-    def is_ready(self):
-        if self.process.poll() is not None:
-            sys.exit(f"live: {self.name} ended:\n{self.log.read_text()[-3000:]}")
-        return get(f"http://127.0.0.1:{self.port}/readyz")
-
-    def end(self, how):
-        self.process.send_signal(how)
-        self.process.wait(60)
-
-
-class Prometheus:
-    def __init__(self, program, folder, workers):
-        port = free_port()
-        self.address = f"http://127.0.0.1:{port}"
-        rules = (CHART / "files/alerts.yaml").read_text()
-        (folder / "alerts.yaml").write_text(re.sub(r"for: \w+$", "for: 5s", rules, flags=re.M))
-        labels = lambda worker: {"namespace": "curation", "job": "winnowd", "pod": worker.name}
-        targets = [{"targets": [f"127.0.0.1:{worker.port}"], "labels": labels(worker)} for worker in workers]
-        # JSON is YAML.
-        config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(folder / "alerts.yaml")],
-            "scrape_configs": [{"job_name": "winnowd", "static_configs": targets}],
-        }
-        (folder / "prometheus.json").write_text(json.dumps(config))
-        command = [program, f"--config.file={folder}/prometheus.json", f"--storage.tsdb.path={folder}/prometheus"]
-        with open(folder / "prometheus.log", "wb") as log:
-            self.process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
-        wait_for("the start of Prometheus", lambda: get(f"{self.address}/-/ready"))
-
-    def ask(self, path, **parameters):
-        answer = get(f"{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
-        if answer is None:
-            sys.exit(f"live: Prometheus refuses {parameters}")
-        return json.loads(answer)["data"]["result"]
-
-    def firing(self):
-        return {s["metric"]["alertname"] for s in self.ask("query", query='ALERTS{alertstate="firing"}')}
-
-
-def prepare(winnowd, folder, bootstrap, topic, catalog, records):
-    for name, source in TARGETS.items():
-        (folder / f"{name}.jsonl").write_bytes(b"".join(record + b"\n" for record in records if source in record))
-    targets = [f"{name}={folder}/{name}.jsonl" for name in TARGETS]
-    subprocess.run([winnowd, "fit", "--target", *targets, "--raw", SAMPLE, "--out", folder / "model.wnw"], check=True, capture_output=True)
-    return f"""
-pipeline.name = "live"
-kafka.bootstrap = "{bootstrap}"
-kafka.topics = ["{topic}"]
-kafka.group = "{topic}"
-kafka.session_timeout = "6s"
-dead_letters.topic = "{topic}-dead"
-dead_letters.max_ratio = 1
-model.path = "{folder}/model.wnw"
-model.raw = "adaptive"
-selection.length_normalise = true
-selection.temperature = 0.3
-selection.mixing = "odm"
-feedback.topic = "{topic}-losses"
-losses.topic = "{topic}-ranks"
-losses.weights_topic = "{topic}-weights"
-losses.deadline = "{DEADLINE_SECONDS}s"
-loss_weight.burn_in_steps = 0
-window.max_documents = 500
-window.idle_timeout = "2s"
-shard.max_age = "2s"
-memory.budget = "128MiB"
-sink.url = "{folder}/out"
-catalog.url = "{catalog}"
-"""
-
-
-@contextlib.contextmanager
-def in_the_way(path):
-    """A folder where a file is wanted, or a file where a folder is, until the end. Exchanged at one stroke: a worker is quick."""
-    other = path.with_name(path.name + ".other")
-    other.mkdir() if path.is_file() else other.touch()
-    exchange(path, other)
-    yield
-    exchange(path, other)
-
-
-def exchange(one, other):
-    here, at_one_stroke = -100, 2
-    if ctypes.CDLL(None, use_errno=True).renameat2(here, bytes(one), here, bytes(other), at_one_stroke) != 0:
-        sys.exit(f"live: {one} and {other} cannot be exchanged: {os.strerror(ctypes.get_errno())}")
-
-
-def tell(prometheus, alert, began):
-    wait_for(f"the alert {alert}", lambda: alert in prometheus.firing())
-    print(f"  {alert} fires after {time.monotonic() - began:.0f} s")
-
-
-def faults(prometheus, load, trainer, workers, out):
-    """One after another; each is told of, and told of no more when it is over."""
-    began = time.monotonic()
-    load.bad_share, trainer.strangers = 0.2, 5
-    tell(prometheus, "WinnowdDeadLetters", began)
-    tell(prometheus, "WinnowdFeedbackLost", began)
-    if found := prometheus.ask("query", query="winnowd_feedback_bad_reports_total > 0"):
-        sys.exit(f"live: reports that the trainer means well cannot be read: {found}")
-    load.bad_share, trainer.strangers = 0, 0
-    for place, alert in ((out / "shards", "WinnowdPublishStalled"), (out / "manifest.jsonl", "WinnowdManifestBehind")):
-        began = time.monotonic()
-        with in_the_way(place):
-            tell(prometheus, alert, began)
-        wait_for(f"the end of the alert {alert}", lambda: alert not in prometheus.firing())
-    began = time.monotonic()
-    for worker in workers:
-        worker.end(signal.SIGKILL)
-    tell(prometheus, "WinnowdDown", began)
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        wait_for(f"{worker.name} is back", worker.is_ready)
-    wait_for("the end of the alert WinnowdDown", lambda: "WinnowdDown" not in prometheus.firing())
-    again = f"count(winnowd_published_shards_total > 2) == {len(workers)}"
-    wait_for("publications of all workers", lambda: prometheus.ask("query", query=again))
+    bootstrap: str
+    admin: AdminClient
+    prometheus: Prometheus
+    streams: dict
+    trainer: Trainer
+    postgres_proxy: Proxy
 
 
 def metric_names(text):
@@ -320,8 +112,8 @@ def same_names(worker):
     print(f"  all {len(there)} metrics are asked for")
 
 
-def answers(prometheus, began):
-    """Every query of every panel, over the whole run: dashboard → panels with their series."""
+def answers(prometheus, job, began):
+    """Every query of every panel for the pipeline that is drawn, over the whole run: dashboard → panels with their series."""
     seen, empty = {}, []
     for path in sorted(CHART.glob("files/dashboards/*.json")):
         dashboard = json.loads(path.read_text())
@@ -330,7 +122,7 @@ def answers(prometheus, began):
                 sys.exit(f"live: {path.name}, {panel['title']}: no unit, or no word of what is good")
             panel["series"] = []
             for target in panel["targets"]:
-                expression = re.sub(r"\$(namespace|job|pod)\b", ".*", target["expr"]).replace("$__rate_interval", "15s")
+                expression = re.sub(r"\$(namespace|pod)\b", ".*", target["expr"]).replace("$job", job).replace("$__rate_interval", "15s")
                 # It publishes each two seconds, not each eleven minutes.
                 expression = expression.replace("[15m]", "[30s]")
                 found = prometheus.ask("query_range", query=expression, start=began, end=time.time(), step=1)
@@ -352,62 +144,164 @@ def legend(form, labels):
     return re.sub(r"\{\{(\w+)\}\}", lambda m: labels.get(m[1], ""), form) or "value"
 
 
+def settings(keys):
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+
+
+class Setting:
+    """The pipelines before they have their faults."""
+
+    def __init__(self, winnowd, folder, bootstrap, postgres):
+        self.winnowd, self.folder, self.bootstrap, self.postgres = winnowd, folder, bootstrap, postgres
+        self.prefix = f"live-{time.time_ns() % 1_000_000_000}"
+        self.admin = AdminClient({"bootstrap.servers": bootstrap})
+        self.records = documents()
+        server = urllib.parse.urlsplit(postgres)
+        self.proxy = Proxy((server.hostname, server.port or 5432))
+        self.behind_proxy = postgres.replace(f"{server.hostname}:{server.port}", f"127.0.0.1:{self.proxy.port}")
+        if self.behind_proxy == postgres:
+            sys.exit(f"live: {postgres} names no port")
+
+    def fit(self):
+        targets = []
+        for name, source in TARGETS.items():
+            (self.folder / f"{name}.jsonl").write_bytes(b"".join(record + b"\n" for record in self.records if source in record))
+            targets.append(f"{name}={self.folder}/{name}.jsonl")
+        first = self.folder / "postgresql.jsonl"
+        for model, target in (("two", targets), ("model", [first])):
+            command = [self.winnowd, "fit", "--target", *target, "--raw", SAMPLE, "--out", self.folder / f"{model}.wnw"]
+            subprocess.run(command, check=True, capture_output=True)
+
+    def topics(self, topics):
+        for future in self.admin.create_topics([NewTopic(name, n, 1) for name, n in topics.items()]).values():
+            future.result(60)
+
+    def pipeline(self, job, n_workers, own, environment):
+        folder, topic = self.folder / job, f"{self.prefix}-{job}"
+        folder.mkdir()
+        keys = {
+            "pipeline.name": job,
+            "kafka.bootstrap": self.bootstrap,
+            "kafka.topics": [topic],
+            "kafka.group": topic,
+            "model.path": f"{self.folder}/model.wnw",
+            "sink.url": f"{folder}/out",
+            "catalog.url": f"sqlite://{folder}/catalog.db",
+        }
+        config = settings(keys | EVERY | own)
+        workers = [Worker(self.winnowd, folder, f"{job}-{n}", config, environment if n == 0 else {}) for n in range(n_workers)]
+        return Pipeline(job, folder, topic, config, workers)
+
+    def drawn(self):
+        topic = f"{self.prefix}-{DRAWN}"
+        self.topics({topic: PARTITIONS, f"{topic}-dead": 1, f"{topic}-losses": RANKS, f"{topic}-ranks": 2, f"{topic}-weights": 1})
+        own = {
+            "model.path": f"{self.folder}/two.wnw",
+            "catalog.url": self.postgres,
+            "dead_letters.topic": f"{topic}-dead",
+            "feedback.topic": f"{topic}-losses",
+            "losses.topic": f"{topic}-ranks",
+            "losses.weights_topic": f"{topic}-weights",
+        }
+        return self.pipeline(DRAWN, 2, OF_DRAWN | own, {})
+
+    def other(self, job, last):
+        """`last`: what is done at the end. None where this machine does not let it have its fault."""
+        topic, folder = f"{self.prefix}-{job}", self.folder / job
+        self.topics({topic: PARTITIONS_OF_ORPHAN if job == "orphan" else 1})
+        own = {}
+        if job in OF_TWO:
+            own["catalog.url"] = self.postgres
+        elif job == "catalog":
+            own["catalog.url"] = self.behind_proxy
+        elif job == "slow":
+            own['kafka.properties."client.id"'] = topic
+        elif job == "disk":
+            own["sink.scratch_dir"] = f"{folder}/scratch"
+        pipeline = self.pipeline(job, 2 if job in OF_TWO else 1, OTHERS[job] | own, OF_TWO.get(job))
+        if job == "disk":
+            if not mount_small_disk(folder / "scratch", SMALL_DISK):
+                print("live: left out: a full disk, as only root may mount a small one")
+                return None
+            last.callback(unmount, folder / "scratch")
+        return pipeline
+
+
+def be_healthy(prometheus, pipelines):
+    """All of them publish, and then none has an alert for a day and more, as days are here."""
+    for pipeline in pipelines:
+        running = [worker for worker in pipeline.workers if worker.process is not None]
+        query = f'count(winnowd_published_shards_total{{job="{pipeline.job}"}} > 0)'
+        have_published = lambda: all(worker.is_running() for worker in running) and prometheus.value(query) == len(running)
+        wait_for(f"the first publications of {pipeline.job}", have_published)
+    # Until then nothing was published although records waited.
+    wait_for("an end of all alerts", lambda: not prometheus.firing())
+    began = time.time()
+    wait_for("a day", lambda: time.time() - began > HEALTHY_SECONDS)
+    if alerts := prometheus.fired_since(began):
+        sys.exit(f"live: all is well, and yet these fire: {sorted(alerts)}")
+    print(f"  no alert of {len(pipelines)} pipelines within {HEALTHY_SECONDS} s of health", flush=True)
+
+
+def wait_for_loops(prometheus):
+    for loop, metric in (
+        ("losses that count", 'winnowd_feedback_losses_total{outcome="counted"}'),
+        ("weights over HTTP", 'winnowd_weighed_batches_total{by="http"}'),
+        ("weights over topics", 'winnowd_weighed_batches_total{by="topic", why="complete"}'),
+        ("steps without a rank", 'winnowd_weighed_batches_total{by="topic", why="deadline"}'),
+        ("late reports", 'winnowd_loss_reports_total{outcome="late"}'),
+        ("quotas", "winnowd_feedback_quota_ratio"),
+    ):
+        wait_for(loop, lambda metric=metric: prometheus.ask("query", query=f"{metric} > 0"))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("winnowd", "prometheus", "bootstrap", "postgres"):
         parser.add_argument(name)
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
-
-    topic = f"documents-{time.time_ns() % 1_000_000_000}"
-    admin = AdminClient({"bootstrap.servers": arguments.bootstrap})
-    others = [NewTopic(f"{topic}-{name}", n, 1) for name, n in (("dead", 1), ("losses", RANKS), ("ranks", 2), ("weights", 1))]
-    for future in admin.create_topics([NewTopic(topic, PARTITIONS, 1), *others]).values():
-        future.result(30)
-    records, began = documents(), time.time()
+    began = time.time()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as last:
         folder = pathlib.Path(folder)
-        config = prepare(arguments.winnowd, folder, arguments.bootstrap, topic, arguments.postgres, records)
-        workers = [Worker(arguments.winnowd, folder, n, config) for n in range(2)]
-        for worker in workers:
-            last.callback(lambda worker=worker: end(worker.process))
-        for worker in workers:
-            wait_for(f"{worker.name} is ready", worker.is_ready)
-        load = Load(arguments.bootstrap, topic, records)
+        setting = Setting(arguments.winnowd, folder, arguments.bootstrap, arguments.postgres)
+        setting.fit()
+        drawn = setting.drawn()
+        pipelines = [drawn, *filter(None, (setting.other(job, last) for job in OTHERS))]
+        for pipeline in pipelines:
+            for worker in pipeline.workers[: 1 if pipeline.job in OF_TWO else None]:
+                worker.start()
+        for pipeline in pipelines:
+            for worker in pipeline.workers:
+                last.callback(worker.destroy)
+        streams = {p.job: Stream(p.topic, 1, RATE_OF_OTHERS, setting.records) for p in pipelines}
+        streams[DRAWN] = Stream(drawn.topic, PARTITIONS, RATE, setting.records)
+        streams["orphan"].partitions = PARTITIONS_OF_ORPHAN
+        # Of larger windows.
+        streams["drowned"].rate = streams["large"].rate = 3 * RATE_OF_OTHERS
+        streams["drowned"].records = list(with_losses(setting.records))
+        load = Load(arguments.bootstrap, list(streams.values()))
         load.start()
-        trainer = Trainer(arguments.bootstrap, topic, folder / "out/manifest.jsonl", workers)
+        trainer = Trainer(arguments.bootstrap, drawn.topic, drawn.out / "manifest.jsonl", drawn.workers)
         trainer.start()
-        prometheus = Prometheus(arguments.prometheus, folder, workers)
-        last.callback(end, prometheus.process)
+        prometheus = Prometheus(arguments.prometheus, folder, pipelines)
+        last.callback(prometheus.destroy)
+        if untold := prometheus.alerts - set().union(*(fault.alerts for fault in FAULTS.values())):
+            sys.exit(f"live: these alerts have no fault: {sorted(untold)}")
 
-        published = f"count(winnowd_published_shards_total > 0) == {len(workers)}"
-        wait_for("the first publication of each worker", lambda: prometheus.ask("query", query=published))
-        # Until then nothing was published although records waited.
-        wait_for("an end of all alerts", lambda: not prometheus.firing())
-        alerts, until = set(), time.monotonic() + HEALTHY_SECONDS
-        while time.monotonic() < until:
-            alerts |= prometheus.firing()
-            time.sleep(1)
-        if alerts:
-            sys.exit(f"live: all is well, and yet these fire: {sorted(alerts)}")
-        print(f"  no alert within {HEALTHY_SECONDS} s of health")
-        for loop, metric in (
-            ("losses that count", 'winnowd_feedback_losses_total{outcome="counted"}'),
-            ("weights over HTTP", 'winnowd_weighed_batches_total{by="http"}'),
-            ("weights over topics", 'winnowd_weighed_batches_total{by="topic", why="complete"}'),
-            ("steps without a rank", 'winnowd_weighed_batches_total{by="topic", why="deadline"}'),
-            ("late reports", 'winnowd_loss_reports_total{outcome="late"}'),
-            ("quotas", "winnowd_feedback_quota_ratio"),
-        ):
-            wait_for(loop, lambda metric=metric: prometheus.ask("query", query=f"{metric} > 0"))
-        same_names(workers[0])
-        faults(prometheus, load, trainer, workers, folder / "out")
+        be_healthy(prometheus, pipelines)
+        wait_for_loops(prometheus)
+        same_names(drawn.workers[0])
+        scene = Scene(arguments.bootstrap, setting.admin, prometheus, streams, trainer, setting.proxy)
+        faults_began = time.time()
+        make_all(scene, pipelines)
+        judge(prometheus.fired_since(faults_began), pipelines)
         for thread in (trainer, load):
             thread.stopped.set()
             thread.join(60)
-        seen = answers(prometheus, began)
+        seen = answers(prometheus, DRAWN, began)
         panels = [panel for dashboard in seen.values() for panel in panels_of(dashboard)]
-        for worker in workers:
+        for worker in drawn.workers:
             worker.end(signal.SIGTERM)
     if arguments.out:
         from draw import draw
@@ -415,7 +309,8 @@ def main():
         arguments.out.mkdir(parents=True, exist_ok=True)
         for name, dashboard in seen.items():
             draw(dashboard, arguments.out / f"{name}.png")
-    print(f"live: {sum(len(panel['targets']) for panel in panels)} queries of {len(panels)} panels have data")
+    n_alerts = len(prometheus.alerts)
+    print(f"live: {n_alerts} alerts fire in their faults; {sum(len(panel['targets']) for panel in panels)} queries of {len(panels)} panels have data")
 
 
 main()

@@ -14,6 +14,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
+import { DEADLINE_MS, soon } from "./wait.mjs";
 
 const [winnowd, bootstrap, python, pngs] = process.argv.slice(2);
 const require = createRequire(join(process.env.NODE_MODULES, "/"));
@@ -23,7 +24,6 @@ const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 const FEED = new URL("feed.py", import.meta.url).pathname;
 const ATTACK = '<img src=x onerror="document.title=1">';
 const TOKEN = "correct-horse-battery-staple";
-const DEADLINE_MS = 240_000;
 const DESKTOP = { width: 1440, height: 900 };
 const PHONE = { width: 390, height: 844 };
 
@@ -164,16 +164,23 @@ const decided = (n) => waitFor(`${n} records to be decided`, async () => (await 
 async function numbers(n) {
   const page = await open();
   await decided(n);
+  // Everything stands still now: what is not yet the same in all places soon is.
+  await soon(() => sameNumbers(page, n));
+  tell(`numbers: those of /status and /metrics, over ${n} records`);
+  return page;
+}
+
+async function sameNumbers(page, n) {
   const said = await status();
   const { totals, sources, shards } = said;
+  assert.notEqual(said.weights.length, 0);
   const metrics = await (await fetch(`${base}/metrics`)).text();
   const whole = (number) => new Intl.NumberFormat("en").format(number);
-  // The total and the lag stand still now, the page has them with its next look.
-  await page.waitForFunction((text) => document.getElementById("flow").innerText.includes(text), `${whole(totals.n_selected)} in total`);
   const flow = await page.locator("#flow").innerText();
   assert.equal(sumOf(metrics, 'winnowd_catalog_documents{decision="selected"}'), totals.n_selected);
   assert.equal(sumOf(metrics, "winnowd_consumed_records_total"), n);
-  for (const text of [`${whole(n)} records so far`, `${whole(totals.n_rejected)} rejected`, `${whole(totals.n_shards)} shards`]) {
+  const { n_selected, n_rejected, n_shards } = totals;
+  for (const text of [`${whole(n_selected)} in total`, `${whole(n)} records so far`, `${whole(n_rejected)} rejected`, `${whole(n_shards)} shards`]) {
     assert.ok(flow.includes(text), `${text} is not in: ${flow}`);
   }
   assert.equal(await page.locator("[data-of=lag]").innerText(), whole(sumOf(metrics, "winnowd_lag_records{")));
@@ -190,14 +197,12 @@ async function numbers(n) {
   const weights = await page.locator("#plot-weights .plot").getAttribute("aria-label");
   const sum = (values) => whole(values.reduce((a, b) => a + b, 0));
   assert.ok(weights.includes(`${sum(said.weights[0].selected)} of ${sum(said.weights[0].candidates)} selected`), weights);
-  tell(`numbers: those of /status and /metrics, over ${n} records`);
-  return page;
 }
 
 async function attack(page) {
-  assert.ok((await page.locator("#sources").innerText()).includes(ATTACK), "the source is not shown as text");
+  await soon(async () => assert.ok((await page.locator("#sources").innerText()).includes(ATTACK), "the source is not shown as text"));
   assert.equal(await page.locator("main img").count(), 0);
-  assert.match(await page.title(), /^ready · page · winnowd$/);
+  await soon(async () => assert.match(await page.title(), /^ready · page · winnowd$/));
   tell(`a source named ${ATTACK} is text`);
 }
 
@@ -269,14 +274,14 @@ async function killed(page, n) {
   await end("SIGKILL");
   await isState(page, "no answer");
   await shows(page, "No answer from the daemon since ");
-  assert.ok(await page.evaluate(() => document.body.classList.contains("gone")));
+  await page.locator("body.gone").waitFor();
   await isAccessible(page, "the daemon gone");
   await picture(page, "gone");
   await start();
   await isState(page, "ready");
+  await decided(n);
   await shows(page, `${new Intl.NumberFormat("en").format((await status()).totals.n_selected)} in total`);
-  assert.ok(!(await page.evaluate(() => document.body.classList.contains("gone"))));
-  assert.equal((await status()).totals.n_records, n);
+  await page.locator("body:not(.gone)").waitFor();
   allowed = [];
   await page.reload();
   await isState(page, "ready");
@@ -290,7 +295,7 @@ async function token(page) {
   await start({ WINNOWD_HTTP__TOKEN: TOKEN });
   await isState(page, "locked");
   await shows(page, "only to those who know its token");
-  assert.ok(await page.locator("#content").isHidden());
+  await page.locator("#content").waitFor({ state: "hidden" });
   await isAccessible(page, "locked");
   await picture(page, "locked");
   await page.getByLabel("Token of this daemon").fill("a token of another daemon");
@@ -299,7 +304,7 @@ async function token(page) {
   await page.getByLabel("Token of this daemon").fill(TOKEN);
   await page.keyboard.press("Enter");
   await isState(page, "ready");
-  assert.ok(await page.locator("#content").isVisible());
+  await page.locator("#content").waitFor({ state: "visible" });
   assert.equal(page.url(), `${base}/`);
   allowed = ["401 (Unauthorized)"];
   await page.getByRole("button", { name: "Forget the token" }).click();
@@ -311,7 +316,7 @@ async function token(page) {
   await page.reload();
   await isState(page, "closed");
   await shows(page, "WINNOWD_HTTP__TOKEN");
-  assert.ok(await page.locator("#token").isHidden());
+  await page.locator("#token").waitFor({ state: "hidden" });
   await isAccessible(page, "closed");
   await end("SIGTERM");
   tell("a token: asked for, refused, taken, forgotten; in no address; where there is none, what to do");
@@ -327,28 +332,30 @@ async function severalTargets(n) {
   await shows(page, "No trainer has reported yet.");
   await decided(n);
   feed("report", bootstrap, `${topic}-losses`, n);
-  const learnt = await waitFor("losses to be counted", async () => {
-    const { learnt } = (await status()).feedback;
-    return learnt?.losses.counted > 0 && learnt;
-  });
-  const { targets, weights } = await status();
+  await waitFor("losses to be counted", async () => (await status()).feedback.learnt?.losses.counted > 0);
+  await soon(() => sameTargets(page));
+  await isAccessible(page, "several targets and feedback");
+  await picture(page, "targets", { fullPage: true });
+  await end("SIGTERM");
+  tell("several targets and feedback: each with its numbers");
+}
+
+async function sameTargets(page) {
+  const { targets, weights, feedback: { learnt } } = await status();
   assert.deepEqual(targets.map(({ target }) => target), ["databases", "python"]);
   const whole = (number) => new Intl.NumberFormat("en").format(number);
-  await page.waitForFunction((text) => document.getElementById("feedback").innerText.includes(text), whole(learnt.losses.counted));
+  assert.ok((await page.locator("#feedback").innerText()).includes(whole(learnt.losses.counted)));
   const rows = await page.locator("#targets tbody tr").evaluateAll((lines) =>
     lines.map((line) => [...line.cells].slice(0, 2).map((cell) => cell.textContent)));
   assert.deepEqual(rows, targets.map(({ target, n_selected }) => [target, whole(n_selected)]));
   const firsts = await page.locator("#feedback-sources tbody tr td:first-child").allInnerTexts();
   assert.deepEqual(firsts, learnt.sources.map(({ source }) => source));
   const bounds = ({ low, high }) => `from ${low.toFixed(3)} to ${high.toFixed(3)} nats`.replaceAll("-", "−");
+  await page.getByLabel("Target", { exact: true }).selectOption("databases");
   const told = () => page.locator("#plot-weights .plot").getAttribute("aria-label");
   assert.ok((await told()).includes(bounds(weights[0])), await told());
   await page.getByLabel("Target", { exact: true }).selectOption("python");
   assert.ok((await told()).includes(bounds(weights[1])), await told());
-  await isAccessible(page, "several targets and feedback");
-  await picture(page, "targets", { fullPage: true });
-  await end("SIGTERM");
-  tell("several targets and feedback: each with its numbers");
 }
 
 /** For the pictures of the README. */

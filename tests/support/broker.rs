@@ -103,6 +103,26 @@ impl Broker {
         block_on(admin.delete_records(&offsets, &AdminOptions::new())).expect("records are deleted");
     }
 
+    /// Returns when the broker has had no record behind an offset for a second, twice as long as clients let a fetch wait: one that
+    /// began before has been answered.
+    pub fn wait_for_empty_fetch(&self, partition: i32, offset: i64) {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("group.id", format!("empty-fetch-of-{}", self.topic))
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "1000")
+            .create()
+            .expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.topic, partition, Offset::Offset(offset)).expect("an offset");
+        consumer.assign(&list).expect("an assignment");
+        super::wait_for("an empty answer", || match consumer.poll(Duration::from_millis(100))? {
+            Err(KafkaError::PartitionEOF(_)) => Some(()),
+            Err(error) => panic!("{error}"),
+            Ok(message) => panic!("offset {} is there", message.offset()),
+        });
+    }
+
     /// A further topic on the same broker.
     pub fn other_topic(&self, name: &str, partitions: i32) -> String {
         let topic = format!("{}-{name}", self.topic);

@@ -1,7 +1,7 @@
 //! The daemon with its configuration, started, stopped and killed as a process.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -190,7 +190,20 @@ window.idle_timeout = "1s"
     /// `winnowd run`, which ends by itself.
     pub fn run_to_end(&self) -> Output {
         let mut command = winnowd_command();
-        command.args(["run", "-c"]).arg(&self.config).envs(self.environment()).output().expect("winnowd runs")
+        command.args(["run", "-c"]).arg(&self.config).envs(self.environment());
+        // Files, so that however much it says, nobody has to read it meanwhile.
+        let [mut out, mut err] = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
+        let [to_out, to_err] = [&out, &err].map(|file| file.try_clone().expect("a file"));
+        let child = command.stdout(to_out).stderr(to_err).spawn().expect("winnowd starts");
+        // Killed when it does not.
+        let mut process = DaemonProcess { child, http: String::new() };
+        let status = wait_for("winnowd run to end by itself", || process.child.try_wait().expect("a status"));
+        let [stdout, stderr] = [&mut out, &mut err].map(|file| {
+            let mut said = Vec::new();
+            file.rewind().and_then(|()| file.read_to_end(&mut said)).expect("what it said");
+            said
+        });
+        Output { status, stdout, stderr }
     }
 
     fn environment(&self) -> Vec<(&str, &str)> {
@@ -351,10 +364,21 @@ pub fn http_get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
 
 /// `request`: method and path; `headers`: lines with their ends. The length of the body is among them.
 pub fn http(address: &str, request: &str, headers: &str, body: &[u8]) -> std::io::Result<(u16, String)> {
+    http_by_name(address, address, request, headers, body)
+}
+
+/// The same under a name, as a browser asks that was led there.
+pub fn http_by_name(
+    address: &str,
+    host: &str,
+    request: &str,
+    headers: &str,
+    body: &[u8],
+) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-    write!(stream, "{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{length}{headers}\r\n")?;
+    write!(stream, "{request} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{length}{headers}\r\n")?;
     stream.write_all(body)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
