@@ -60,7 +60,15 @@ pub mod pipeline;
 #[cfg(feature = "daemon")]
 pub mod cli;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Base64 of RFC 4648, with padding.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    BASE64_STANDARD.encode(bytes)
 }

@@ -8,21 +8,25 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use super::decode::{FieldNames, Parsed, Scalar};
+use super::json::JsonBuffer;
 
-/// Where the text of a record is unescaped; reused from record to record by one thread.
+/// Where the text of a record is unescaped, and what is no JSON becomes some; reused from record to record by one thread.
 #[derive(Debug, Default)]
-pub struct TextScratch(Vec<u8>);
+pub struct TextScratch {
+    text: Vec<u8>,
+    pub(super) json: JsonBuffer,
+}
 
 impl TextScratch {
     /// Of a longer text the memory is given back.
     const KEPT_BYTES: usize = 4 << 20;
 
     fn at_least(&mut self, bytes: usize) -> &mut [u8] {
-        let wasteful = self.0.len() > Self::KEPT_BYTES && bytes <= Self::KEPT_BYTES;
-        if self.0.len() < bytes || wasteful {
-            self.0 = vec![0; bytes.next_multiple_of(16 << 10)];
+        let wasteful = self.text.len() > Self::KEPT_BYTES && bytes <= Self::KEPT_BYTES;
+        if self.text.len() < bytes || wasteful {
+            self.text = vec![0; bytes.next_multiple_of(16 << 10)];
         }
-        &mut self.0
+        &mut self.text
     }
 }
 
@@ -76,7 +80,7 @@ pub(super) fn scan<'a>(names: &FieldNames, payload: &'a [u8], scratch: &'a mut T
         return None;
     }
     // Escapes stand for whole characters, so the text is valid UTF-8 exactly if the bytes between them are.
-    let text = simdutf8::basic::from_utf8(&scratch.0[..unescaped?]).ok()?;
+    let text = simdutf8::basic::from_utf8(&scratch.text[..unescaped?]).ok()?;
     Some(Parsed { text: Scalar::String(Cow::Borrowed(text)), ..parsed })
 }
 
