@@ -128,3 +128,68 @@ fn fields(r: &mut Reader) -> FieldNames {
     }
     fields
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::config::Config;
+    use crate::record::{Format, RecordPart};
+
+    fn mistakes(toml: &str) -> String {
+        Config::from_toml(toml, []).err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn records_are_json_unless_somebody_says_otherwise() {
+        let config = Config::from_toml("", []).expect("the defaults");
+        assert_eq!(config.decoder.format, Format::Json);
+        assert!(config.registry.is_none() && config.kafka.parts.is_empty());
+    }
+
+    #[test]
+    fn a_registry_has_its_secret_from_the_environment() {
+        let toml = "[documents]\nformat = \"avro\"\n[documents.registry]\nurl = \"https://r/api\"\nuser = \"u\"";
+        let password = ("WINNOWD_DOCUMENTS__REGISTRY__PASSWORD".to_owned(), "hunter2".to_owned());
+        let config = Config::from_toml(toml, [password]).expect("valid");
+        assert_eq!(config.decoder.format, Format::Avro);
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let registry = config.registry.expect("a registry");
+        assert_eq!((registry.url.as_str(), registry.user.as_deref()), ("https://r/api", Some("u")));
+        assert_eq!(registry.password.expect("a password").reveal(), "hunter2");
+        assert_eq!((registry.timeout, registry.unknown_for), (Duration::from_secs(10), Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_text_names_what_it_wants_beside_itself() {
+        let toml = "[documents]\nformat = \"text\"\n[documents.text]\nid = \"position\"\nsource_header = \"from\"\nheaders = [\"a\"]";
+        let config = Config::from_toml(toml, []).expect("valid");
+        let header = |name: &str| RecordPart::Header(name.to_owned());
+        assert_eq!(config.kafka.parts, [header("from"), header("a")]);
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let said = mistakes("[documents]\nformat = \"xml\"");
+        assert!(said.contains("`documents.format` = `xml`: expected one of: json, text, avro, protobuf"), "{said}");
+        let said = mistakes("documents.format = \"protobuf\"");
+        assert!(said.contains("`documents.registry.url` = ``: must be set with documents.format = protobuf"), "{said}");
+        let toml = "documents.registry.url = \"http://r\"\ndocuments.text.source = \"web\"\ndocuments.text.headers = [\"a\", \"a\"]\n\
+                    documents.registry.password = \"hunter2\"";
+        let said = mistakes(toml);
+        for part in [
+            "`documents.registry.url` = `http://r/`: has no effect with documents.format = json",
+            "`documents.text.source` = `web`: has no effect with documents.format = json",
+            "`documents.text.headers` = `a`: named twice",
+            "`documents.registry.password` = `***`: has no effect without documents.registry.user",
+        ] {
+            assert!(said.contains(part), "`{part}` is not in:\n{said}");
+        }
+        assert!(!said.contains("hunter2"), "{said}");
+        let said = mistakes("documents.format = \"avro\"\ndocuments.registry.url = \"http://u:hunter2@r\"");
+        assert!(said.contains("names a user"), "{said}");
+        assert!(mistakes("documents.format = \"avro\"\ndocuments.registry.url = \"r:8081\"").contains("expected http://"));
+        let said = mistakes("documents.format = \"text\"\ndocuments.loss_field = \"loss\"");
+        assert!(said.contains("has no effect with documents.format = text"), "{said}");
+    }
+}

@@ -13,6 +13,7 @@ mod patient;
 mod postgres_server;
 mod published;
 mod python;
+mod registry;
 mod tcp_proxy;
 mod weights;
 
@@ -33,6 +34,7 @@ pub use patient::*;
 pub use postgres_server::PostgresServer;
 pub use published::*;
 pub use python::python;
+pub use registry::*;
 pub use tcp_proxy::*;
 pub use weights::*;
 
