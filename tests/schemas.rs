@@ -315,13 +315,9 @@ fn records_of_other_programs_are_read_with_all_that_their_schemas_refer_to() {
     for format in ["avro", "protobuf"] {
         let broker = Broker::with_topic(&format!("golden-{format}"), 1);
         let registry = TestRegistry::start();
-        let extra = format!("{}selection.min_tokens = 0\n", of_registry(format, &registry));
-        let toml = extra.replace("selection.min_tokens = 0\n", "");
-        let deployment = Deployment::new(&broker, &toml);
-        let text = std::fs::read_to_string(&deployment.config).unwrap();
-        std::fs::write(&deployment.config, text.replace("selection.min_tokens = 5", "selection.min_tokens = 0")).unwrap();
+        let deployment = Deployment::new(&broker, &of_registry(format, &registry));
         let producer = broker.producer();
-        let mut expected = BTreeMap::new();
+        let (mut n, mut expected) = (0, BTreeMap::new());
         let lines = GOLDEN.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         for (i, golden) in lines.filter(|golden| golden["format"] == format).enumerate() {
             let id = 100 + i as u32;
@@ -339,12 +335,15 @@ fn records_of_other_programs_are_read_with_all_that_their_schemas_refer_to() {
                 Value::String(id) => id.clone(),
                 number => number.to_string(),
             };
-            expected.insert(i as i64, own_id);
+            n += 1;
+            // An empty text has too few tokens.
+            if golden["record"]["text"] != "" {
+                expected.insert(i as i64, own_id);
+            }
         }
         producer.flush();
-        let n = expected.len();
         let daemon = deployment.start();
-        wait_decided(&deployment, n as u64);
+        wait_decided(&deployment, n);
         assert_eq!(daemon.stop(), Some(0));
         let published = deployment.published();
         assert!(published.dead_letters.is_empty(), "{:?}", published.dead_letters);
