@@ -50,11 +50,10 @@ impl JsonBuffer {
 
     /// Appends what is JSON already.
     pub fn push_raw(&mut self, json: &str) -> Result<(), Reject> {
-        io::Write::write_all(self, json.as_bytes()).map_err(|e| self.reject(&e.into()))
+        io::Write::write_all(self, json.as_bytes()).map_err(|e| self.reject(&e))
     }
 
-    /// What has become of a value that could not be written.
-    pub fn reject<E: std::error::Error>(&self, error: &E) -> Reject {
+    fn reject<E: std::error::Error>(&self, error: &E) -> Reject {
         let detail = format!("its fields as JSON have more than {} bytes: {error}", self.max_bytes);
         Reject::new(RejectReason::TooLarge, detail)
     }

@@ -272,7 +272,7 @@ mod tests {
         let mut decoder = Decoder::for_files();
         (decoder.fields.loss, decoder.fields.reference_loss) = (Some("loss".into()), Some("ref".into()));
         // What a longer text left there must not matter.
-        let mut scratch = TextScratch(vec![b'"'; 64]);
+        let mut scratch = TextScratch { text: vec![b'"'; 64], ..TextScratch::default() };
         let parsed = scan(&decoder.fields, payload, &mut scratch)?;
         Some(decoder.parse(payload).ok().as_ref() == Some(&parsed))
     }

@@ -14,7 +14,7 @@ const FREE_ITEMS: usize = 1024;
 
 impl AvroSchema {
     /// In: a whole datum. Out: its named fields, and all others as JSON.
-    pub fn read<'a>(
+    pub(in crate::record) fn read<'a>(
         &'a self,
         decoder: &Decoder,
         datum: &'a [u8],
@@ -22,7 +22,7 @@ impl AvroSchema {
     ) -> Result<Parsed<'a>, Reject> {
         json.begin(decoder.max_bytes);
         let mut reader =
-            Reader { schema: self, rest: datum, json, depth: 0, items_left: datum.len() + FREE_ITEMS };
+            Reader { schema: self, rest: datum, json: &mut *json, depth: 0, items_left: datum.len() + FREE_ITEMS };
         let mut root = &self.root;
         if let Type::Union(branches) = root {
             root = reader.branch(branches)?;

@@ -58,12 +58,15 @@ pub(super) struct Field {
 
 impl AvroSchema {
     /// The error says where, and what is wrong.
-    pub fn compile(schema: &SchemaText) -> Result<Self, String> {
+    pub(in crate::record) fn compile(schema: &SchemaText) -> Result<Self, String> {
         let mut reader = SchemaReader { named: Vec::new(), by_name: HashMap::new() };
         let references = schema.references.iter().map(|(name, text)| (Some(name), text));
         let mut root = Type::Null;
         for (name, text) in references.chain([(None, &schema.text)]) {
-            let of_reference = |e| name.map_or(format!("{e}"), |name| format!("reference `{name}`: {e}"));
+            let of_reference = |e: String| match name {
+                Some(name) => format!("reference `{name}`: {e}"),
+                None => e,
+            };
             // The name of a single type need not stand in quotes.
             let json = serde_json::from_str(text).or_else(|e| match primitive(text.trim()) {
                 Some(_) => Ok(Value::from(text.trim())),
@@ -173,7 +176,7 @@ impl SchemaReader {
                     let name = name.ok_or_else(|| format!("record `{full_name}` has a field without `name`"))?;
                     let of = field.get("type").ok_or_else(|| format!("field `{full_name}.{name}` has no `type`"))?;
                     let of = self.read(of, namespace).map_err(|e| format!("field `{full_name}.{name}`: {e}"))?;
-                    Ok(Field { name: name.to_owned(), of })
+                    Ok::<_, String>(Field { name: name.to_owned(), of })
                 });
                 let fields = fields.collect::<Result<Vec<_>, String>>()?;
                 let mut names: Vec<&str> = fields.iter().map(|field| field.name.as_str()).collect();

@@ -20,7 +20,7 @@ struct Golden {
 
 /// Name, subject, version, schema, and what that refers to.
 #[derive(serde::Deserialize)]
-struct GoldenReference(String, String, i64, String, Vec<GoldenReference>);
+struct GoldenReference(String, serde::de::IgnoredAny, serde::de::IgnoredAny, String, Vec<GoldenReference>);
 
 impl GoldenReference {
     fn add_to(&self, references: &mut Vec<(String, String)>) {

@@ -69,7 +69,7 @@ fn descriptor(name: &str, text: &str) -> Option<FileDescriptorProto> {
 
 impl ProtobufSchema {
     /// The error says where, and what is wrong.
-    pub fn compile(schema: &SchemaText) -> Result<Self, String> {
+    pub(in crate::record) fn compile(schema: &SchemaText) -> Result<Self, String> {
         let mut texts = schema.references.clone();
         texts.push((OWN_NAME.to_owned(), schema.text.clone()));
         let mut resolver = ChainFileResolver::new();

@@ -23,7 +23,7 @@ pub struct ProtobufSchema {
 impl ProtobufSchema {
     /// In: what follows the schema's id. Out: the named fields of the message, and all others as JSON. Fields that have no presence
     /// are there with their defaults, but for those named other than the text, and for lists and maps.
-    pub fn read<'a>(
+    pub(in crate::record) fn read<'a>(
         &'a self,
         decoder: &Decoder,
         datum: &[u8],
