@@ -353,6 +353,47 @@ fn records_of_other_programs_are_read_with_all_that_their_schemas_refer_to() {
     }
 }
 
+/// A real registry (`REGISTRY_URL`, as `tests/services/registry` starts one) and a real producer, which both know nothing of us.
+#[test]
+fn what_confluents_serialisers_register_and_send_is_read() {
+    let Ok(url) = std::env::var("REGISTRY_URL") else {
+        eprintln!("skipped: REGISTRY_URL names no registry");
+        return;
+    };
+    let modules = "confluent_kafka.schema_registry.avro, confluent_kafka.schema_registry.protobuf, fastavro";
+    let Some(python) = python_of("venv-schemas", modules) else { return };
+    for format in ["avro", "protobuf"] {
+        let broker = Broker::with_topic(&format!("foreign-{format}"), 1);
+        let extra = format!("{ALL}documents.format = \"{format}\"\ndocuments.registry.url = \"{url}\"\n");
+        let deployment = Deployment::new(&broker, &extra);
+        let n = 300;
+        let lines: Vec<u8> = (0..n).flat_map(|n| [document(n), b"\n".to_vec()].concat()).collect();
+        let input = deployment.folder.path().join("documents.jsonl");
+        std::fs::write(&input, lines).unwrap();
+        let mut command = std::process::Command::new(&python);
+        command.args(["tests/schemas/produce.py", &broker.bootstrap, &broker.topic, &url, format]);
+        let output = command.stdin(std::fs::File::open(&input).unwrap()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let checked = deployment.winnowd(&["check", "--connect"]);
+        assert_eq!(checked.status.code(), Some(0), "{}", String::from_utf8_lossy(&checked.stderr));
+        let daemon = deployment.start();
+        // An id that this registry has never given away.
+        let producer = broker.producer();
+        producer.send(0, Some(&avro(1, 0x7fff_fff0)));
+        producer.flush();
+        wait_decided(&deployment, n + 1);
+        assert_eq!(daemon.metric("winnowd_registry_schemas"), 2.0);
+        assert_eq!(daemon.stop(), Some(0));
+        let published = deployment.published();
+        published.assert_exactly_once(&BTreeMap::from([(0, n as i64 + 1)]));
+        let letters: Vec<_> = published.dead_letters.iter().map(|letter| letter.reason.as_str()).collect();
+        assert_eq!(letters, ["unknown_schema"]);
+        let found: BTreeMap<_, _> = published.rows.iter().map(|row| (row.offset as u64, row.id.clone())).collect();
+        assert_eq!(found, (0..n).map(|n| (n, format!("d{n}"))).collect());
+        assert_replayed(&deployment);
+    }
+}
+
 #[test]
 fn texts_take_their_ids_from_keys_and_what_else_there_is_from_headers() {
     let broker = Broker::with_topic("texts", 1);
@@ -383,7 +424,8 @@ fn texts_take_their_ids_from_keys_and_what_else_there_is_from_headers() {
     assert_eq!(found, (0..n).filter(|i| i % 2 == 0).map(|i| (i, id(i))).collect());
     assert_eq!(published.dead_letters.len(), 1);
     assert_eq!(published.dead_letters[0].reason, "invalid_utf8");
-    let query = "SELECT source, count(*) AS n, min(metadata) AS metadata FROM documents GROUP BY source ORDER BY source";
+    let query =
+        "SELECT source, count(*) AS n, min(metadata) AS metadata FROM documents GROUP BY source ORDER BY source";
     let output = deployment.winnowd(&["query", query, "--format", "csv"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     for source in ["s0", "s1", "s2"] {

@@ -9,8 +9,8 @@ use crate::catalog::{Access, SqlCatalog};
 use crate::config::{Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, FeedbackConfig, RawDistribution};
 use crate::feedback::Mixing;
 use crate::pipeline::DaemonError;
-use crate::sink::ShardStore;
 use crate::record::Format;
+use crate::sink::ShardStore;
 use crate::source::{Probe, SchemaRegistry, SourceError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -188,7 +188,9 @@ mod tests {
         assert!(!said.contains("hunter2"), "{said}");
         let said = mistakes("documents.format = \"avro\"\ndocuments.registry.url = \"http://u:hunter2@r\"");
         assert!(said.contains("names a user"), "{said}");
-        assert!(mistakes("documents.format = \"avro\"\ndocuments.registry.url = \"r:8081\"").contains("expected http://"));
+        assert!(
+            mistakes("documents.format = \"avro\"\ndocuments.registry.url = \"r:8081\"").contains("expected http://")
+        );
         let said = mistakes("documents.format = \"text\"\ndocuments.loss_field = \"loss\"");
         assert!(said.contains("has no effect with documents.format = text"), "{said}");
     }

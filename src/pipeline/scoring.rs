@@ -405,7 +405,14 @@ mod tests {
                 let mut batch = Batch::default();
                 for (partition, payload) in records {
                     let (at, offset, payload) = (&self.at[*partition], next[*partition], payload.as_deref());
-                    batch.push(Record { at, owner_epoch: 1, offset, timestamp_ms: Some(1), payload, parts: Parts::default() });
+                    batch.push(Record {
+                        at,
+                        owner_epoch: 1,
+                        offset,
+                        timestamp_ms: Some(1),
+                        payload,
+                        parts: Parts::default(),
+                    });
                     next[*partition] += 1;
                 }
                 let mut destinations = Destinations::new(selector, policy, &batch);

@@ -153,8 +153,7 @@ impl TextFormat {
 }
 
 fn utf8(bytes: &[u8], what: impl Fn() -> String) -> Result<&str, Reject> {
-    simdutf8::compat::from_utf8(bytes)
-        .map_err(|e| Reject::new(RejectReason::InvalidUtf8, format!("{}: {e}", what())))
+    simdutf8::compat::from_utf8(bytes).map_err(|e| Reject::new(RejectReason::InvalidUtf8, format!("{}: {e}", what())))
 }
 
 #[cfg(test)]

@@ -95,10 +95,7 @@ impl SchemaRegistry {
     /// Nothing is asked yet. `format`: of the records.
     pub fn open(config: &RegistryConfig, format: &Format) -> Result<Self, SourceError> {
         let client = reqwest::Client::builder().timeout(config.timeout).user_agent("winnowd").build();
-        let client = client.map_err(|e| SourceError::Registry {
-            url: config.url.to_string(),
-            problem: reason(&e),
-        })?;
+        let client = client.map_err(|e| SourceError::Registry { url: config.url.to_string(), problem: reason(&e) })?;
         Ok(SchemaRegistry { client, config: config.clone(), format: format.clone(), known: Mutex::default() })
     }
 

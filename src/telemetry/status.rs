@@ -156,7 +156,11 @@ impl Readiness {
             ("store", self.store_writable, "store cannot be written to"),
             ("disk", !self.disk_full, "disk of the scratch folder is full"),
             ("brokers", !self.brokers_away, "no broker of kafka.bootstrap answers"),
-            ("registry", !self.registry_away, "schema registry does not give the schemas of records that wait for them"),
+            (
+                "registry",
+                !self.registry_away,
+                "schema registry does not give the schemas of records that wait for them",
+            ),
             ("group", self.joined_group, "no partitions assigned by the consumer group yet"),
         ]
     }

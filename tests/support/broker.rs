@@ -211,9 +211,9 @@ impl TestProducer {
 
     /// With what stands beside the payload.
     pub fn send_with(&self, partition: i32, payload: &[u8], key: Option<&str>, headers: &[(&str, &str)]) {
-        let all = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
-            all.insert(Header { key, value: Some(*value) })
-        });
+        let all = headers
+            .iter()
+            .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(*value) }));
         let mut record = BaseRecord::<str, [u8]>::to(&self.topic).partition(partition).payload(payload).headers(all);
         record.key = key;
         while let Err((error, back)) = self.producer.send(record) {

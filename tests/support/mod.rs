@@ -33,7 +33,7 @@ pub use kafka_servers::KafkaServers;
 pub use patient::*;
 pub use postgres_server::PostgresServer;
 pub use published::*;
-pub use python::python;
+pub use python::{python, python_of};
 pub use registry::*;
 pub use tcp_proxy::*;
 pub use weights::*;

@@ -40,8 +40,7 @@ struct State {
 impl TestRegistry {
     pub fn start() -> Self {
         let (by_id, by_version) = (BTreeMap::new(), BTreeMap::new());
-        let state =
-            State { mood: RegistryMood::Well, authorization: None, by_id, by_version, asked: Vec::new() };
+        let state = State { mood: RegistryMood::Well, authorization: None, by_id, by_version, asked: Vec::new() };
         let state = Arc::new(Mutex::new(state));
         let of_listener = state.clone();
         let listener = Listener::start(move |client| {

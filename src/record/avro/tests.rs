@@ -77,13 +77,15 @@ fn encode(value: &Value, names: &mut usize, out: &mut Vec<u8>) -> Value {
             long(0, out);
             json!({ "type": "array", "items": branches })
         }
-        Value::Object(members) => {
-            encode_object(members.iter().map(|(name, value)| (name.as_str(), value)), names, out)
-        }
+        Value::Object(members) => encode_object(members.iter().map(|(name, value)| (name.as_str(), value)), names, out),
     }
 }
 
-fn encode_object<'a>(members: impl Iterator<Item = (&'a str, &'a Value)>, names: &mut usize, out: &mut Vec<u8>) -> Value {
+fn encode_object<'a>(
+    members: impl Iterator<Item = (&'a str, &'a Value)>,
+    names: &mut usize,
+    out: &mut Vec<u8>,
+) -> Value {
     *names += 1;
     let name = format!("R{names}");
     let fields = members.map(|(name, value)| json!({ "name": name, "type": encode(value, names, out) }));
@@ -161,7 +163,10 @@ fn hostile_lengths_allocate_nothing() {
     let mut datum = Vec::new();
     long(1 << 60, &mut datum);
     let reject = decode(&nulls, &datum).unwrap_err();
-    assert_eq!((reject.reason, reject.detail.as_str()), (RejectReason::MalformedAvro, "field `a`: more items than bytes"));
+    assert_eq!(
+        (reject.reason, reject.detail.as_str()),
+        (RejectReason::MalformedAvro, "field `a`: more items than bytes")
+    );
     let text = record_of(&json!([{ "name": "text", "type": "string" }]));
     for length in [1 << 60, -1, i64::MIN, i64::MAX] {
         let mut datum = Vec::new();
@@ -197,7 +202,10 @@ fn times_become_milliseconds_and_integers_stay_in_their_bits() {
     let mut datum = vec![2, b't'];
     long(i64::from(i32::MAX) + 1, &mut datum);
     assert!(decode(&schema, &datum).unwrap_err().detail.contains("2147483648 is no int"));
-    assert_eq!(decode(&schema, &[2, b't', 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 3]).unwrap_err().reason, RejectReason::MalformedAvro);
+    assert_eq!(
+        decode(&schema, &[2, b't', 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 3]).unwrap_err().reason,
+        RejectReason::MalformedAvro
+    );
     assert_eq!(decode(&schema, &[2, b't', 0, 0]).unwrap_err().detail, "1 bytes follow the last field");
 }
 
@@ -214,7 +222,10 @@ fn mistakes_in_schemas_are_told_with_their_place() {
         (record_of(&json!([{ "name": "a", "type": "int" }, { "name": "a", "type": "int" }])), "two fields `a`"),
         (json!({ "type": "array" }), "an array without `items`"),
         (json!({ "type": "fixed", "name": "F" }), "fixed `F` has no `size`"),
-        (json!([{ "type": "enum", "name": "E", "symbols": [] }, { "type": "enum", "name": "E", "symbols": [] }]), "defined twice"),
+        (
+            json!([{ "type": "enum", "name": "E", "symbols": [] }, { "type": "enum", "name": "E", "symbols": [] }]),
+            "defined twice",
+        ),
         (json!(7), "`7` is no type"),
     ] {
         let detail = told(&schema);
@@ -230,5 +241,8 @@ fn fields_of_other_types_are_told_as_in_json() {
         { "name": "n", "type": "int" },
     ]));
     let reject = decode(&schema, &[2, 2, 0, 4]).unwrap_err();
-    assert_eq!((reject.reason, reject.detail.as_str()), (RejectReason::InvalidField, "field `text` is an array, expected a string"));
+    assert_eq!(
+        (reject.reason, reject.detail.as_str()),
+        (RejectReason::InvalidField, "field `text` is an array, expected a string")
+    );
 }

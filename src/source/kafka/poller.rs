@@ -12,8 +12,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::PollHeartbeat;
 use super::brokers::plain;
-use super::parts::push_parts;
 use super::context::{Owned, PollContext, REQUEST_TIMEOUT, is_of_connection};
+use super::parts::push_parts;
 use crate::config::KafkaConfig;
 use crate::record::{Parts, RecordPart, TopicPartition};
 use crate::source::queue::{Closed, QueueSender};
