@@ -7,7 +7,7 @@
 //!
 //! | module | takes → gives |
 //! | --- | --- |
-//! | [`record`] | the bytes of a record → a [`record::Document`], or a [`record::Reject`] with its reason; a trainer's report → a [`record::LossReport`] |
+//! | [`record`] | the bytes of a record (JSON, text; Avro, Protobuf and their schemas) → a [`record::Document`], or a [`record::Reject`] with its reason; a trainer's report → a [`record::LossReport`] |
 //! | [`features`] | a text → tokens, hashed n-grams, a point |
 //! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses of ranks → weights of a global batch; a document's own loss, or the one to be expected → what it adds |
 //! | [`feedback`] | reports of trainers and what is known of their documents → loss statistics, a predictor of losses, quotas |
@@ -24,7 +24,7 @@
 //! | `crash` | places where tests end the process; nothing in a release |
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
 //! | `telemetry` | metrics, health, status and a page for people on one HTTP port; weights for those who ask; traces to a collector |
-//! | `source` | Kafka, to read and to write; files of documents (JSONL, Parquet), in order on all cores |
+//! | `source` | Kafka, to read and to write; schemas, from a registry; files of documents (JSONL, Parquet), in order on all cores |
 //! | `sink` | Parquet shards and dead letters on an object store; selections of files |
 //! | `catalog` | the database that is the authority on offsets and shards |
 //! | `sql` | an expression → which documents of the stream may be selected; questions over published shards and files → batches; the scorers as functions |
@@ -60,7 +60,15 @@ pub mod pipeline;
 #[cfg(feature = "daemon")]
 pub mod cli;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Base64 of RFC 4648, with padding.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    BASE64_STANDARD.encode(bytes)
 }

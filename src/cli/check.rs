@@ -9,8 +9,9 @@ use crate::catalog::{Access, SqlCatalog};
 use crate::config::{Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, FeedbackConfig, RawDistribution};
 use crate::feedback::Mixing;
 use crate::pipeline::DaemonError;
+use crate::record::Format;
 use crate::sink::ShardStore;
-use crate::source::{Probe, SourceError};
+use crate::source::{Probe, SchemaRegistry, SourceError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -21,7 +22,7 @@ pub struct CheckArguments {
     /// Print the built-in configuration, with comments, and do nothing else
     #[arg(long)]
     defaults: bool,
-    /// Also ask Kafka, the catalog and the store whether they can be reached and used. Changes nothing there
+    /// Also ask Kafka, the schema registry, the catalog and the store whether they can be reached and used. Changes nothing there
     #[arg(long)]
     connect: bool,
 }
@@ -40,6 +41,14 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     println!("The configuration is valid.");
     println!("  pipeline   {} (group {})", config.pipeline, config.kafka.group);
     println!("  from       {} on {bootstrap}", config.kafka.topics.join(", "));
+    let of_registry = config.registry.as_ref().map(|registry| format!(", schemas from {}", registry.url));
+    let of_registry = of_registry.unwrap_or_default();
+    match &config.decoder.format {
+        Format::Json => {}
+        Format::Text(_) => println!("             each the text of a document"),
+        Format::Avro => println!("             in Avro{of_registry}"),
+        Format::Protobuf => println!("             in Protobuf{of_registry}"),
+    }
     println!(
         "  selects    {} of every window by {}{}, temperature {}, seed {}",
         selector.fraction,
@@ -96,6 +105,9 @@ fn connect(config: &Config) -> anyhow::Result<()> {
     };
     say("kafka", kafka(config));
     runtime().context("cannot start threads")?.block_on(async {
+        if config.registry.is_some() {
+            say("registry", registry(config).await);
+        }
         say("catalog", catalog(config).await);
         let store = async { ShardStore::open(&config.sink)?.probe().await };
         say("store", store.await.map(|()| "writes, writes conditionally and deletes".to_owned()).map_err(Into::into));
@@ -114,6 +126,12 @@ fn kafka(config: &Config) -> Result<String, DaemonError> {
     }
     let topics: Vec<String> = found.iter().map(|(name, n)| format!("{name} ({n} partitions)")).collect();
     Ok(topics.join(", "))
+}
+
+async fn registry(config: &Config) -> Result<String, DaemonError> {
+    let Some(registry) = &config.registry else { return Ok("is not needed".to_owned()) };
+    let types = SchemaRegistry::open(registry, &config.decoder.format)?.probe().await?;
+    Ok(format!("answers, has schemas of {}", types.join(", ")))
 }
 
 async fn catalog(config: &Config) -> Result<String, DaemonError> {

@@ -103,23 +103,9 @@ fn json_line(letter: &StoredDeadLetter) -> String {
     match letter.payload.as_deref().map(|payload| (payload, std::str::from_utf8(payload))) {
         None => line["payload"] = serde_json::Value::Null,
         Some((_, Ok(text))) => line["payload"] = text.into(),
-        Some((payload, Err(_))) => line["payload_base64"] = base64(payload).into(),
+        Some((payload, Err(_))) => line["payload_base64"] = crate::base64(payload).into(),
     }
     format!("{line}\n")
-}
-
-/// RFC 4648, with padding.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0u32, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - group.len()));
-        for i in 0..4 {
-            let digit = ALPHABET[(bits >> (18 - 6 * i) & 63) as usize];
-            text.push(if i <= group.len() { digit.into() } else { '=' });
-        }
-    }
-    text
 }
 
 fn redrive(arguments: &RedriveArguments) -> anyhow::Result<()> {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::quotas::quotas;
 use super::reader::{Reader, is_secret};
 use super::*;
-use crate::record::FieldNames;
 use crate::select::SelectorKind;
 
 pub(super) const KIB: u64 = 1 << 10;
@@ -48,8 +47,9 @@ const MAX_FETCH_WAIT_MS: u64 = 4000;
 
 pub(super) fn check(r: &mut Reader) -> Config {
     let pipeline = name(r, "pipeline.name");
-    let kafka = kafka(r, &pipeline);
-    let decoder = decoder(r);
+    let mut kafka = kafka(r, &pipeline);
+    let (decoder, registry) = documents::documents(r);
+    kafka.parts = decoder.format.parts();
     let memory_budget_bytes = r.bytes("memory.budget", 64 * MIB..=1024 * GIB) as usize;
     let dead_letters = dead_letters(r, &kafka);
     let feedback = feedback::check(r, &kafka, &dead_letters);
@@ -105,6 +105,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         pipeline,
         kafka,
         decoder,
+        registry,
         dead_letters,
         feedback,
         model_path: r.optional("model.path").map(PathBuf::from),
@@ -240,6 +241,7 @@ fn kafka(r: &mut Reader, pipeline: &str) -> KafkaConfig {
     KafkaConfig {
         bootstrap,
         topics,
+        parts: Vec::new(),
         group: r.optional("kafka.group").unwrap_or_else(|| format!("winnowd-{pipeline}")),
         instance_id: r.optional("kafka.instance_id"),
         start,
@@ -304,39 +306,6 @@ fn properties(r: &mut Reader) -> BTreeMap<String, Secret> {
         }
     }
     properties.into_iter().map(|(property, value)| (property, Secret::new(value))).collect()
-}
-
-fn decoder(r: &mut Reader) -> Decoder {
-    let text = r.string("documents.text_field");
-    if text.is_empty() {
-        r.error("documents.text_field", "", "must be set");
-    }
-    let fields = FieldNames {
-        id: r.optional("documents.id_field"),
-        source: r.optional("documents.source_field"),
-        timestamp: r.optional("documents.timestamp_field"),
-        loss: r.optional("documents.loss_field"),
-        reference_loss: r.optional("documents.reference_loss_field"),
-        text,
-    };
-    let mut names = vec![("documents.text_field", fields.text.clone())];
-    for (key, name) in [
-        ("documents.id_field", &fields.id),
-        ("documents.source_field", &fields.source),
-        ("documents.timestamp_field", &fields.timestamp),
-        ("documents.loss_field", &fields.loss),
-        ("documents.reference_loss_field", &fields.reference_loss),
-    ] {
-        let Some(name) = name else { continue };
-        if let Some((other, _)) = names.iter().find(|(_, taken)| taken == name) {
-            r.error(key, name, format!("the same field as {other}"));
-        }
-        names.push((key, name.clone()));
-    }
-    if let (None, Some(name)) = (&fields.loss, &fields.reference_loss) {
-        r.error("documents.reference_loss_field", name, "has no effect without documents.loss_field");
-    }
-    Decoder { fields, max_bytes: r.bytes("documents.max_bytes", 1..=GIB) as usize }
 }
 
 fn sink_url(r: &mut Reader) -> url::Url {

@@ -3,6 +3,7 @@
 //! Every mistake is reported at once, each with its key and value. What comes out is trusted everywhere else.
 
 mod checked;
+mod documents;
 mod feedback;
 mod filter;
 mod losses;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::feedback::FeedbackSettings;
-use crate::record::{Decoder, LossDecoder};
+use crate::record::{Decoder, LossDecoder, RecordPart};
 use crate::score::{AssemblySettings, LossWeightSettings};
 use crate::select::SelectorSettings;
 use crate::window::WindowPolicy;
@@ -34,6 +35,8 @@ pub struct Config {
     pub pipeline: String,
     pub kafka: KafkaConfig,
     pub decoder: Decoder,
+    /// `None` where records name no schemas.
+    pub registry: Option<RegistryConfig>,
     pub dead_letters: DeadLetterConfig,
     /// `None`: trainers are not listened to.
     pub feedback: Option<FeedbackConfig>,
@@ -61,6 +64,8 @@ pub struct Config {
 pub struct KafkaConfig {
     pub bootstrap: Bootstrap,
     pub topics: Vec<String>,
+    /// What is wanted of every record beside its value.
+    pub parts: Vec<RecordPart>,
     pub group: String,
     pub instance_id: Option<String>,
     pub start: StartPolicy,
@@ -137,6 +142,20 @@ pub struct Sasl {
     pub mechanism: String,
     pub username: String,
     pub password: Secret,
+}
+
+/// Where schemas are asked for.
+#[derive(Debug, Clone)]
+pub struct RegistryConfig {
+    pub url: url::Url,
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    /// Of one request.
+    pub timeout: Duration,
+    /// Between two attempts, at most.
+    pub max_backoff: Duration,
+    /// So long it is believed that there is no schema of an id.
+    pub unknown_for: Duration,
 }
 
 #[derive(Debug, Clone)]

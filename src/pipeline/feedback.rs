@@ -76,6 +76,7 @@ async fn session(
         group: format!("{}-feedback", shared.config.kafka.group),
         // Losses that were reported before are of documents that may still be known.
         start: StartPolicy::Earliest,
+        parts: Vec::new(),
         ..shared.config.kafka.clone()
     };
     let (sender, receiver) = queue(QUEUE_BYTES);

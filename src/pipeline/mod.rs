@@ -16,6 +16,7 @@ mod publisher;
 mod quality;
 mod replay;
 mod room;
+mod schemas;
 mod scoring;
 mod session;
 mod spans;
@@ -37,7 +38,7 @@ use crate::score::{
 use crate::select::{Division, FilterSettings, Quotas};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
-use crate::source::{SourceError, SourceLimits};
+use crate::source::{SchemaRegistry, SourceError, SourceLimits};
 use crate::sql::{DocumentFilter, FilterError};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError, WeightsEndpoint};
 
@@ -163,6 +164,8 @@ struct Shared {
     limits: Limits,
     collapse: SharedCollapseWatches,
     filter: Option<Arc<DocumentFilter>>,
+    /// `None` where records name no schemas.
+    registry: Option<SchemaRegistry>,
 }
 
 /// How the memory budget is shared out.
@@ -205,6 +208,7 @@ impl Daemon {
         // Recorded with every shard.
         config.selector.quotas = config.selector.quotas.of_model(&model.model);
         let filter = document_filter(config.selector.filter.as_ref())?;
+        let registry = schema_registry(&config)?;
         let telemetry = Arc::new(Telemetry::new(&config.pipeline, config.kafka.max_poll_interval));
         for clause in filter.iter().flat_map(|filter| filter.labels()) {
             telemetry.metrics.filtered_documents.with_label_values(&[clause]);
@@ -254,7 +258,8 @@ impl Daemon {
         }
         let catalog = Arc::new(catalog);
         let collapse = SharedCollapseWatches::default();
-        let shared = Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse, filter };
+        let shared =
+            Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse, filter, registry };
         Ok(Daemon { shared: Arc::new(shared), http, embedded })
     }
 
@@ -321,6 +326,12 @@ fn document_filter(settings: Option<&FilterSettings>) -> Result<Option<Arc<Docum
         Err(source) => Err(DaemonError::Filter { sql: settings.sql.clone(), source }),
     };
     settings.map(compile).transpose()
+}
+
+/// Where records name schemas.
+fn schema_registry(config: &Config) -> Result<Option<SchemaRegistry>, SourceError> {
+    let registry = config.registry.as_ref();
+    registry.map(|registry| SchemaRegistry::open(registry, &config.decoder.format)).transpose()
 }
 
 /// What this process is called beside others of its pipeline.

@@ -9,15 +9,17 @@ mod compare;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use super::adaptive::{mixed, versioned_weight};
 use super::scoring::{Destinations, Scorer};
-use super::{DaemonError, LoadedModel, document_filter, recreated_topics};
+use super::{DaemonError, LoadedModel, document_filter, recreated_topics, schema_registry, schemas};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
 use crate::manifest::ShardManifest;
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Division, FilterSettings, Noise, Quotas};
-use crate::source::{Probe, RangeReader, SourceError};
+use crate::source::{Probe, RangeReader, SchemaRegistry, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
 pub use compare::differences;
@@ -37,6 +39,7 @@ pub struct Replay {
     catalog: Arc<SqlCatalog>,
     reader: RangeReader,
     scorer: Scorer,
+    registry: Option<SchemaRegistry>,
     /// Topics that were made again since: their offsets name other documents.
     recreated: Vec<String>,
     /// Used last; windows of a shard share them.
@@ -53,7 +56,8 @@ impl Replay {
         let topic = |error| if let SourceError::TopicRecreated { topic, .. } = error { Some(topic) } else { None };
         let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
         let scorer = Scorer::new(config.decoder.clone(), 0);
-        Ok(Replay { config, catalog, reader, scorer, recreated, model: None, weight: None, filter: None })
+        let registry = schema_registry(&config)?;
+        Ok(Replay { config, catalog, reader, scorer, registry, recreated, model: None, weight: None, filter: None })
     }
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.
@@ -112,6 +116,11 @@ impl Replay {
         let noise = Noise::new(selector.seed, at);
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
+            if let Some(registry) = &self.registry {
+                // Whoever asked for the replay sees that the registry is away, and asks again.
+                let ids = schemas::named_in(&batch);
+                self.scorer.read_with(Handle::current().block_on(registry.schemas(&ids, &|_| {}))?);
+            }
             let mut destinations = Destinations::new(selector, &policy, &batch);
             let number = destinations.open(&open, weight.clone(), &noise);
             (0..batch.len()).for_each(|i| destinations.record(Some(number), batch.payload_bytes(i)));

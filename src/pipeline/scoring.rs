@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 
 use crate::features::{BucketList, Featuriser, Scratch};
-use crate::record::{Decoder, DocumentRef, TextScratch};
+use crate::record::{Decoder, DocumentRef, Schemas, TextScratch};
 use crate::score::{Score, VersionedWeight};
 use crate::select::{Division, Noise, Reservoir, SelectorSettings};
 use crate::source::{Batch, Record};
@@ -134,6 +134,7 @@ pub struct Scorer {
     decoder: Decoder,
     kept_payload_bytes: usize,
     filter: Option<Arc<DocumentFilter>>,
+    schemas: Schemas,
     threads: Vec<Mutex<Thread>>,
     spare: Mutex<Vec<WindowTally>>,
 }
@@ -156,7 +157,13 @@ impl Scorer {
             tallies: Vec::new(),
         };
         let threads = (0..rayon::current_num_threads()).map(|_| Mutex::new(thread())).collect();
-        Scorer { decoder, kept_payload_bytes, filter: None, threads, spare: Mutex::default() }
+        let schemas = Schemas::default();
+        Scorer { decoder, kept_payload_bytes, filter: None, schemas, threads, spare: Mutex::default() }
+    }
+
+    /// The schemas that records name from now on, all of them.
+    pub fn read_with(&mut self, schemas: Schemas) {
+        self.schemas = schemas;
     }
 
     /// What documents must pass from now on.
@@ -171,8 +178,8 @@ impl Scorer {
             let mut scratches: Vec<_> = numbers.iter().map(|_| TextScratch::default()).collect();
             let (mut places, mut documents) = (Vec::new(), Vec::new());
             for (i, scratch) in scratches.iter_mut().enumerate().filter(|(i, _)| numbers[*i].is_some()) {
-                let Record { at, offset, timestamp_ms, payload, .. } = batch.get(chunk * FILTER_RECORDS + i);
-                if let Ok(document) = self.decoder.decode_ref(payload, at, offset, timestamp_ms, scratch) {
+                let record = batch.get(chunk * FILTER_RECORDS + i).raw();
+                if let Ok(document) = self.decoder.decode_record(record, &self.schemas, scratch) {
                     places.push(i);
                     documents.push(document);
                 }
@@ -237,10 +244,10 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn score(&self, record: Record<'_>, verdict: &Verdict, thread: &mut Thread) -> ScoredRecord {
-        let Record { at, offset, timestamp_ms, payload, .. } = record;
+        let Record { offset, timestamp_ms, payload, .. } = record;
         let payload_bytes = payload.map_or(0, <[u8]>::len) as u64;
         let Thread { text, features, buckets, tallies } = thread;
-        let document = self.scorer.decoder.decode_ref(payload, at, offset, timestamp_ms, text);
+        let document = self.scorer.decoder.decode_record(record.raw(), &self.scorer.schemas, text);
         let outcome = match (document, verdict) {
             (Ok(document), Verdict::Passes) => Ok(self.document(&document, None, features, buckets, tallies)),
             (Ok(document), Verdict::Refused(by)) => Ok(self.document(&document, Some(*by), features, buckets, tallies)),
@@ -327,7 +334,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::features::Featuriser;
-    use crate::record::{RejectReason, TopicPartition};
+    use crate::record::{Parts, RejectReason, TopicPartition};
     use crate::score::{ImportanceWeight, Model, NgramCounts, Side, Target, TargetDistribution, WeightVersion};
     use crate::select::{FilterSettings, Quotas};
     use crate::window::{CloseReason, ClosedWindow};
@@ -398,7 +405,14 @@ mod tests {
                 let mut batch = Batch::default();
                 for (partition, payload) in records {
                     let (at, offset, payload) = (&self.at[*partition], next[*partition], payload.as_deref());
-                    batch.push(Record { at, owner_epoch: 1, offset, timestamp_ms: Some(1), payload });
+                    batch.push(Record {
+                        at,
+                        owner_epoch: 1,
+                        offset,
+                        timestamp_ms: Some(1),
+                        payload,
+                        parts: Parts::default(),
+                    });
                     next[*partition] += 1;
                 }
                 let mut destinations = Destinations::new(selector, policy, &batch);

@@ -12,7 +12,7 @@ use super::memory::InFlight;
 use super::publisher::ToPublisher;
 use super::quality::Quality;
 use super::scoring::{Destinations, ScoredBatch, Scorer};
-use super::{DaemonError, Shared};
+use super::{DaemonError, Shared, schemas};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
 use crate::score::VersionedWeight;
@@ -128,7 +128,7 @@ impl Worker {
             let result = match next {
                 Err(_elapsed) => self.close_idle(),
                 Ok(None) => Err(WorkerEnd::Disconnected),
-                Ok(Some(event)) => self.on_event(event).and_then(|()| self.close_idle()),
+                Ok(Some(event)) => self.on_event(event, runtime, stopped).and_then(|()| self.close_idle()),
             };
             if let Err(end) = result {
                 return end;
@@ -138,9 +138,17 @@ impl Worker {
         }
     }
 
-    fn on_event(&mut self, event: SourceEvent) -> Result<(), WorkerEnd> {
+    fn on_event(
+        &mut self,
+        event: SourceEvent,
+        runtime: &Handle,
+        stopped: &watch::Receiver<bool>,
+    ) -> Result<(), WorkerEnd> {
         match event {
             SourceEvent::Batch(batch) => {
+                let schemas = runtime.block_on(schemas::of_batch(&self.shared, &batch, stopped.clone()));
+                // Nothing of it is decided when the session ends first.
+                self.scorer.read_with(schemas.ok_or(WorkerEnd::Disconnected)?);
                 self.on_batch(&batch)?;
                 self.queue.release(batch);
             }

@@ -1,4 +1,4 @@
-//! JSON objects to documents, with configurable field names.
+//! JSON objects to documents, with configurable field names; fields of any format to documents.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,10 +8,11 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::value::RawValue;
 
 use super::document::{Document, DocumentRef};
+use super::formats::Format;
 use super::scan::{TextScratch, scan};
 use super::{Reject, RejectReason, TopicPartition};
 
-/// Which field of the JSON object is what. `None`: the stream has no such field.
+/// Which field of the record is what. `None`: the stream has no such field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldNames {
     pub text: String,
@@ -27,6 +28,7 @@ pub struct FieldNames {
 /// Turns the payload of a record into a document.
 #[derive(Debug, Clone)]
 pub struct Decoder {
+    pub format: Format,
     pub fields: FieldNames,
     pub max_bytes: usize,
 }
@@ -43,10 +45,10 @@ impl Decoder {
             loss: None,
             reference_loss: None,
         };
-        Decoder { fields, max_bytes: 1 << 30 }
+        Decoder { format: Format::Json, fields, max_bytes: 1 << 30 }
     }
 
-    /// In: the payload of one record and where it stood. Out: the document, or why it is none. Never fails otherwise.
+    /// In: the payload of one record, which is JSON, and where it stood. Out: the document, or why it is none. Never fails otherwise.
     ///
     /// `id` may be a string or an integer; `timestamp` an integer (milliseconds since 1970 UTC) or an RFC 3339 string.
     /// Losses are numbers; where a reference is named, the document has a loss only if both are there. Fields that are null count as absent. Without an id the position is the id; without a timestamp the record's
@@ -71,16 +73,21 @@ impl Decoder {
         record_timestamp_ms: Option<i64>,
         scratch: &'a mut TextScratch,
     ) -> Result<DocumentRef<'a>, Reject> {
-        let payload = payload.ok_or_else(|| Reject::new(RejectReason::NullPayload, "the record has no value"))?;
-        if payload.len() > self.max_bytes {
-            let detail = format!("{} bytes, allowed are {}", payload.len(), self.max_bytes);
-            return Err(Reject::new(RejectReason::TooLarge, detail));
-        }
+        let payload = self.payload(payload)?;
         let parsed = match scan(&self.fields, payload, scratch) {
             Some(parsed) => parsed,
             None => self.parse(payload)?,
         };
         self.document(parsed, at, offset, record_timestamp_ms)
+    }
+
+    pub(super) fn payload<'a>(&self, payload: Option<&'a [u8]>) -> Result<&'a [u8], Reject> {
+        let payload = payload.ok_or_else(|| Reject::new(RejectReason::NullPayload, "the record has no value"))?;
+        if payload.len() > self.max_bytes {
+            let detail = format!("{} bytes, allowed are {}", payload.len(), self.max_bytes);
+            return Err(Reject::new(RejectReason::TooLarge, detail));
+        }
+        Ok(payload)
     }
 
     /// Every record, and what is wrong with it.
@@ -95,7 +102,7 @@ impl Decoder {
         })?
     }
 
-    fn document<'a>(
+    pub(super) fn document<'a>(
         &self,
         parsed: Parsed<'a>,
         at: &'a TopicPartition,

@@ -1,10 +1,15 @@
 //! From bytes to a document: where it stands, what it says, or why it cannot be read; and to a report of training losses.
 //! Pure.
 
+mod avro;
 mod decode;
 mod document;
+mod formats;
+mod json;
 mod losses;
+mod protobuf;
 mod scan;
+mod schema;
 mod unescape;
 
 use std::cmp::Ordering;
@@ -15,8 +20,10 @@ use serde::{Deserialize, Serialize};
 
 pub use decode::{Decoder, FieldNames};
 pub use document::{Document, DocumentRef};
+pub use formats::{Format, Parts, RawRecord, RecordPart, TextFormat};
 pub use losses::{BadLoss, BadLossReason, BadReport, BadReportReason, LossDecoder, LossReport, SampleLoss};
 pub use scan::TextScratch;
+pub use schema::{Schema, SchemaText, Schemas, schema_id};
 
 /// One partition of one topic; the scope of windows and checkpoints.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,7 +74,7 @@ pub enum RejectReason {
     TooLarge,
     InvalidUtf8,
     MalformedJson,
-    /// JSON, but not an object.
+    /// JSON, but not an object; in Avro, not a record.
     NotAnObject,
     MissingText,
     /// A named field holds a value of the wrong type, or one that cannot be read.
@@ -76,10 +83,20 @@ pub enum RejectReason {
     DuplicateField,
     /// `documents.filter` cannot be told of it: a field is of another type, or the expression fails.
     FilterFailed,
+    /// Not in the wire format of a schema registry: it does not begin with a zero byte and a schema's id.
+    NoSchemaId,
+    /// The registry has no schema of the id that it names.
+    UnknownSchema,
+    /// The schema is of another type than `documents.format`, or cannot be compiled.
+    UnusableSchema,
+    /// Not what its schema says.
+    MalformedAvro,
+    /// Not what its schema says.
+    MalformedProtobuf,
 }
 
 impl RejectReason {
-    pub const ALL: [RejectReason; 9] = [
+    pub const ALL: [RejectReason; 14] = [
         RejectReason::NullPayload,
         RejectReason::TooLarge,
         RejectReason::InvalidUtf8,
@@ -89,6 +106,11 @@ impl RejectReason {
         RejectReason::InvalidField,
         RejectReason::DuplicateField,
         RejectReason::FilterFailed,
+        RejectReason::NoSchemaId,
+        RejectReason::UnknownSchema,
+        RejectReason::UnusableSchema,
+        RejectReason::MalformedAvro,
+        RejectReason::MalformedProtobuf,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -102,6 +124,11 @@ impl RejectReason {
             RejectReason::InvalidField => "invalid_field",
             RejectReason::DuplicateField => "duplicate_field",
             RejectReason::FilterFailed => "filter_failed",
+            RejectReason::NoSchemaId => "no_schema_id",
+            RejectReason::UnknownSchema => "unknown_schema",
+            RejectReason::UnusableSchema => "unusable_schema",
+            RejectReason::MalformedAvro => "malformed_avro",
+            RejectReason::MalformedProtobuf => "malformed_protobuf",
         }
     }
 }

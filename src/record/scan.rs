@@ -8,13 +8,15 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use super::decode::{FieldNames, Parsed, Scalar};
+use super::json::JsonBuffer;
 use super::unescape::Unescaper;
 
-/// Where the text of a record is unescaped; reused from record to record by one thread.
+/// Where the text of a record is unescaped, and what is no JSON becomes some; reused from record to record by one thread.
 #[derive(Debug, Default)]
 pub struct TextScratch {
-    bytes: Vec<u8>,
+    text: Vec<u8>,
     unescaper: Unescaper,
+    pub(super) json: JsonBuffer,
 }
 
 impl TextScratch {
@@ -22,11 +24,11 @@ impl TextScratch {
     const KEPT_BYTES: usize = 4 << 20;
 
     fn at_least(&mut self, bytes: usize) -> &mut [u8] {
-        let wasteful = self.bytes.len() > Self::KEPT_BYTES && bytes <= Self::KEPT_BYTES;
-        if self.bytes.len() < bytes || wasteful {
-            self.bytes = vec![0; bytes.next_multiple_of(16 << 10)];
+        let wasteful = self.text.len() > Self::KEPT_BYTES && bytes <= Self::KEPT_BYTES;
+        if self.text.len() < bytes || wasteful {
+            self.text = vec![0; bytes.next_multiple_of(16 << 10)];
         }
-        &mut self.bytes
+        &mut self.text
     }
 }
 
@@ -80,7 +82,7 @@ pub(super) fn scan<'a>(names: &FieldNames, payload: &'a [u8], scratch: &'a mut T
         return None;
     }
     // Escapes stand for whole characters, so the text is valid UTF-8 exactly if the bytes between them are.
-    let text = simdutf8::basic::from_utf8(&scratch.bytes[..unescaped?]).ok()?;
+    let text = simdutf8::basic::from_utf8(&scratch.text[..unescaped?]).ok()?;
     Some(Parsed { text: Scalar::String(Cow::Borrowed(text)), ..parsed })
 }
 
@@ -180,7 +182,7 @@ mod tests {
         let mut decoder = Decoder::for_files();
         (decoder.fields.loss, decoder.fields.reference_loss) = (Some("loss".into()), Some("ref".into()));
         // What a longer text left there must not matter.
-        let mut scratch = TextScratch { bytes: vec![b'"'; 64], ..TextScratch::default() };
+        let mut scratch = TextScratch { text: vec![b'"'; 64], ..TextScratch::default() };
         let parsed = scan(&decoder.fields, payload, &mut scratch)?;
         Some(decoder.parse(payload).ok().as_ref() == Some(&parsed))
     }

@@ -1,6 +1,8 @@
 //! Records of several partitions in one allocation, as they leave the polling thread.
 
-use crate::record::TopicPartition;
+use std::ops::Range;
+
+use crate::record::{Parts, RawRecord, TopicPartition};
 
 /// Payloads one behind the other, with an index.
 #[derive(Debug, Default)]
@@ -8,6 +10,8 @@ pub struct Batch {
     partitions: Vec<(TopicPartition, i64)>,
     payloads: Vec<u8>,
     index: Vec<Entry>,
+    /// Of each record as many, where they stand in `payloads`.
+    parts: Vec<Option<Range<usize>>>,
 }
 
 #[derive(Debug)]
@@ -29,9 +33,19 @@ pub struct Record<'a> {
     pub offset: i64,
     pub timestamp_ms: Option<i64>,
     pub payload: Option<&'a [u8]>,
+    /// Where it comes from a batch: what [`Batch::push_part`] has added.
+    pub parts: Parts<'a>,
+}
+
+impl<'a> Record<'a> {
+    pub fn raw(&self) -> RawRecord<'a> {
+        let Record { at, offset, timestamp_ms, payload, parts, .. } = *self;
+        RawRecord { at, offset, timestamp_ms, payload, parts }
+    }
 }
 
 impl Batch {
+    /// Its parts are added behind it.
     pub fn push(&mut self, record: Record<'_>) {
         let same = |(at, epoch): &(TopicPartition, i64)| at == record.at && *epoch == record.owner_epoch;
         // Records come in runs of one partition.
@@ -54,11 +68,19 @@ impl Batch {
         });
     }
 
+    /// Adds what else is wanted of the last record: of each record as many parts, in the same order.
+    pub fn push_part(&mut self, part: Option<&[u8]>) {
+        let start = self.payloads.len();
+        self.payloads.extend_from_slice(part.unwrap_or_default());
+        self.parts.push(part.map(|part| start..start + part.len()));
+    }
+
     /// Forgets the records and keeps the memory, for the next ones.
     pub fn clear(&mut self) {
         self.partitions.clear();
         self.payloads.clear();
         self.index.clear();
+        self.parts.clear();
     }
 
     pub fn len(&self) -> usize {
@@ -71,12 +93,13 @@ impl Batch {
 
     /// Bytes of its records.
     pub fn size_bytes(&self) -> usize {
-        self.payloads.len() + self.index.len() * size_of::<Entry>()
+        self.payloads.len() + self.index.len() * size_of::<Entry>() + size_of_val(&*self.parts)
     }
 
     /// Bytes that it holds on to, used or not.
     pub fn held_bytes(&self) -> usize {
-        self.payloads.capacity() + self.index.capacity() * size_of::<Entry>()
+        let parts = self.parts.capacity() * size_of::<Option<Range<usize>>>();
+        self.payloads.capacity() + self.index.capacity() * size_of::<Entry>() + parts
     }
 
     /// Its partitions, each with the epoch under which it was consumed; [`Batch::partition_of`] counts them.
@@ -106,7 +129,10 @@ impl Batch {
         let entry = &self.index[i];
         let (at, owner_epoch) = &self.partitions[entry.partition as usize];
         let payload = entry.len.map(|len| &self.payloads[entry.start..entry.start + len]);
-        Record { at, owner_epoch: *owner_epoch, offset: entry.offset, timestamp_ms: entry.timestamp_ms, payload }
+        let n_parts = if self.parts.is_empty() { 0 } else { self.parts.len() / self.index.len() };
+        let parts = Parts::new(&self.payloads, &self.parts[i * n_parts..(i + 1) * n_parts]);
+        let Entry { offset, timestamp_ms, .. } = *entry;
+        Record { at, owner_epoch: *owner_epoch, offset, timestamp_ms, payload, parts }
     }
 }
 
@@ -117,11 +143,12 @@ mod tests {
     #[test]
     fn records_come_back_as_they_were() {
         let (a, b) = (TopicPartition::new("t", 0), TopicPartition::new("t", 1));
+        let parts = Parts::default();
         let records = [
-            Record { at: &a, owner_epoch: 1, offset: 5, timestamp_ms: Some(9), payload: Some(b"one") },
-            Record { at: &b, owner_epoch: 1, offset: 0, timestamp_ms: None, payload: None },
-            Record { at: &a, owner_epoch: 2, offset: 5, timestamp_ms: None, payload: Some(b"") },
-            Record { at: &a, owner_epoch: 1, offset: 6, timestamp_ms: None, payload: Some(b"two") },
+            Record { at: &a, owner_epoch: 1, offset: 5, timestamp_ms: Some(9), payload: Some(b"one"), parts },
+            Record { at: &b, owner_epoch: 1, offset: 0, timestamp_ms: None, payload: None, parts },
+            Record { at: &a, owner_epoch: 2, offset: 5, timestamp_ms: None, payload: Some(b""), parts },
+            Record { at: &a, owner_epoch: 1, offset: 6, timestamp_ms: None, payload: Some(b"two"), parts },
         ];
         let mut batch = Batch::default();
         records.iter().for_each(|r| batch.push(*r));

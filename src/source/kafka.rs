@@ -11,6 +11,7 @@ mod context;
 mod group_reader;
 mod group_watch;
 mod ownership;
+mod parts;
 mod poller;
 mod producer;
 mod range;
@@ -108,7 +109,7 @@ impl KafkaSource {
             let watch = GroupWatch::open(kafka, bootstrap, assignments, rejoin.clone())?;
             spawn("kafka-group", bootstrap, move || watch.run(&watched))?;
         }
-        let poller = Poller::new(consumer, queue, to_mirror, heartbeat.clone(), (kafka.topics.clone(), rejoin));
+        let poller = Poller::new(consumer, queue, to_mirror, heartbeat.clone(), kafka, rejoin);
         spawn("kafka-poll", bootstrap, move || {
             poller.run();
             heartbeat.rest();

@@ -1,4 +1,4 @@
-//! Where records come from: Kafka for the daemon, files for fitting.
+//! Where records come from: Kafka for the daemon, files for fitting; and their schemas, from a registry.
 //!
 //! [`KafkaSource`] knows nothing of the catalog: what it needs of it (who owns a partition, where to begin) it asks
 //! through [`Assignments`].
@@ -9,6 +9,7 @@ pub mod files;
 mod kafka;
 mod probe;
 mod queue;
+mod registry;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -23,12 +24,15 @@ pub use kafka::{
 };
 pub use probe::Probe;
 pub use queue::{QueueReceiver, QueueSender, queue};
+pub use registry::{RegistryAnswer, SchemaRegistry};
 pub use settings::{SourceLimits, check_settings, client_config};
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     #[error("kafka `{bootstrap}`: {problem}")]
     Client { bootstrap: String, problem: String },
+    #[error("schema registry `{url}`: {problem}")]
+    Registry { url: String, problem: String },
     #[error("partition {at}: cannot find the offset to begin at: {problem}")]
     StartOffset { at: TopicPartition, problem: String },
     #[error("partitions {partitions}: cannot be taken over: {problem}")]

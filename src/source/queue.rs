@@ -120,13 +120,15 @@ impl QueueReceiver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::TopicPartition;
+    use crate::record::{Parts, TopicPartition};
     use crate::source::Record;
 
     fn batch(bytes: usize) -> Batch {
         let mut batch = Batch::default();
         let at = TopicPartition::new("t", 0);
-        batch.push(Record { at: &at, owner_epoch: 1, offset: 0, timestamp_ms: None, payload: Some(&vec![0; bytes]) });
+        let payload = vec![0; bytes];
+        let (payload, parts) = (Some(&*payload), Parts::default());
+        batch.push(Record { at: &at, owner_epoch: 1, offset: 0, timestamp_ms: None, payload, parts });
         batch
     }
 

@@ -3,6 +3,7 @@
 
 mod late;
 mod losses;
+mod schemas;
 
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -18,6 +19,7 @@ use crate::record::RejectReason;
 use crate::window::CloseReason;
 pub use late::LateGauge;
 pub use losses::{BAD, LossMetrics, STALE};
+pub use schemas::SchemaMetrics;
 
 /// The steps of a publication that take time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +99,7 @@ pub struct Metrics {
     pub spans: IntCounterVec,
     pub of_targets: TargetMetrics,
     pub losses: LossMetrics,
+    pub schemas: SchemaMetrics,
     pub feedback: FeedbackMetrics,
 }
 
@@ -328,6 +331,7 @@ impl Default for Metrics {
             spans: register(&r, Ok(SPANS.clone())),
             of_targets: TargetMetrics::new(&r),
             losses: LossMetrics::new(&r),
+            schemas: SchemaMetrics::new(&r),
             feedback: FeedbackMetrics::new(&r),
             registry: r,
         };
@@ -407,6 +411,8 @@ mod tests {
             "winnowd_loss_reports_total{outcome=\"late\"} 0",
             "winnowd_bad_losses_total{reason=\"not_finite\"} 0",
             "winnowd_build_info{version=",
+            "winnowd_registry_requests_total{outcome=\"failed\"} 0",
+            "winnowd_dead_letters_total{reason=\"unknown_schema\"} 0",
             "winnowd_feedback_losses_total{outcome=\"unknown_id\"} 0",
             "winnowd_feedback_losses_total{outcome=\"not_finite\"} 0",
             "winnowd_feedback_bad_reports_total{reason=\"malformed_json\"} 0",

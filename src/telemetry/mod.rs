@@ -17,7 +17,7 @@ mod weights;
 pub use feedback_metrics::FeedbackMetrics;
 pub use flow::{Flow, History};
 pub use logbook::{LOGBOOK, LogLine, Logbook};
-pub use metrics::{BAD, LateGauge, Metrics, STALE, Step};
+pub use metrics::{BAD, LateGauge, Metrics, STALE, SchemaMetrics, Step};
 pub use page_status::{OpenWindowStatus, ShardStatus, WeightsStatus, WindowLimits};
 pub use server::{HttpServer, TelemetryError};
 pub use status::{BatchStatus, FeedbackStatus, Lack, PartitionStatus, Readiness, Status, TargetStatus, Telemetry};

@@ -142,18 +142,25 @@ pub struct Readiness {
     pub disk_full: bool,
     /// No broker answers.
     pub brokers_away: bool,
+    /// A batch waits for a schema.
+    pub registry_away: bool,
     pub joined_group: bool,
 }
 
 impl Readiness {
     /// Name of a check, whether it is fine, and what to say where it is not.
-    pub fn checks(&self) -> [(&'static str, bool, &'static str); 6] {
+    pub fn checks(&self) -> [(&'static str, bool, &'static str); 7] {
         [
             ("schema", self.migrated, "catalog schema is not up to date"),
             ("catalog", self.catalog_reachable, "catalog is not reachable"),
             ("store", self.store_writable, "store cannot be written to"),
             ("disk", !self.disk_full, "disk of the scratch folder is full"),
             ("brokers", !self.brokers_away, "no broker of kafka.bootstrap answers"),
+            (
+                "registry",
+                !self.registry_away,
+                "schema registry does not give the schemas of records that wait for them",
+            ),
             ("group", self.joined_group, "no partitions assigned by the consumer group yet"),
         ]
     }
@@ -287,6 +294,16 @@ impl Telemetry {
             Step::Write => readiness.disk_full = false,
             Step::Upload => readiness.store_writable = true,
             Step::Stage | Step::Commit => readiness.catalog_reachable = true,
+        }
+    }
+
+    /// Says that records wait for the schema registry, and why; `None`: not any more.
+    pub fn registry_away(&self, problem: Option<String>) {
+        self.metrics.schemas.stalled.set(problem.is_some().into());
+        let mut status = self.status();
+        status.readiness.registry_away = problem.is_some();
+        if problem.is_some() {
+            status.last_error = problem;
         }
     }
 

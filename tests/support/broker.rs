@@ -9,7 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -227,6 +227,21 @@ impl TestProducer {
     /// Sends to one partition; `None` is a tombstone.
     pub fn send(&self, partition: i32, payload: Option<&[u8]>) {
         self.send_at(partition, payload, None);
+    }
+
+    /// With what stands beside the payload.
+    pub fn send_with(&self, partition: i32, payload: &[u8], key: Option<&str>, headers: &[(&str, &str)]) {
+        let all = headers
+            .iter()
+            .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(*value) }));
+        let mut record = BaseRecord::<str, [u8]>::to(&self.topic).partition(partition).payload(payload).headers(all);
+        record.key = key;
+        while let Err((error, back)) = self.producer.send(record) {
+            assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), "sending");
+            self.producer.poll(Duration::from_millis(5));
+            record = back;
+        }
+        self.producer.poll(Duration::ZERO);
     }
 
     /// The same, as of a time other than now.

@@ -13,6 +13,7 @@ mod patient;
 mod postgres_server;
 mod published;
 mod python;
+mod registry;
 mod tcp_proxy;
 mod weights;
 
@@ -32,7 +33,8 @@ pub use kafka_servers::KafkaServers;
 pub use patient::*;
 pub use postgres_server::PostgresServer;
 pub use published::*;
-pub use python::python;
+pub use python::{python, python_of};
+pub use registry::*;
 pub use tcp_proxy::*;
 pub use weights::*;
 

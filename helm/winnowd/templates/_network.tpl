@@ -47,6 +47,16 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The registry of schemas, where there is one. */}}
+{{- define "winnowd.egressRegistry" -}}
+{{- $url := dig "documents" "registry" "url" "" (.Values.config | default dict) -}}
+{{- if $url -}}
+{{- $usual := hasPrefix "http://" $url | ternary "80" "443" -}}
+{{- $port := regexFind ":[0-9]+" $url | trimPrefix ":" | default $usual -}}
+{{ include "winnowd.egress" (dict "peers" .Values.networkPolicy.registry "named" (list (int $port))) }}
+{{- end -}}
+{{- end -}}
+
 {{/* A store's own endpoint, if one is given, and whatever gives out the pod's credentials. */}}
 {{- define "winnowd.egressStore" -}}
 {{- if not (include "winnowd.usesFolder" .) -}}

@@ -13,7 +13,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::PollHeartbeat;
 use super::brokers::plain;
 use super::context::{Owned, PollContext, REQUEST_TIMEOUT, is_of_connection};
-use crate::record::TopicPartition;
+use super::parts::push_parts;
+use crate::config::KafkaConfig;
+use crate::record::{Parts, RecordPart, TopicPartition};
 use crate::source::queue::{Closed, QueueSender};
 use crate::source::{Assigned, Batch, LostOffset, Record, SourceError, SourceEvent};
 
@@ -39,6 +41,8 @@ pub(super) struct Poller {
     /// Of the assignment that was last paused or resumed.
     seen_generation: u64,
     topics: Vec<String>,
+    /// Wanted of every record beside its value.
+    parts: Vec<RecordPart>,
     /// Set by whoever wants this member to leave the group and to join it again.
     rejoin: Arc<AtomicBool>,
 }
@@ -49,7 +53,8 @@ impl Poller {
         queue: QueueSender,
         to_mirror: mpsc::Receiver<Vec<(TopicPartition, i64)>>,
         heartbeat: PollHeartbeat,
-        (topics, rejoin): (Vec<String>, Arc<AtomicBool>),
+        kafka: &KafkaConfig,
+        rejoin: Arc<AtomicBool>,
     ) -> Self {
         let (pending, pending_since, ends) = (Batch::default(), None, Vec::new());
         Poller {
@@ -62,7 +67,8 @@ impl Poller {
             ends,
             paused: false,
             seen_generation: 0,
-            topics,
+            topics: kafka.topics.clone(),
+            parts: kafka.parts.clone(),
             rejoin,
         }
     }
@@ -157,7 +163,9 @@ impl Poller {
                     offset: message.offset(),
                     timestamp_ms: message.timestamp().to_millis(),
                     payload: message.payload(),
+                    parts: Parts::default(),
                 });
+                push_parts(&mut self.pending, &self.parts, &message);
             }
             if self.is_full() {
                 break;

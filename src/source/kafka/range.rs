@@ -11,10 +11,11 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::context::REQUEST_TIMEOUT;
+use super::parts::push_parts;
 use super::poller::{BATCH_BYTES, BATCH_RECORDS};
 use crate::checkpoint::Interval;
 use crate::config::KafkaConfig;
-use crate::record::TopicPartition;
+use crate::record::{Parts, RecordPart, TopicPartition};
 use crate::source::settings::{consumer_config, without_value};
 use crate::source::{Batch, LostOffset, Record, SourceError, SourceLimits};
 
@@ -27,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct RangeReader {
     consumer: BaseConsumer,
     bootstrap: String,
+    parts: Vec<RecordPart>,
     reading: Option<Reading>,
 }
 
@@ -51,7 +53,7 @@ impl RangeReader {
         let consumer = config
             .create()
             .map_err(|e| SourceError::Client { bootstrap: bootstrap.to_owned(), problem: without_value(&e) })?;
-        Ok(RangeReader { consumer, bootstrap: bootstrap.to_owned(), reading: None })
+        Ok(RangeReader { consumer, bootstrap: bootstrap.to_owned(), parts: kafka.parts.clone(), reading: None })
     }
 
     /// Turns to an interval. [`SourceError::OffsetsLost`]: the log does not hold it any more.
@@ -113,11 +115,11 @@ impl RangeReader {
                 Some(Ok(message))
                     if (message.topic(), message.partition()) != (&*reading.at.topic, reading.at.partition) => {}
                 Some(Ok(message)) if message.offset() < reading.to => {
-                    push(&mut batch, &reading.at, &message);
+                    push(&mut batch, &reading.at, &message, &self.parts);
                     reading.next_offset = message.offset() + 1;
                 }
                 Some(Ok(message)) => {
-                    push(&mut reading.pending, &reading.at, &message);
+                    push(&mut reading.pending, &reading.at, &message, &self.parts);
                     reading.next_offset = reading.to;
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => reading.next_offset = self.position(reading),
@@ -184,12 +186,14 @@ impl Reading {
     }
 }
 
-fn push(batch: &mut Batch, at: &TopicPartition, message: &BorrowedMessage<'_>) {
+fn push(batch: &mut Batch, at: &TopicPartition, message: &BorrowedMessage<'_>, parts: &[RecordPart]) {
     batch.push(Record {
         at,
         owner_epoch: 0,
         offset: message.offset(),
         timestamp_ms: message.timestamp().to_millis(),
         payload: message.payload(),
+        parts: Parts::default(),
     });
+    push_parts(batch, parts, message);
 }
