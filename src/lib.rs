@@ -23,6 +23,7 @@
 //! | --- | --- |
 //! | `crash` | places where tests end the process; nothing in a release |
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
+//! | `store` | the URL of an object store and its options → the store |
 //! | `telemetry` | metrics, health, status and a page for people on one HTTP port; weights for those who ask; traces to a collector |
 //! | `source` | Kafka, to read and to write; files of documents (JSONL, Parquet), in order on all cores |
 //! | `sink` | Parquet shards and dead letters on an object store; selections of files |
@@ -45,6 +46,8 @@ pub mod publish;
 pub mod crash;
 #[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
+pub mod store;
 #[cfg(feature = "daemon")]
 pub mod source;
 #[cfg(feature = "daemon")]

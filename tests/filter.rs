@@ -111,5 +111,5 @@ fn mistakes_in_a_filter_are_told_before_anything_is_opened() {
     assert!(text.contains("every document has a column `loss` already"), "{text}");
     let deployment = Deployment::new(&broker, "documents.filter_fields.lang = \"string\"");
     let output = deployment.winnowd(&["check"]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("has no effect without documents.filter"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has no effect without documents.filter or documents.columns"));
 }

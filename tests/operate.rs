@@ -369,7 +369,7 @@ fn tamper(path: &std::path::Path) -> String {
     let file = std::fs::File::open(path).unwrap();
     let batches: Vec<_> = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap().collect();
     let mut writer =
-        parquet::arrow::ArrowWriter::try_new(std::fs::File::create(path).unwrap(), winnowd::sink::schema(&[]), None)
+        parquet::arrow::ArrowWriter::try_new(std::fs::File::create(path).unwrap(), winnowd::sink::schema(&[], &[]), None)
             .unwrap();
     let mut id = None;
     for batch in batches {

@@ -43,6 +43,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         n_selected: n,
         n_rejected: 0,
         n_too_short: 0,
+        n_filtered: None,
         n_dead_letters: 0,
         payload_bytes: 0,
         threshold: None,
@@ -66,7 +67,7 @@ fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
 }
 
 fn write_for(targets: &[String], window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
-    let mut writer = ShardWriter::create("s", None, settings, targets, Arc::new(GiveUp)).unwrap();
+    let mut writer = ShardWriter::create("s", None, settings, targets, &[], Arc::new(GiveUp)).unwrap();
     writer.append(window, &ModelId::of(b"m")).unwrap();
     assert!(writer.bytes() > 0 && writer.rows() == window.selected.len() as u64);
     writer.finish(vec![("winnowd.pipeline".into(), "p".into())]).unwrap()
@@ -84,7 +85,7 @@ fn rows_come_back_with_the_documented_schema() {
     assert_eq!(finished.digest, format!("sha256:{}", crate::hex(&Sha256::digest(&bytes))));
 
     let reader = ParquetRecordBatchReaderBuilder::try_new(finished.file.rewound().unwrap()).unwrap();
-    assert_eq!(reader.schema().fields(), schema(&[]).fields());
+    assert_eq!(reader.schema().fields(), schema(&[], &[]).fields());
     let footer = reader.metadata().file_metadata().key_value_metadata().unwrap();
     assert!(footer.iter().any(|kv| kv.key == "winnowd.pipeline" && kv.value.as_deref() == Some("p")));
     let batches: Vec<_> = reader.build().unwrap().map(Result::unwrap).collect();
@@ -112,7 +113,7 @@ fn several_targets_have_columns_of_their_own() {
     let reader = ParquetRecordBatchReaderBuilder::try_new(file.try_clone().unwrap()).unwrap();
     let names: Vec<_> = reader.schema().fields().iter().map(|field| field.name().clone()).collect();
     let (of_all, of_targets) = names.split_at(COLUMNS.len());
-    assert_eq!(of_all, schema(&[]).fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>());
+    assert_eq!(of_all, schema(&[], &[]).fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>());
     assert_eq!(of_targets, ["target", "log_importance_weight_code", "log_importance_weight_a b"]);
     let rows = crate::sink::ShardReader::open("s", finished.file.rewound().unwrap()).unwrap().rows(597, 2).unwrap();
     let of =
@@ -152,9 +153,9 @@ fn a_document_larger_than_a_row_group_stands_alone() {
 #[test]
 fn a_crash_leaves_no_scratch_file() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = ShardWriter::create("s", Some(folder.path()), SETTINGS, &[], Arc::new(GiveUp)).unwrap();
+    let writer = ShardWriter::create("s", Some(folder.path()), SETTINGS, &[], &[], Arc::new(GiveUp)).unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a file with a name would outlive a kill -9");
     drop(writer);
-    let missing = ShardWriter::create("s", Some(&folder.path().join("none")), SETTINGS, &[], Arc::new(GiveUp));
+    let missing = ShardWriter::create("s", Some(&folder.path().join("none")), SETTINGS, &[], &[], Arc::new(GiveUp));
     assert!(missing.err().unwrap().to_string().contains("scratch file in"));
 }
