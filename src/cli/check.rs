@@ -57,7 +57,12 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     }
     let derived = DerivedColumns::compile(&config.columns).map(|derived| derived.fields()).unwrap_or_default();
     for field in derived {
-        println!("             with {}: {} = {}", field.name(), field.data_type(), config.columns.columns[field.name()]);
+        println!(
+            "             with {}: {} = {}",
+            field.name(),
+            field.data_type(),
+            config.columns.columns[field.name()]
+        );
     }
     println!("  model      {}", model.id);
     let documents = |side: &crate::score::Side| side.provenance.documents;

@@ -304,7 +304,9 @@ impl<'a> Sending<'a> {
         let at = last.map(|(input, line)| format!(", up to line {line} of `{}`", inputs[input].path.display()));
         let more = if self.n > self.n_certain { "; some after them may be there, too" } else { "" };
         let (at, topic, skip) = (at.unwrap_or_default(), self.topic, self.n_certain);
-        eprintln!("winnowd: the first {n} documents of the input are in `{topic}`{at}{more}; --skip {skip} goes on there");
+        eprintln!(
+            "winnowd: the first {n} documents of the input are in `{topic}`{at}{more}; --skip {skip} goes on there"
+        );
     }
 
     fn report(&self, time: Duration, n_partitions: usize) -> anyhow::Result<()> {

@@ -272,19 +272,8 @@ impl Daemon {
         }
         let catalog = Arc::new(catalog);
         let collapse = SharedCollapseWatches::default();
-        let shared = Shared {
-            config,
-            bootstrap,
-            model,
-            catalog,
-            store,
-            telemetry,
-            owner,
-            limits,
-            collapse,
-            filter,
-            derived,
-        };
+        let shared =
+            Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse, filter, derived };
         Ok(Daemon { shared: Arc::new(shared), http, embedded })
     }
 

@@ -39,7 +39,8 @@ impl Document {
     ) -> DocumentRef<'a> {
         let metadata = self.metadata.as_deref().filter(|_| with_members);
         // It was made by [`DocumentRef::metadata`].
-        let members = metadata.map(|json| serde_json::from_str::<Members<'_>>(json).map_or(Vec::new(), |members| members.0));
+        let members =
+            metadata.map(|json| serde_json::from_str::<Members<'_>>(json).map_or(Vec::new(), |members| members.0));
         DocumentRef {
             own_id: Some(Cow::Borrowed(&self.id)),
             at,

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, Float64Builder, Int32Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder,
+    Array, ArrayRef, Float64Builder, Int32Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder,
+    UInt32Builder,
 };
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::compute::concat;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
@@ -144,7 +145,8 @@ impl ShardWriter {
         derived: &[ArrayRef],
     ) -> Result<(), SinkError> {
         let id = window.summary.id();
-        let derived_bytes = derived.iter().map(|array| array.get_array_memory_size()).sum::<usize>() / rows.len().max(1);
+        let derived_bytes =
+            derived.iter().map(|array| array.get_array_memory_size()).sum::<usize>() / rows.len().max(1);
         // Rows of `derived` before it are in the batch, or written.
         let mut taken = 0;
         for (i, row) in rows.iter().enumerate() {

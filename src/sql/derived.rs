@@ -98,7 +98,9 @@ impl DerivedColumns {
     pub fn of(&self, documents: &[SelectedDocument], at: &TopicPartition) -> Derived {
         let borrowed: Vec<_> = documents
             .iter()
-            .map(|selected| selected.document.borrowed(at, selected.offset, selected.score.loss, self.columns.has_fields()))
+            .map(|selected| {
+                selected.document.borrowed(at, selected.offset, selected.score.loss, self.columns.has_fields())
+            })
             .collect();
         let values: Vec<_> = borrowed.iter().map(|document| self.columns.values_or_null(document)).collect();
         let (values, of_other_type): (Vec<_>, Vec<Vec<&str>>) = values.into_iter().unzip();

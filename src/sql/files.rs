@@ -93,7 +93,8 @@ impl FileTable {
         let (schema, files) =
             tokio::task::spawn_blocking(schema).await.map_err(|e| SqlError::Internal(e.to_string()))??;
         let schema = Arc::new(schema);
-        let stream = |input| -> Arc<dyn PartitionStream> { Arc::new(Unpacked { schema: schema.clone(), format, input }) };
+        let stream =
+            |input| -> Arc<dyn PartitionStream> { Arc::new(Unpacked { schema: schema.clone(), format, input }) };
         let streams = files.into_iter().map(stream).collect();
         Ok(Arc::new(StreamingTable::try_new(schema.clone(), streams)?))
     }

@@ -55,7 +55,12 @@ pub(super) enum Place {
 
 /// A piece of it, or of a CSV file.
 pub(super) enum Rows {
-    RowGroup { place: Place, metadata: ArrowReaderMetadata, projection: ProjectionMask, row_group: usize },
+    RowGroup {
+        place: Place,
+        metadata: ArrowReaderMetadata,
+        projection: ProjectionMask,
+        row_group: usize,
+    },
     Batch(RecordBatch),
     /// In the buffer that was given to [`super::chunks::Chunks::next`].
     Csv(CsvColumns),

@@ -151,7 +151,8 @@ impl CsvColumns {
 
     fn nulls(&self) -> RecordBatch {
         let schema = Arc::new(self.schema.project(&self.projection).expect("columns of the schema"));
-        let columns = schema.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect::<Vec<ArrayRef>>();
+        let columns =
+            schema.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect::<Vec<ArrayRef>>();
         RecordBatch::try_new(schema, columns).expect("nulls of the types of the schema")
     }
 }

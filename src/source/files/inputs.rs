@@ -45,8 +45,7 @@ pub enum Compression {
 }
 
 /// Names that a folder is searched for.
-const IN_FOLDERS: [&str; 7] =
-    [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv", ".csv.gz", ".csv.zst"];
+const IN_FOLDERS: [&str; 7] = [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv", ".csv.gz", ".csv.zst"];
 
 /// A `*` stands for a part of one name, `**` for any folders.
 const MATCHING: MatchOptions =

@@ -296,7 +296,9 @@ impl ChunkReader<'_> {
                     Ok(())
                 });
             }
-            Content::Rows(rows) => (0..rows.n_rows(self.lines) as u64).for_each(|row| each(self.chunk.first_line + row)),
+            Content::Rows(rows) => {
+                (0..rows.n_rows(self.lines) as u64).for_each(|row| each(self.chunk.first_line + row))
+            }
         }
     }
 

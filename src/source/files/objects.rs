@@ -93,7 +93,9 @@ impl Object {
             };
             let bytes = bytes.map_err(failed).and_then(|bytes| match bytes.len() as u64 {
                 n if n == len => Ok(bytes),
-                n => Err(Error::new(ErrorKind::UnexpectedEof, format!("{n} bytes came instead of {len} from {from} on"))),
+                n => {
+                    Err(Error::new(ErrorKind::UnexpectedEof, format!("{n} bytes came instead of {len} from {from} on")))
+                }
             });
             // Nobody waits for it where reading has ended early.
             let _ = done.send(bytes);
@@ -141,9 +143,8 @@ fn wait<T: Send + 'static>(request: impl Future<Output = T> + Send + 'static) ->
 
 fn runtime() -> Result<&'static Runtime, Error> {
     static RUNTIME: OnceLock<Result<Runtime, Error>> = OnceLock::new();
-    let start = || {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("objects").enable_all().build()
-    };
+    let start =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("objects").enable_all().build();
     RUNTIME.get_or_init(start).as_ref().map_err(|e| Error::new(e.kind(), e.to_string()))
 }
 

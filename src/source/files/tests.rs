@@ -156,7 +156,12 @@ fn folders_stand_for_their_files_by_name() {
     let names: Vec<_> = inputs.iter().map(|i| i.path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["a.jsonl.gz", "b.jsonl", "d.parquet", "c.txt"]);
     let empty = tempfile::tempdir().unwrap();
-    assert!(expand(&[empty.path().to_owned()], &StoreOptions::new()).unwrap_err().to_string().contains("a folder without files"));
+    assert!(
+        expand(&[empty.path().to_owned()], &StoreOptions::new())
+            .unwrap_err()
+            .to_string()
+            .contains("a folder without files")
+    );
 }
 
 /// Numbers and vector of a document.

@@ -12,7 +12,12 @@ use crate::source::settings::client_config;
 const REPLICAS: i32 = -1;
 
 /// Makes a topic. One that is there already stays as it is.
-pub async fn create_topic(kafka: &KafkaConfig, bootstrap: &str, topic: &str, partitions: i32) -> Result<(), SourceError> {
+pub async fn create_topic(
+    kafka: &KafkaConfig,
+    bootstrap: &str,
+    topic: &str,
+    partitions: i32,
+) -> Result<(), SourceError> {
     let failed = |problem: String| {
         let problem = format!("topic `{topic}` cannot be made: {problem}");
         SourceError::Client { bootstrap: bootstrap.to_owned(), problem }

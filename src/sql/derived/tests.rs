@@ -1,5 +1,5 @@
 use arrow::array::AsArray;
-use arrow::datatypes::{Int64Type, Int32Type};
+use arrow::datatypes::{Int32Type, Int64Type};
 use proptest::prelude::*;
 
 use super::*;
