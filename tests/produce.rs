@@ -97,7 +97,7 @@ fn fields_and_types_become_those_of_the_pipeline() {
     let output = produce(&["--input", path, "-c", config, "--text-field", "content", "--id-field", "key"]);
     assert_eq!(said(&output).0, Some(0), "{}", said(&output).1);
     let reader = broker.reader(&broker.topic);
-    let mut next = || wait_for("a record", || reader.next());
+    let next = || wait_for("a record", || reader.next());
     let (first, second) = (next(), next());
     let parsed = |record: &ReadRecord| -> serde_json::Value {
         serde_json::from_slice(record.payload.as_ref().unwrap()).unwrap()

@@ -216,7 +216,7 @@ impl Lines {
             return Ok(None);
         }
         let mut first_end = None;
-        RecordEnds::default().follow(&buffer, |end| drop(first_end.get_or_insert(end)));
+        RecordEnds::default().follow(&buffer, |end| first_end = first_end.or(Some(end)));
         let end = first_end.unwrap_or(buffer.len());
         let mut rest = buffer.split_off(end);
         rest.append(&mut self.rest);
