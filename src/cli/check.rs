@@ -12,6 +12,7 @@ use crate::pipeline::DaemonError;
 use crate::record::Format;
 use crate::sink::ShardStore;
 use crate::source::{Probe, SchemaRegistry, SourceError};
+use crate::sql::DerivedColumns;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -62,6 +63,15 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     }
     if let Some(filter) = &selector.filter {
         println!("             only where {}", filter.sql);
+    }
+    let derived = DerivedColumns::compile(&config.columns).map(|derived| derived.fields()).unwrap_or_default();
+    for field in derived {
+        println!(
+            "             with {}: {} = {}",
+            field.name(),
+            field.data_type(),
+            config.columns.columns[field.name()]
+        );
     }
     println!("  model      {}", model.id);
     let documents = |side: &crate::score::Side| side.provenance.documents;

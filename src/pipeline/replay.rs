@@ -13,13 +13,14 @@ use tokio::runtime::Handle;
 
 use super::adaptive::{mixed, versioned_weight};
 use super::scoring::{Destinations, Scorer};
-use super::{DaemonError, LoadedModel, document_filter, recreated_topics, schema_registry, schemas};
+use super::{DaemonError, LoadedModel, derived_columns, document_filter, recreated_topics, schema_registry, schemas};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
-use crate::manifest::ShardManifest;
+use crate::manifest::{DerivedSettings, ShardManifest};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Division, FilterSettings, Noise, Quotas};
 use crate::source::{Probe, RangeReader, SchemaRegistry, SourceError};
+use crate::sql::DerivedColumns;
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
 pub use compare::differences;
@@ -47,6 +48,7 @@ pub struct Replay {
     weight: Option<(ModelId, Arc<VersionedWeight>)>,
     /// What the scorer filters by.
     filter: Option<FilterSettings>,
+    derived: (DerivedSettings, Option<Arc<DerivedColumns>>),
 }
 
 impl Replay {
@@ -57,7 +59,26 @@ impl Replay {
         let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
         let scorer = Scorer::new(config.decoder.clone(), 0);
         let registry = schema_registry(&config)?;
-        Ok(Replay { config, catalog, reader, scorer, registry, recreated, model: None, weight: None, filter: None })
+        Ok(Replay {
+            config,
+            catalog,
+            reader,
+            scorer,
+            registry,
+            recreated,
+            model: None,
+            weight: None,
+            filter: None,
+            derived: Default::default(),
+        })
+    }
+
+    /// What computes the derived columns of a shard; `None` if it has none.
+    pub fn derived(&mut self, manifest: &ShardManifest) -> Result<Option<Arc<DerivedColumns>>, DaemonError> {
+        if self.derived.0 != manifest.columns {
+            self.derived = (manifest.columns.clone(), derived_columns(&manifest.columns)?);
+        }
+        Ok(self.derived.1.clone())
     }
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.
