@@ -25,10 +25,19 @@ pub struct ShardManifest {
     #[serde(default)]
     pub sources: AcceptanceBySource,
     pub windows: Vec<WindowSummary>,
+    /// Whether its rows stand in the order of [`crate::select::Noise::shuffle`], by the seed of the selector; otherwise they stand window
+    /// by window, by ascending offsets.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shuffled: bool,
     /// Published together with it, if any record was bad.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letters: Option<DeadLetterFile>,
     pub created_at_ms: i64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// The bad records of a publication, as a file beside the shard.
@@ -108,5 +117,6 @@ mod tests {
         // Nor is anything new written where nothing divides a window.
         let again = serde_json::to_value(&manifest).unwrap();
         assert_eq!((again["selector"].get("quotas"), again["windows"][0].get("turns")), (None, None));
+        assert!(!manifest.shuffled && again.get("shuffled").is_none());
     }
 }

@@ -197,7 +197,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
 }
 
 fn write(window: &ClosedWindow) {
-    let settings = WriterSettings { row_group_rows: 4096, row_group_bytes: 64 << 20, zstd_level: 1 };
+    let settings = WriterSettings { row_group_rows: 4096, row_group_bytes: 64 << 20, zstd_level: 1, shuffle: Some(0) };
     let mut shard = ShardWriter::create("bench", None, settings, &[], Arc::new(GiveUp)).expect("a scratch file");
     shard.append(window, &ModelId::of(b"")).expect("rows");
     black_box(shard.finish(Vec::new()).expect("a shard").bytes);

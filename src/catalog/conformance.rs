@@ -181,6 +181,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         log_importance_weights: None,
         sources: SourceCounts::default().top(20),
         windows,
+        shuffled: true,
         dead_letters: None,
         created_at_ms: 0,
     }

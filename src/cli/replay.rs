@@ -1,5 +1,6 @@
 //! `winnowd replay`: published windows decided again, from the records that Kafka still has.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ use crate::window::{ClosedWindow, WindowSummary};
 
 /// Differences of one window that are shown.
 const MAX_SHOWN: usize = 10;
+/// Rows of a shard that are held at a time, but for a window that has more.
+const HELD_ROWS: u64 = 50_000;
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["window", "verify"])))]
@@ -149,45 +152,78 @@ impl Verification {
         wants: impl Fn(&WindowSummary) -> bool,
         replay: &mut Replay,
     ) -> anyhow::Result<()> {
-        // Rows stand in the order of the windows.
-        let mut n_before = 0;
-        let mut windows: Vec<(usize, &WindowSummary)> = Vec::new();
-        for window in &manifest.windows {
-            windows.push((n_before, window));
-            n_before += window.n_selected as usize;
-        }
-        windows.retain(|(_, window)| wants(window));
+        let mut windows: Vec<&WindowSummary> = manifest.windows.iter().filter(|window| wants(window)).collect();
         // Partition by partition, so that records are read on and on.
-        windows.sort_by(|(_, a), (_, b)| (&a.at, a.interval.from).cmp(&(&b.at, b.interval.from)));
+        windows.sort_by(|a, b| (&a.at, a.interval.from).cmp(&(&b.at, b.interval.from)));
         let shard = match &manifest.path {
-            Some(path) if windows.iter().any(|(_, window)| window.n_selected > 0) => self.open(manifest, path).await?,
+            Some(path) if windows.iter().any(|window| window.n_selected > 0) => self.open(manifest, path).await?,
             _ => Ok(None),
         };
-        for (skip, window) in windows {
-            let problems = match replay.window(manifest, window).await? {
-                Replayed::Impossible(problem) => {
-                    self.impossible += 1;
-                    self.say(window, "cannot_be_verified", &[problem])?;
-                    continue;
-                }
-                Replayed::Decided(again) => {
-                    self.progress.add(again.summary.n_records, again.summary.payload_bytes);
-                    compare(shard.as_ref(), skip, window, &again)
-                }
+        if let Ok(Some(shard)) = &shard
+            && manifest.shuffled
+        {
+            self.order(manifest, shard)?;
+        }
+        let mut windows = &windows[..];
+        while !windows.is_empty() {
+            let (now, later) = windows.split_at(at_a_time(windows));
+            let ids: Vec<String> = now.iter().map(|window| window.id()).collect();
+            let rows = match &shard {
+                Err(problem) => Err(problem.clone()),
+                Ok(None) => Ok(BTreeMap::new()),
+                Ok(Some(shard)) => tokio::task::block_in_place(|| shard.windows(&ids)).map_err(|e| e.to_string()),
             };
-            self.records += window.n_records;
-            self.rows += window.n_selected;
-            if problems.is_empty() {
-                self.same += 1;
-                if self.json {
-                    self.say(window, "same", &[])?;
+            for window in now {
+                self.window(manifest, window, &rows, replay).await?;
+            }
+            windows = later;
+        }
+        Ok(())
+    }
+
+    async fn window(
+        &mut self,
+        manifest: &ShardManifest,
+        window: &WindowSummary,
+        rows: &Result<BTreeMap<String, Vec<PublishedRow>>, String>,
+        replay: &mut Replay,
+    ) -> anyhow::Result<()> {
+        let problems = match replay.window(manifest, window).await? {
+            Replayed::Impossible(problem) => {
+                self.impossible += 1;
+                return self.say(&window.id(), "cannot_be_verified", &[problem]);
+            }
+            Replayed::Decided(again) => {
+                self.progress.add(again.summary.n_records, again.summary.payload_bytes);
+                match rows {
+                    Err(problem) => vec![problem.clone()],
+                    Ok(rows) => differences(window, rows.get(&window.id()).map_or(&[][..], Vec::as_slice), &again),
                 }
-            } else {
-                self.different += 1;
-                self.say(window, "differs", &problems)?;
+            }
+        };
+        self.records += window.n_records;
+        self.rows += window.n_selected;
+        if !problems.is_empty() {
+            self.different += 1;
+            self.say(&window.id(), "differs", &problems)?;
+        } else {
+            self.same += 1;
+            if self.json {
+                self.say(&window.id(), "same", &[])?;
             }
         }
         Ok(())
+    }
+
+    /// Whether the rows of a shuffled shard stand where they should.
+    fn order(&mut self, manifest: &ShardManifest, shard: &ShardReader) -> anyhow::Result<()> {
+        let problem = match tokio::task::block_in_place(|| shard.first_out_of_order(manifest.selector.seed)) {
+            Ok(None) => return Ok(()),
+            Ok(Some(row)) => format!("row {row} does not stand where seed {} shuffles it to", manifest.selector.seed),
+            Err(e) => e.to_string(),
+        };
+        self.different += 1;
+        self.say(manifest.path.as_deref().unwrap_or(&manifest.shard), "differs", &[problem])
     }
 
     /// The inner error: what is wrong with the file.
@@ -197,8 +233,8 @@ impl Verification {
         Ok(ShardReader::open(&manifest.shard, file).map(Some).map_err(|e| e.to_string()))
     }
 
-    fn say(&self, window: &WindowSummary, outcome: &str, problems: &[String]) -> anyhow::Result<()> {
-        let id = window.id();
+    /// `id`: of a window, or the path of a shard.
+    fn say(&self, id: &str, outcome: &str, problems: &[String]) -> anyhow::Result<()> {
         if self.json {
             return print(&format!("{}\n", json!({ "window": id, "outcome": outcome, "problems": problems })));
         }
@@ -231,19 +267,14 @@ impl Verification {
     }
 }
 
-/// What differs, or what is wrong with the shard.
-fn compare(
-    shard: Result<&Option<ShardReader>, &String>,
-    skip: usize,
-    window: &WindowSummary,
-    again: &ClosedWindow,
-) -> Vec<String> {
-    let rows: Result<Vec<PublishedRow>, String> = match shard {
-        Err(problem) => Err(problem.clone()),
-        Ok(None) => Ok(Vec::new()),
-        Ok(Some(shard)) => shard.rows(skip, window.n_selected as usize).map_err(|e| e.to_string()),
-    };
-    rows.map_or_else(|problem| vec![problem], |rows| differences(window, &rows, again))
+/// How many windows from the first one together have no more rows than are to be held.
+fn at_a_time(windows: &[&WindowSummary]) -> usize {
+    let mut rows = 0;
+    let fits = windows.iter().take_while(|window| {
+        rows += window.n_selected;
+        rows <= HELD_ROWS
+    });
+    fits.count().max(1)
 }
 
 /// How a window is decided, without looking at its shard.

@@ -92,7 +92,12 @@ pub(super) fn check(r: &mut Reader) -> Config {
     };
     let url = sink_url(r);
     let options = sink_options(r, url.scheme());
-    let sink = SinkConfig { url, options, scratch_dir: r.optional("sink.scratch_dir").map(PathBuf::from) };
+    let sink = SinkConfig {
+        url,
+        options,
+        scratch_dir: r.optional("sink.scratch_dir").map(PathBuf::from),
+        shuffle: r.boolean("sink.shuffle"),
+    };
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }

@@ -183,6 +183,8 @@ pub struct SinkConfig {
     pub url: url::Url,
     pub options: BTreeMap<String, Secret>,
     pub scratch_dir: Option<PathBuf>,
+    /// Whether the rows of a shard are shuffled, by the seed of the selection.
+    pub shuffle: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -124,6 +124,7 @@ impl OpenShard {
                 row_group_rows: config.shard.row_group_rows,
                 row_group_bytes: limits.row_group_bytes,
                 zstd_level: config.shard.zstd_level,
+                shuffle: config.sink.shuffle.then_some(config.selector.seed),
             };
             let writer = match &mut self.writer {
                 Some(writer) => writer,
@@ -194,6 +195,7 @@ impl OpenShard {
             log_importance_weights: Quantiles::of(self.log_importance_weights),
             sources: self.sources.top(TOP_SOURCES),
             windows,
+            shuffled: config.sink.shuffle,
             dead_letters: None,
             created_at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64),
         };
@@ -285,6 +287,7 @@ fn footer(manifest: &ShardManifest, advances: &[Advance]) -> Vec<(String, String
     let more = [
         ("model", manifest.model.to_string()),
         ("seed", manifest.selector.seed.to_string()),
+        ("shuffled", manifest.shuffled.to_string()),
         ("selector", json(serde_json::to_value(&manifest.selector))),
         ("offsets", serde_json::Value::from(offsets).to_string()),
         ("windows", json(serde_json::to_value(&manifest.windows))),

@@ -1,5 +1,9 @@
-//! One shard under construction: constant schema, bounded row groups.
+//! One shard under construction: constant schema, bounded row groups, rows in the order of their windows or shuffled.
 
+mod row;
+mod spool;
+
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +19,10 @@ use parquet::schema::types::ColumnPath;
 use super::scratch::{FinishedFile, ScratchParquet};
 use super::{FullDisk, SinkError};
 use crate::score::ModelId;
-use crate::window::{ClosedWindow, SelectedDocument};
+use crate::select::Noise;
+use crate::window::ClosedWindow;
+use row::Row;
+use spool::Spool;
 
 /// Names, types and nullability of the columns, in order. Only ever added to, at the end. Several targets have further ones
 /// after them: see [`schema`].
@@ -60,28 +67,30 @@ pub(super) fn weight_column(target: &str) -> String {
     format!("log_importance_weight_{target}")
 }
 
-/// Limits of a file's parts.
+/// Limits of a file's parts, and the order of its rows.
 #[derive(Debug, Clone, Copy)]
 pub struct WriterSettings {
     pub row_group_rows: usize,
-    /// Of the rows' uncompressed bytes.
+    /// Of the rows' bytes in the file before compression.
     pub row_group_bytes: usize,
     pub zstd_level: i32,
+    /// The seed by which the rows of a shard are shuffled; `None`: they stand in the order of their windows.
+    pub shuffle: Option<u64>,
 }
 
 /// Rows that are turned into Arrow arrays at a time, at most.
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Writes one shard into a scratch file.
+/// Writes one shard into a scratch file. Rows that are to be shuffled wait in a second one until all are there.
 pub struct ShardWriter {
     file: ScratchParquet,
     settings: WriterSettings,
     schema: SchemaRef,
     batch: Batch,
+    group: RowGroup,
+    spool: Option<Spool>,
     rows: u64,
-    row_group_rows: usize,
-    row_group_bytes: usize,
 }
 
 impl ShardWriter {
@@ -95,28 +104,25 @@ impl ShardWriter {
         full_disk: Arc<dyn FullDisk>,
     ) -> Result<Self, SinkError> {
         let schema = schema(targets);
+        let spool = || Spool::create(scratch_dir, settings.zstd_level, full_disk.clone());
+        let spool = settings.shuffle.map(|_| spool()).transpose()?;
         let file = ScratchParquet::create(shard, scratch_dir, schema.clone(), properties(&settings), full_disk)?;
-        let batch = Batch::of_targets(targets);
-        Ok(ShardWriter { file, settings, schema, batch, rows: 0, row_group_rows: 0, row_group_bytes: 0 })
+        let (batch, group) = (Batch::of_targets(targets), RowGroup::default());
+        Ok(ShardWriter { file, settings, schema, batch, group, spool, rows: 0 })
     }
 
-    /// Adds the selection of a window.
+    /// Adds the selection of a window. All windows of a shard were selected with the same model.
     pub fn append(&mut self, window: &ClosedWindow, model: &ModelId) -> Result<(), SinkError> {
+        model.as_str().clone_into(&mut self.batch.model_name);
         let id = window.summary.id();
-        for row in &window.selected {
-            let bytes = row.document.size_bytes();
-            let full = self.row_group_rows == self.settings.row_group_rows
-                || (self.row_group_rows > 0 && self.row_group_bytes + bytes > self.settings.row_group_bytes);
-            if full {
-                self.end_row_group()?;
-            }
-            if self.batch.rows == BATCH_ROWS || self.batch.bytes + bytes > BATCH_BYTES {
-                self.write_batch()?;
-            }
-            self.batch.push(row, window, &id, model);
-            self.row_group_rows += 1;
-            self.row_group_bytes += bytes;
+        let noise = self.settings.shuffle.map(|seed| Noise::new(seed, &window.summary.at));
+        for selected in &window.selected {
+            let row = Row::of(selected, window, &id);
             self.rows += 1;
+            match (&mut self.spool, &noise) {
+                (Some(spool), Some(noise)) => spool.push(noise.shuffle(row.offset), &row)?,
+                _ => self.write(&row)?,
+            }
         }
         Ok(())
     }
@@ -127,18 +133,37 @@ impl ShardWriter {
 
     /// Estimate of the file's size if it ended now.
     pub fn bytes(&self) -> u64 {
-        (self.file.bytes() + self.batch.bytes) as u64
+        let waiting = self.spool.as_ref().map_or(0, Spool::compressed_bytes);
+        (self.file.bytes() + self.batch.bytes + waiting) as u64
     }
 
     /// Bytes held in memory.
     pub fn held_bytes(&self) -> usize {
-        self.file.held_bytes() + self.batch.bytes
+        self.file.held_bytes() + self.batch.bytes + self.spool.as_ref().map_or(0, Spool::held_bytes)
     }
 
     /// Ends the file with `metadata` in its footer.
     pub fn finish(mut self, metadata: Vec<(String, String)>) -> Result<FinishedFile, SinkError> {
+        if let Some(spool) = self.spool.take() {
+            spool.drain(|row| self.write(row))?;
+        }
         self.end_row_group()?;
         self.file.finish(self.rows, metadata)
+    }
+
+    fn write(&mut self, row: &Row<'_>) -> Result<(), SinkError> {
+        let bytes = self.group.bytes_of(row);
+        let full = self.group.rows == self.settings.row_group_rows
+            || (self.group.rows > 0 && self.group.bytes + bytes > self.settings.row_group_bytes);
+        if full {
+            self.end_row_group()?;
+        }
+        if self.batch.rows == BATCH_ROWS || self.batch.bytes + row.plain_bytes() > BATCH_BYTES {
+            self.write_batch()?;
+        }
+        self.group.add(row);
+        self.batch.push(row);
+        Ok(())
     }
 
     fn write_batch(&mut self) -> Result<(), SinkError> {
@@ -151,9 +176,35 @@ impl ShardWriter {
 
     fn end_row_group(&mut self) -> Result<(), SinkError> {
         self.write_batch()?;
-        self.row_group_rows = 0;
-        self.row_group_bytes = 0;
+        self.group = RowGroup::default();
         self.file.end_row_group()
+    }
+}
+
+/// The row group that rows are written to.
+#[derive(Default)]
+struct RowGroup {
+    rows: usize,
+    bytes: usize,
+    /// Strings that its dictionaries hold.
+    known: HashSet<Box<str>>,
+}
+
+impl RowGroup {
+    /// What a row adds to its bytes before compression.
+    fn bytes_of(&self, row: &Row<'_>) -> usize {
+        let new = |string: &str| if self.known.contains(string) { 0 } else { 4 + string.len() };
+        row.plain_bytes() + new(row.window) + row.source.map_or(0, new)
+    }
+
+    fn add(&mut self, row: &Row<'_>) {
+        self.bytes += self.bytes_of(row);
+        self.rows += 1;
+        for string in [Some(row.window), row.source].into_iter().flatten() {
+            if !self.known.contains(string) {
+                self.known.insert(string.into());
+            }
+        }
     }
 }
 
@@ -182,6 +233,7 @@ pub(super) fn properties(settings: &WriterSettings) -> WriterProperties {
 struct Batch {
     /// Names of several targets.
     targets: Vec<String>,
+    model_name: String,
     rows: usize,
     bytes: usize,
     text: StringBuilder,
@@ -212,31 +264,32 @@ impl Batch {
         Batch { targets: targets.to_vec(), by_target, ..Batch::default() }
     }
 
-    fn push(&mut self, row: &SelectedDocument, window: &ClosedWindow, window_id: &str, model: &ModelId) {
+    fn push(&mut self, row: &Row<'_>) {
         self.rows += 1;
-        self.bytes += row.document.size_bytes();
-        self.text.append_value(&row.document.text);
-        self.id.append_value(&row.document.id);
-        self.source.append_option(row.document.source.as_deref());
-        self.topic.append_value(&*window.summary.at.topic);
-        self.partition.append_value(window.summary.at.partition);
+        self.bytes += row.plain_bytes();
+        self.text.append_value(row.text);
+        self.id.append_value(row.id);
+        self.source.append_option(row.source);
+        self.topic.append_value(row.topic);
+        self.partition.append_value(row.partition);
         self.offset.append_value(row.offset);
-        self.timestamp.append_option(row.document.timestamp_ms);
-        self.n_tokens.append_value(row.score.n_tokens);
-        self.log_importance_weight.append_value(row.score.log_importance_weight);
+        self.timestamp.append_option(row.timestamp_ms);
+        self.n_tokens.append_value(row.n_tokens);
+        self.log_importance_weight.append_value(row.log_importance_weight);
         self.selection_key.append_value(row.selection_key);
         self.inclusion_probability.append_value(row.inclusion_probability);
         self.sample_weight.append_value(row.inclusion_probability.recip());
-        self.window.append_value(window_id);
-        self.model.append_value(model.as_str());
-        self.metadata.append_option(row.document.metadata.as_deref());
-        self.loss.append_option(row.score.loss);
+        self.window.append_value(row.window);
+        self.model.append_value(&self.model_name);
+        self.metadata.append_option(row.metadata);
+        self.loss.append_option(row.loss);
         self.loss_weight.append_option(row.loss_weight);
-        self.expected_loss.append_option(row.score.expected_loss);
-        if let Some(name) = self.targets.get(row.target) {
+        self.expected_loss.append_option(row.expected_loss);
+        if let Some(name) = self.targets.get(row.target as usize) {
             self.target.append_value(name);
         }
-        self.by_target.iter_mut().zip(&row.log_importance_weights).for_each(|(column, w)| column.append_value(*w));
+        let by_target = self.by_target.iter_mut().zip(row.log_importance_weights.iter());
+        by_target.for_each(|(column, weight)| column.append_value(*weight));
     }
 
     fn take(&mut self, schema: &SchemaRef) -> RecordBatch {

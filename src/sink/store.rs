@@ -254,7 +254,7 @@ pub(super) mod tests {
 
     pub fn open(folder: &Path) -> ShardStore {
         let url = url::Url::from_directory_path(folder).unwrap();
-        ShardStore::open(&SinkConfig { url, options: BTreeMap::new(), scratch_dir: None }).unwrap()
+        ShardStore::open(&SinkConfig { url, options: BTreeMap::new(), scratch_dir: None, shuffle: true }).unwrap()
     }
 
     #[tokio::test]
@@ -291,7 +291,7 @@ pub(super) mod tests {
         ];
         let options = options.map(|(option, value)| (option.to_owned(), Secret::new(value)));
         let url = format!("s3://test/{}", uuid::Uuid::now_v7()).parse().unwrap();
-        Some(ShardStore::open(&SinkConfig { url, options: options.into(), scratch_dir: None }).unwrap())
+        Some(ShardStore::open(&SinkConfig { url, options: options.into(), scratch_dir: None, shuffle: true }).unwrap())
     }
 
     #[tokio::test]
