@@ -32,6 +32,9 @@ pub struct ShardManifest {
     /// Published together with it, if any record was bad.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letters: Option<DeadLetterFile>,
+    /// What is held out of training, published together with it; then there is a shard as well, be it one without rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<PublishedFile>,
     pub created_at_ms: i64,
 }
 
@@ -41,8 +44,11 @@ fn is_false(flag: &bool) -> bool {
 }
 
 /// The bad records of a publication, as a file beside the shard.
+pub type DeadLetterFile = PublishedFile;
+
+/// A file beside the shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetterFile {
+pub struct PublishedFile {
     /// Relative to the root of the sink.
     pub path: String,
     pub rows: u64,
@@ -65,6 +71,9 @@ pub struct ManifestEntry {
     pub model: ModelId,
     /// Ids of the windows whose selections it holds, `topic/partition/from-to`.
     pub windows: Vec<String>,
+    /// What is held out of training of the same windows; not for training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<PublishedFile>,
     /// RFC 3339, UTC.
     pub created_at: String,
 }
@@ -82,6 +91,7 @@ impl ShardManifest {
             digest: self.digest.clone()?,
             model: self.model.clone(),
             windows: self.windows.iter().filter(|w| w.n_selected > 0).map(WindowSummary::id).collect(),
+            validation: self.validation.clone(),
             created_at: rfc3339(self.created_at_ms),
         })
     }

@@ -155,24 +155,19 @@ impl Verification {
         let mut windows: Vec<&WindowSummary> = manifest.windows.iter().filter(|window| wants(window)).collect();
         // Partition by partition, so that records are read on and on.
         windows.sort_by(|a, b| (&a.at, a.interval.from).cmp(&(&b.at, b.interval.from)));
-        let shard = match &manifest.path {
-            Some(path) if windows.iter().any(|window| window.n_selected > 0) => self.open(manifest, path).await?,
-            _ => Ok(None),
+        let files = match windows.iter().any(|window| window.n_selected > 0) {
+            true => self.open_files(manifest).await?,
+            false => Ok(Vec::new()),
         };
-        if let Ok(Some(shard)) = &shard
-            && manifest.shuffled
-        {
-            self.order(manifest, shard)?;
+        if manifest.shuffled {
+            files.iter().flatten().try_for_each(|(path, shard)| self.order(path, manifest.selector.seed, shard))?;
         }
         let mut windows = &windows[..];
         while !windows.is_empty() {
             let (now, later) = windows.split_at(at_a_time(windows));
             let ids: Vec<String> = now.iter().map(|window| window.id()).collect();
-            let rows = match &shard {
-                Err(problem) => Err(problem.clone()),
-                Ok(None) => Ok(BTreeMap::new()),
-                Ok(Some(shard)) => tokio::task::block_in_place(|| shard.windows(&ids)).map_err(|e| e.to_string()),
-            };
+            let rows = files.as_ref().map_err(Clone::clone);
+            let rows = rows.and_then(|files| tokio::task::block_in_place(|| rows_of(files, &ids)));
             for window in now {
                 self.window(manifest, window, &rows, replay).await?;
             }
@@ -216,21 +211,29 @@ impl Verification {
     }
 
     /// Whether the rows of a shuffled shard stand where they should.
-    fn order(&mut self, manifest: &ShardManifest, shard: &ShardReader) -> anyhow::Result<()> {
-        let problem = match tokio::task::block_in_place(|| shard.first_out_of_order(manifest.selector.seed)) {
+    fn order(&mut self, path: &str, seed: u64, shard: &ShardReader) -> anyhow::Result<()> {
+        let problem = match tokio::task::block_in_place(|| shard.first_out_of_order(seed)) {
             Ok(None) => return Ok(()),
-            Ok(Some(row)) => format!("row {row} does not stand where seed {} shuffles it to", manifest.selector.seed),
+            Ok(Some(row)) => format!("row {row} does not stand where seed {seed} shuffles it to"),
             Err(e) => e.to_string(),
         };
         self.different += 1;
-        self.say(manifest.path.as_deref().unwrap_or(&manifest.shard), "differs", &[problem])
+        self.say(path, "differs", &[problem])
     }
 
-    /// The inner error: what is wrong with the file.
-    async fn open(&self, manifest: &ShardManifest, path: &str) -> anyhow::Result<Result<Option<ShardReader>, String>> {
-        let file = self.store.download(path, self.scratch_dir.as_deref()).await.map_err(DaemonError::from)?;
-        let Some(file) = file else { return Ok(Err(format!("{path} is missing"))) };
-        Ok(ShardReader::open(&manifest.shard, file).map(Some).map_err(|e| e.to_string()))
+    /// The shard and what is held out, with their paths. The inner error: what is wrong with a file.
+    async fn open_files(&self, manifest: &ShardManifest) -> anyhow::Result<Result<Vec<(String, ShardReader)>, String>> {
+        let validation = manifest.validation.as_ref().map(|file| &file.path);
+        let mut files = Vec::new();
+        for path in manifest.path.iter().chain(validation) {
+            let file = self.store.download(path, self.scratch_dir.as_deref()).await.map_err(DaemonError::from)?;
+            let Some(file) = file else { return Ok(Err(format!("{path} is missing"))) };
+            match ShardReader::open(&manifest.shard, file) {
+                Ok(shard) => files.push((path.clone(), shard)),
+                Err(e) => return Ok(Err(e.to_string())),
+            }
+        }
+        Ok(Ok(files))
     }
 
     /// `id`: of a window, or the path of a shard.
@@ -265,6 +268,20 @@ impl Verification {
             n => Err(DamagedShards(format!("{n} windows are not what they were published as")).into()),
         }
     }
+}
+
+/// The rows of these windows in all files of a publication, by ascending offsets.
+fn rows_of(
+    files: &[(String, ShardReader)],
+    windows: &[String],
+) -> Result<BTreeMap<String, Vec<PublishedRow>>, String> {
+    let mut all: BTreeMap<String, Vec<PublishedRow>> = BTreeMap::new();
+    for (_, file) in files {
+        let rows = file.windows(windows).map_err(|e| e.to_string())?;
+        rows.into_iter().for_each(|(window, rows)| all.entry(window).or_default().extend(rows));
+    }
+    all.values_mut().for_each(|rows| rows.sort_by_key(|row| row.offset));
+    Ok(all)
 }
 
 /// How many windows from the first one together have no more rows than are to be held.
@@ -307,6 +324,9 @@ fn as_json(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow) 
             "selection_key": row.selection_key,
             "inclusion_probability": row.inclusion_probability,
         });
+        if row.held_out {
+            shown["split"] = "validation".into();
+        }
         if let Some(target) = summary.targets.get(row.target) {
             shown["target"] = target.target.as_str().into();
             let of_targets = summary.targets.iter().zip(&row.log_importance_weights);

@@ -7,7 +7,7 @@ use super::quotas::quotas;
 use super::reader::{Reader, is_secret};
 use super::*;
 use crate::record::FieldNames;
-use crate::select::SelectorKind;
+use crate::select::{Fraction, SelectorKind};
 
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -72,6 +72,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         quotas: quotas(r),
         loss: losses::term(r, decoder.fields.loss.is_some()),
         filter: filter::filter(r, &decoder.fields),
+        holdout: holdout(r),
     };
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());
@@ -130,6 +131,16 @@ pub(super) fn check(r: &mut Reader) -> Config {
         tracing: traces::tracing(r),
     }
 }
+
+fn holdout(r: &mut Reader) -> Option<Fraction> {
+    r.parse("selection.holdout", None, |value| match value.parse::<f64>() {
+        Ok(0.0) => Ok(None),
+        Ok(share) if share < 1.0 => value.parse().map(Some).map_err(|_| HOLDOUT.to_owned()),
+        _ => Err(HOLDOUT.to_owned()),
+    })
+}
+
+const HOLDOUT: &str = "expected a decimal from 0 to below 1, such as 0.01";
 
 fn dead_letters(r: &mut Reader, kafka: &KafkaConfig) -> DeadLetterConfig {
     let topic = r.optional("dead_letters.topic");

@@ -179,13 +179,14 @@ struct Limits {
 
 impl Limits {
     /// A quarter to the client's prefetch, an eighth to the queue, a half to windows, an eighth to the shard. Where trainers are
-    /// listened to, half of the shard's is for the documents that are remembered of it.
-    fn of_budget(budget_bytes: usize, row_group_bytes: usize, has_feedback: bool) -> Self {
+    /// listened to, half of the shard's is for the documents that are remembered of it; where two files fill up at the same time, each
+    /// has half.
+    fn of_budget(budget_bytes: usize, row_group_bytes: usize, has_feedback: bool, n_files: usize) -> Self {
         Limits {
             source: SourceLimits::of_budget(budget_bytes),
             queue_bytes: budget_bytes / 8,
             window_bytes: budget_bytes / 2,
-            row_group_bytes: row_group_bytes.min(budget_bytes / if has_feedback { 16 } else { 8 }),
+            row_group_bytes: row_group_bytes.min(budget_bytes / if has_feedback { 16 } else { 8 } / n_files),
             document_bytes: budget_bytes / 16,
         }
     }
@@ -242,8 +243,10 @@ impl Daemon {
             http.address
         );
         telemetry.metrics.memory_budget_bytes.set(config.memory_budget_bytes as i64);
-        let limits =
-            Limits::of_budget(config.memory_budget_bytes, config.shard.row_group_bytes, config.feedback.is_some());
+        // Shuffled rows wait on disk: then one file is written after the other.
+        let n_files = if config.selector.holdout.is_some() && !config.sink.shuffle { 2 } else { 1 };
+        let (budget, has_feedback) = (config.memory_budget_bytes, config.feedback.is_some());
+        let limits = Limits::of_budget(budget, config.shard.row_group_bytes, has_feedback, n_files);
         let owner = instance_name(&config);
         {
             let mut status = telemetry.status();

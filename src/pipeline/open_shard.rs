@@ -14,11 +14,13 @@ use crate::checkpoint::Progress;
 use crate::config::{Against, Config, RawDistribution};
 use crate::features::{Featuriser, Scratch};
 use crate::feedback::{DocumentFacts, document_key};
-use crate::manifest::{DeadLetterFile, ShardManifest};
+use crate::manifest::{PublishedFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
 use crate::score::{NgramCounts, sample_ngrams};
 use crate::select::{Quantiles, SourceCounts};
-use crate::sink::{DeadLetterWriter, FinishedFile, FullDisk, ShardStore, ShardWriter, SinkError, WriterSettings};
+use crate::sink::{
+    DeadLetterWriter, FinishedFile, FullDisk, SPLIT, ShardStore, ShardWriter, SinkError, Split, WriterSettings,
+};
 use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
 
 /// Windows that wait for a shard to fill roll it when there are so many.
@@ -28,8 +30,10 @@ const MAX_DEAD_LETTER_FILE_BYTES: u64 = 32 << 20;
 
 pub(super) struct OpenShard {
     id: String,
-    /// `None` until something is selected.
+    /// `None` until something is selected for training.
     writer: Option<ShardWriter>,
+    /// `None` until something is selected that is held out.
+    validation: Option<ShardWriter>,
     full_disk: Arc<dyn FullDisk>,
     progress: Progress,
     epochs: BTreeMap<TopicPartition, i64>,
@@ -64,6 +68,7 @@ impl OpenShard {
         OpenShard {
             id: Uuid::now_v7().to_string(),
             writer: None,
+            validation: None,
             full_disk,
             progress: Progress::default(),
             epochs: BTreeMap::new(),
@@ -103,7 +108,8 @@ impl OpenShard {
         }
         if let Some(feedback) = &shared.config.feedback {
             let featuriser = &shared.model.model.featuriser;
-            for document in &window.selected {
+            // No loss is joined to what is held out: it must not say what is selected next.
+            for document in window.selected.iter().filter(|document| !document.held_out) {
                 let (key, facts) = facts(document, featuriser, feedback.ngrams, &mut self.scratch);
                 self.document_bytes +=
                     size_of_val(&(key, &facts)) + size_of::<DocumentFacts>() + facts.ngrams.held_bytes();
@@ -111,29 +117,24 @@ impl OpenShard {
             }
         }
         self.sources.merge(&window.sources);
-        self.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
+        let for_training = window.selected.iter().filter(|row| !row.held_out);
+        self.log_importance_weights.extend(for_training.map(|row| row.score.log_importance_weight));
         self.windows.push(window.summary);
         Ok(())
     }
 
     fn append_files(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
-        let Shared { config, model, limits, .. } = shared;
+        let Shared { config, model, .. } = shared;
         let scratch_dir = config.sink.scratch_dir.as_deref();
-        if !window.selected.is_empty() {
-            let settings = WriterSettings {
-                row_group_rows: config.shard.row_group_rows,
-                row_group_bytes: limits.row_group_bytes,
-                zstd_level: config.shard.zstd_level,
-                shuffle: config.sink.shuffle.then_some(config.selector.seed),
-            };
-            let writer = match &mut self.writer {
-                Some(writer) => writer,
-                none => {
-                    let (targets, full_disk) = (model.division.targets(), self.full_disk.clone());
-                    none.insert(ShardWriter::create(&self.id, scratch_dir, settings, targets, full_disk)?)
-                }
-            };
-            writer.append(window, &model.id)?;
+        let create = || shard_writer(&self.id, shared, &self.full_disk);
+        for (split, writer) in [(Split::Train, &mut self.writer), (Split::Validation, &mut self.validation)] {
+            if window.selected.iter().any(|row| row.held_out == (split == Split::Validation)) {
+                let writer = match writer {
+                    Some(writer) => writer,
+                    none => none.insert(create()?),
+                };
+                writer.append(window, split, &model.id)?;
+            }
         }
         for letter in &window.dead_letters {
             let writer = match &mut self.dead_letters {
@@ -151,10 +152,11 @@ impl OpenShard {
 
     pub fn is_full(&self, shared: &Shared) -> bool {
         let limits = &shared.config.shard;
-        let (rows, bytes) = self.writer.as_ref().map_or((0, 0), |w| (w.rows(), w.bytes()));
+        let of = |writer: &Option<ShardWriter>| writer.as_ref().map_or((0, 0), |w| (w.rows(), w.bytes()));
+        let ((rows, bytes), (held_out_rows, held_out_bytes)) = (of(&self.writer), of(&self.validation));
         let (bad_rows, bad_bytes) = self.dead_letters.as_ref().map_or((0, 0), |w| (w.rows(), w.bytes()));
-        rows.max(bad_rows) >= limits.max_rows
-            || bytes >= limits.target_bytes
+        rows.max(bad_rows).max(held_out_rows) >= limits.max_rows
+            || bytes.max(held_out_bytes) >= limits.target_bytes
             || bad_bytes >= limits.target_bytes.min(MAX_DEAD_LETTER_FILE_BYTES)
             || self.opened.elapsed() >= limits.max_age
             || self.windows.len() >= MAX_PENDING_WINDOWS
@@ -171,7 +173,7 @@ impl OpenShard {
 
     /// Bytes held in memory for the files.
     pub fn held_bytes(&self) -> usize {
-        self.writer.as_ref().map_or(0, ShardWriter::held_bytes)
+        [&self.writer, &self.validation].into_iter().flatten().map(ShardWriter::held_bytes).sum::<usize>()
             + self.dead_letters.as_ref().map_or(0, DeadLetterWriter::held_bytes)
             + self.document_bytes
     }
@@ -179,7 +181,8 @@ impl OpenShard {
     /// Ends the files and states what they hold.
     pub fn finish(self, shared: &Shared) -> Result<FinishedPublication, SinkError> {
         let Shared { config, model, .. } = shared;
-        let OpenShard { id, writer, progress, epochs, windows, dead_letters, reasons, counts, documents, .. } = self;
+        let OpenShard { id, writer, validation, full_disk, progress, epochs, windows, .. } = self;
+        let OpenShard { dead_letters, reasons, counts, documents, .. } = self;
         let advance =
             |(at, interval): (&TopicPartition, _)| Advance { at: at.clone(), interval, owner_epoch: epochs[at] };
         let advances: Vec<_> = progress.iter().map(advance).collect();
@@ -197,11 +200,17 @@ impl OpenShard {
             windows,
             shuffled: config.sink.shuffle,
             dead_letters: None,
+            validation: None,
             created_at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64),
         };
         let mut files = Vec::new();
+        // Where everything is held out there is a shard all the same, without rows: its line in the manifest names the other file.
+        let writer = match (writer, &validation) {
+            (None, Some(_)) => Some(shard_writer(&manifest.shard, shared, &full_disk)?),
+            (writer, _) => writer,
+        };
         if let Some(writer) = writer {
-            let finished = writer.finish(footer(&manifest, &advances))?;
+            let finished = writer.finish(footer(&manifest, &advances, Split::Train))?;
             let path = ShardStore::shard_path(&manifest.shard);
             manifest.path = Some(path.clone());
             manifest.rows = finished.rows;
@@ -209,12 +218,15 @@ impl OpenShard {
             manifest.digest = Some(finished.digest.clone());
             files.push((path, finished));
         }
+        if let Some(writer) = validation {
+            let finished = writer.finish(footer(&manifest, &advances, Split::Validation))?;
+            manifest.validation = Some(published_file(ShardStore::validation_path(&manifest.shard), &finished));
+            files.push((ShardStore::validation_path(&manifest.shard), finished));
+        }
         if let Some(writer) = dead_letters {
             let path = ShardStore::dead_letter_path(&manifest.shard);
             let finished = writer.finish(names(&manifest))?;
-            let FinishedFile { rows, bytes, digest, .. } = &finished;
-            let (rows, bytes, digest) = (*rows, *bytes, digest.clone());
-            manifest.dead_letters = Some(DeadLetterFile { path: path.clone(), rows, bytes, digest });
+            manifest.dead_letters = Some(published_file(path.clone(), &finished));
             files.push((path, finished));
         }
         Ok(FinishedPublication { manifest, files, reasons, advances, counts, documents })
@@ -254,6 +266,22 @@ impl FinishedPublication {
     }
 }
 
+fn shard_writer(id: &str, shared: &Shared, full_disk: &Arc<dyn FullDisk>) -> Result<ShardWriter, SinkError> {
+    let Shared { config, model, limits, .. } = shared;
+    let settings = WriterSettings {
+        row_group_rows: config.shard.row_group_rows,
+        row_group_bytes: limits.row_group_bytes,
+        zstd_level: config.shard.zstd_level,
+        shuffle: config.sink.shuffle.then_some(config.selector.seed),
+    };
+    let scratch_dir = config.sink.scratch_dir.as_deref();
+    ShardWriter::create(id, scratch_dir, settings, model.division.targets(), full_disk.clone())
+}
+
+fn published_file(path: String, FinishedFile { rows, bytes, digest, .. }: &FinishedFile) -> PublishedFile {
+    PublishedFile { path, rows: *rows, bytes: *bytes, digest: digest.clone() }
+}
+
 /// What losses will be joined to.
 fn facts(
     selected: &SelectedDocument,
@@ -275,7 +303,7 @@ fn facts(
 }
 
 /// What a reader finds in the shard's own key-value metadata.
-fn footer(manifest: &ShardManifest, advances: &[Advance]) -> Vec<(String, String)> {
+fn footer(manifest: &ShardManifest, advances: &[Advance], split: Split) -> Vec<(String, String)> {
     let offsets: Vec<_> = advances
         .iter()
         .map(|a| {
@@ -293,7 +321,8 @@ fn footer(manifest: &ShardManifest, advances: &[Advance]) -> Vec<(String, String
         ("windows", json(serde_json::to_value(&manifest.windows))),
     ]
     .map(|(key, value)| (format!("winnowd.{key}"), value));
-    names(manifest).into_iter().chain(more).collect()
+    let split = (SPLIT.to_owned(), split.as_str().to_owned());
+    names(manifest).into_iter().chain(more).chain([split]).collect()
 }
 
 /// What every file of a publication says of itself.

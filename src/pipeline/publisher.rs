@@ -335,6 +335,7 @@ impl Publisher {
             metrics.published_shards.inc();
             metrics.published_rows.inc_by(manifest.rows);
             metrics.published_bytes.inc_by(manifest.bytes);
+            metrics.held_out_rows.inc_by(manifest.validation.as_ref().map_or(0, |file| file.rows));
             tracing::info!(
                 shard = manifest.shard,
                 "published {path}: {selected} selected of {} documents in {} windows, {} KB, {} ms",

@@ -12,7 +12,7 @@ use parquet::arrow::arrow_reader::{
 use parquet::errors::ParquetError;
 
 use super::SinkError;
-use super::shard::weight_column;
+use super::shard::{Split, weight_column};
 use crate::record::TopicPartition;
 use crate::select::Noise;
 
@@ -25,6 +25,8 @@ pub struct PublishedRow {
     pub selection_key: f64,
     pub inclusion_probability: f64,
     pub window: String,
+    /// Whether the file is one of the validation split.
+    pub held_out: bool,
     /// The target that chose it, and its log importance weight for each; nothing where there was one.
     pub target: Option<String>,
     pub log_importance_weights: Vec<(String, f64)>,
@@ -37,6 +39,9 @@ const COLUMNS: [&str; 6] =
 
 /// Columns of losses. Shards that were written before a column came do not have it.
 const LOSSES: [&str; 3] = ["loss", "loss_weight", "expected_loss"];
+
+/// Where the footer of a file says which split it is of.
+pub const SPLIT: &str = "winnowd.split";
 
 /// A published shard.
 pub struct ShardReader {
@@ -57,12 +62,16 @@ impl ShardReader {
     pub fn windows(&self, ids: &[String]) -> Result<BTreeMap<String, Vec<PublishedRow>>, SinkError> {
         let mut by_window: BTreeMap<String, Vec<PublishedRow>> =
             ids.iter().map(|id| (id.clone(), Vec::new())).collect();
+        let footer = self.metadata.metadata().file_metadata().key_value_metadata();
+        // Shards of earlier versions do not say, and are for training.
+        let validation = Some(Split::Validation.as_str());
+        let held_out = footer.into_iter().flatten().any(|kv| kv.key == SPLIT && kv.value.as_deref() == validation);
         let mut read = || {
             let is_of_targets = |name: &str| name == "target" || name.starts_with(&weight_column(""));
             let of_targets = self.metadata.schema().fields().iter().map(|field| field.name().as_str());
             let of_targets = of_targets.filter(|name| is_of_targets(name));
             for batch in self.columns(COLUMNS.into_iter().chain(LOSSES).chain(of_targets))? {
-                push_rows(&batch?, &mut by_window)?;
+                push_rows(&batch?, held_out, &mut by_window)?;
             }
             Ok(())
         };
@@ -112,7 +121,11 @@ fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<
 }
 
 /// Adds those of windows that are wanted.
-fn push_rows(batch: &RecordBatch, by_window: &mut BTreeMap<String, Vec<PublishedRow>>) -> Result<(), ParquetError> {
+fn push_rows(
+    batch: &RecordBatch,
+    held_out: bool,
+    by_window: &mut BTreeMap<String, Vec<PublishedRow>>,
+) -> Result<(), ParquetError> {
     let (ids, windows) = (column::<StringArray>(batch, "id")?, column::<StringArray>(batch, "window")?);
     let offsets = column::<Int64Array>(batch, "offset")?;
     let numbers = |name| column::<Float64Array>(batch, name);
@@ -136,6 +149,7 @@ fn push_rows(batch: &RecordBatch, by_window: &mut BTreeMap<String, Vec<Published
             selection_key: keys.value(i),
             inclusion_probability: probabilities.value(i),
             window: windows.value(i).to_owned(),
+            held_out,
             target: targets.map(|targets| targets.value(i).to_owned()),
             log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
             losses: of_losses.iter().map(|(name, c)| (*name, c.is_valid(i).then(|| c.value(i)))).collect(),

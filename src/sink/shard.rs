@@ -78,6 +78,23 @@ pub struct WriterSettings {
     pub shuffle: Option<u64>,
 }
 
+/// The two sides that documents are on. Each has files of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    Train,
+    Validation,
+}
+
+impl Split {
+    /// As footers, and the libraries of trainers, call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Validation => "validation",
+        }
+    }
+}
+
 /// Rows that are turned into Arrow arrays at a time, at most.
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 4 << 20;
@@ -111,12 +128,12 @@ impl ShardWriter {
         Ok(ShardWriter { file, settings, schema, batch, group, spool, rows: 0 })
     }
 
-    /// Adds the selection of a window. All windows of a shard were selected with the same model.
-    pub fn append(&mut self, window: &ClosedWindow, model: &ModelId) -> Result<(), SinkError> {
+    /// Adds one side of the selection of a window. All windows of a shard were selected with the same model.
+    pub fn append(&mut self, window: &ClosedWindow, split: Split, model: &ModelId) -> Result<(), SinkError> {
         model.as_str().clone_into(&mut self.batch.model_name);
         let id = window.summary.id();
         let noise = self.settings.shuffle.map(|seed| Noise::new(seed, &window.summary.at));
-        for selected in &window.selected {
+        for selected in window.selected.iter().filter(|row| row.held_out == (split == Split::Validation)) {
             let row = Row::of(selected, window, &id);
             self.rows += 1;
             match (&mut self.spool, &noise) {

@@ -77,6 +77,11 @@ impl ShardStore {
         format!("dead-letters/{shard}.parquet")
     }
 
+    /// The key of what is held out of training, published with a shard.
+    pub fn validation_path(shard: &str) -> String {
+        format!("validation/{shard}.parquet")
+    }
+
     /// Puts a file at `path` and returns when it is complete and durable. May be repeated.
     pub async fn upload(&self, file: &ScratchFile, bytes: u64, path: &str) -> Result<(), SinkError> {
         let key = ObjectPath::from(path);

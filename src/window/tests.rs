@@ -38,6 +38,7 @@ fn selector(fraction: &str) -> SelectorSettings {
         quotas: Quotas::default(),
         loss: None,
         filter: None,
+        holdout: None,
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Row {
     pub inclusion_probability: f64,
     pub sample_weight: f64,
     pub window: String,
+    /// Whether it stands in a file of the validation split.
+    pub held_out: bool,
     /// Of several targets: the one that chose it, and its weight for each.
     pub target: Option<String>,
     pub log_importance_weights: Vec<(String, f64)>,
@@ -62,8 +64,14 @@ impl Published {
             assert_eq!(std::fs::metadata(&path).expect("the file").len(), entry.bytes);
             assert_eq!(entry.digest, digest(&path));
             let before = rows.len();
-            read_rows(&path, &mut rows);
+            read_rows(&path, false, &mut rows);
             assert_eq!((rows.len() - before) as u64, entry.rows);
+            if let Some(file) = &entry.validation {
+                let (path, before) = (folder.join("out").join(&file.path), rows.len());
+                assert_eq!((std::fs::metadata(&path).expect("the file").len(), digest(&path)), (file.bytes, file.digest.clone()));
+                read_rows(&path, true, &mut rows);
+                assert!(file.rows > 0 && (rows.len() - before) as u64 == file.rows);
+            }
         }
         let mut dead_letters = Vec::new();
         for DeadLetterFile { path, rows, bytes, digest: expected } in letter_files {
@@ -120,7 +128,7 @@ fn digest(path: &Path) -> String {
     format!("sha256:{}", String::from_utf8_lossy(&output[..64]))
 }
 
-fn read_rows(path: &Path, rows: &mut Vec<Row>) {
+fn read_rows(path: &Path, held_out: bool, rows: &mut Vec<Row>) {
     let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("the shard")).expect("Parquet");
     for batch in reader.build().expect("Parquet") {
         let batch = batch.expect("Parquet");
@@ -145,6 +153,7 @@ fn read_rows(path: &Path, rows: &mut Vec<Row>) {
             inclusion_probability: floats("inclusion_probability").value(i),
             sample_weight: floats("sample_weight").value(i),
             window: strings("window").value(i).to_owned(),
+            held_out,
             target: (!by_target.is_empty()).then(|| strings("target").value(i).to_owned()),
             log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
             loss: optional("loss", i),

@@ -76,6 +76,10 @@ fn compare(row: &PublishedRow, document: &SelectedDocument, window: &str, found:
     if row.id != document.document.id {
         differ("id", &row.id, &document.document.id);
     }
+    if row.held_out != document.held_out {
+        let split = |held_out| if held_out { "validation" } else { "train" };
+        differ("split", &split(row.held_out), &split(document.held_out));
+    }
     if row.window != window {
         differ("window", &row.window, &window);
     }
@@ -166,6 +170,7 @@ mod tests {
             inclusion_probability,
             loss_weight: None,
             tenth: 9,
+            held_out: false,
         };
         let row = PublishedRow {
             id,
@@ -174,6 +179,7 @@ mod tests {
             selection_key,
             inclusion_probability,
             window,
+            held_out: false,
             target: Some("math".into()),
             log_importance_weights: vec![("code".into(), 1.0), ("math".into(), 2.0)],
             losses: vec![("loss", None), ("loss_weight", None), ("expected_loss", Some(3.5))],
@@ -202,6 +208,7 @@ mod tests {
         );
         differs(|window, _| window.turns[0].n_selected = 2, "turn 0: published web for code: 2 of 5");
         differs(|window, _| drop(window.turns.pop()), "turns: published 1, now 2");
+        differs(|_, row| row.held_out = true, "offset 3: split: published validation, now train");
         differs(|_, row| row.target = Some("code".into()), "offset 3: target: published code, now math");
         differs(|_, row| row.log_importance_weights[0].1 = -1.0, "log importance weight for code: published -1, now 1");
         differs(|_, row| row.losses[0].1 = Some(2.0), "loss: published 2, now none");

@@ -32,6 +32,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
             inclusion_probability: 0.25,
             loss_weight: None,
             tenth: 9,
+            held_out: i % 5 == 4,
         })
         .collect();
     let n = selected.len() as u64;
