@@ -1,10 +1,14 @@
 //! What a shard is: the facts that the catalog keeps, the shard carries in its footer, and trainers read. Pure.
 
+mod side_files;
+
 use serde::{Deserialize, Serialize};
 
 use crate::score::ModelId;
 use crate::select::{AcceptanceBySource, Quantiles, SelectorSettings};
 use crate::window::WindowSummary;
+
+pub use side_files::SideFile;
 
 /// Everything that is known of a published shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -98,6 +98,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         options,
         scratch_dir: r.optional("sink.scratch_dir").map(PathBuf::from),
         shuffle: r.boolean("sink.shuffle"),
+        side_files: side_files(r),
     };
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
@@ -394,6 +395,21 @@ fn sink_options(r: &mut Reader, scheme: &str) -> BTreeMap<String, Secret> {
         }
     }
     options.into_iter().map(|(option, value)| (option, Secret::new(value))).collect()
+}
+
+fn side_files(r: &mut Reader) -> Vec<SideFile> {
+    const KEY: &str = "sink.side_files";
+    let mut files = Vec::new();
+    for project in r.list(KEY) {
+        match SideFile::of_project(&project) {
+            Some(of) => files.extend(of.iter().filter(|file| !files.contains(*file)).copied().collect::<Vec<_>>()),
+            None if project == "open_lm" => {
+                r.error(KEY, &project, "cannot be served: open_lm reads SHARD.tar (WebDataset) beside its manifest, and no Parquet");
+            }
+            None => r.error(KEY, &project, "expected some of: litdata, fms"),
+        }
+    }
+    files
 }
 
 fn catalog_url(r: &mut Reader) -> CatalogUrl {

@@ -19,6 +19,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::feedback::FeedbackSettings;
+use crate::manifest::SideFile;
 use crate::record::{Decoder, LossDecoder};
 use crate::score::{AssemblySettings, LossWeightSettings};
 use crate::select::SelectorSettings;
@@ -185,6 +186,8 @@ pub struct SinkConfig {
     pub scratch_dir: Option<PathBuf>,
     /// Whether the rows of a shard are shuffled, by the seed of the selection.
     pub shuffle: bool,
+    /// What is written beside the manifest for loaders of other projects.
+    pub side_files: Vec<SideFile>,
 }
 
 #[derive(Debug, Clone)]

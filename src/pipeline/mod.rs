@@ -18,6 +18,7 @@ mod replay;
 mod room;
 mod scoring;
 mod session;
+mod side_files;
 mod spans;
 mod weights;
 mod worker;

@@ -1,6 +1,7 @@
 //! The object store: complete objects only, durable before anyone is told of them.
 
 mod manifest;
+mod side_files;
 
 use std::fs::File;
 use std::io::Write;
@@ -259,7 +260,7 @@ pub(super) mod tests {
 
     pub fn open(folder: &Path) -> ShardStore {
         let url = url::Url::from_directory_path(folder).unwrap();
-        ShardStore::open(&SinkConfig { url, options: BTreeMap::new(), scratch_dir: None, shuffle: true }).unwrap()
+        ShardStore::open(&SinkConfig { url, options: BTreeMap::new(), scratch_dir: None, shuffle: true, side_files: vec![] }).unwrap()
     }
 
     #[tokio::test]
@@ -296,7 +297,7 @@ pub(super) mod tests {
         ];
         let options = options.map(|(option, value)| (option.to_owned(), Secret::new(value)));
         let url = format!("s3://test/{}", uuid::Uuid::now_v7()).parse().unwrap();
-        Some(ShardStore::open(&SinkConfig { url, options: options.into(), scratch_dir: None, shuffle: true }).unwrap())
+        Some(ShardStore::open(&SinkConfig { url, options: options.into(), scratch_dir: None, shuffle: true, side_files: vec![] }).unwrap())
     }
 
     #[tokio::test]
