@@ -38,7 +38,12 @@ fn crash_everywhere(name: &str, postgres: Option<&url::Url>, store: Option<Bucke
         "revoke.drained" => false,
         point => broker.is_real() || point.starts_with("commit."),
     };
-    let deployment = Deployment::with(&broker, "window.max_documents = 50\nshard.max_rows = 20\nsink.side_files = [\"litdata\", \"fms\"]", postgres, store);
+    let deployment = Deployment::with(
+        &broker,
+        "window.max_documents = 50\nshard.max_rows = 20\nsink.side_files = [\"litdata\", \"fms\"]",
+        postgres,
+        store,
+    );
     let producer = broker.producer();
     let mut produced: BTreeMap<i32, i64> = BTreeMap::new();
     let (mut sent, mut kills, mut longest) = (0u64, 0, Duration::ZERO);

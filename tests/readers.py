@@ -2,11 +2,13 @@
 
     python tests/readers.py DEMO_FOLDER README.md                what a demo has published
     python tests/readers.py --follow N DATA README.md            an output that grows, until N rows were seen; prints their ids
+    python tests/readers.py --split DATA README.md               both splits and the side files; prints the ids of either split
 """
 
 import argparse
 import ast
 import collections
+import csv
 import json
 import os
 import pathlib
@@ -117,6 +119,7 @@ def check_pinned(data, readme, entries, table):
             seen.append(row["id"])
             if len(seen) == len(expected) // 2:
                 break
+        assert sorted(row["id"] for row in names["both"]["train"]) == expected and list(names["both"]) == ["train"]
         for how in ("by_pyarrow", "by_polars", "by_duckdb"):
             assert sorted(names[how]["id"].to_pylist() if how != "by_polars" else names[how]["id"].to_list()) == expected, how
         assert sorted(row["id"] for row in names["by_datasets"]) == expected
@@ -191,15 +194,52 @@ def follow(data, readme, n_rows):
     print(json.dumps({"rounds": rounds, "shards": after, "ids": ids}))
 
 
+def check_side_files(data, entries):
+    """As `litdata.index_parquet_dataset` and fms-fsdp's counting of files would make them, but for files that nobody published."""
+    for name, files in {
+        "shards": [entry for entry in entries if entry["rows"]],
+        "validation": [entry["validation"] for entry in entries if "validation" in entry],
+    }.items():
+        index = json.loads((data / name / "index.json").read_text())
+        assert (index["config"]["item_loader"], index["winnowd_sequence"]) == ("ParquetLoader", len(entries))
+        chunks = []
+        for file in files:
+            path = data / file["path"]
+            footer = pyarrow.parquet.ParquetFile(path)
+            assert index["config"]["data_format"] == [str(column.type) for column in footer.schema_arrow]
+            chunks.append({"chunk_bytes": path.stat().st_size, "chunk_size": footer.metadata.num_rows, "dim": None, "filename": path.name})
+        assert index["chunks"] == chunks, name
+    counts = {}
+    with (data / "meta" / "combined_counts.csv").open() as file:
+        for row in csv.DictReader(file):
+            counts[row["dataset/filename"]] = int(row["documents"])
+    for name in ("shards", "validation"):
+        prefix = f"/{name}/"
+        of_dataset = {path.removeprefix(prefix): n for path, n in counts.items() if path.startswith(prefix)}
+        assert of_dataset == {path.name: pyarrow.parquet.read_metadata(path).num_rows for path in (data / name).glob("*.parquet") if path.name in of_dataset}
+        assert of_dataset
+    assert len(counts) == len(entries) + sum("validation" in entry for entry in entries)
+
+
+def both_splits(data, readme):
+    names = functions(readme)
+    check_side_files(data, names["shards"](data))
+    loaded = datasets.load_dataset("parquet", data_files=names["split"](data), streaming=True)
+    print(json.dumps({split: [row["id"] for row in rows] for split, rows in loaded.items()}))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("readme", type=pathlib.Path)
     parser.add_argument("--follow", type=int)
+    parser.add_argument("--split", action="store_true")
     arguments = parser.parse_args()
     try:
         if arguments.follow:
             follow(arguments.data, arguments.readme.read_text(), arguments.follow)
+        elif arguments.split:
+            both_splits(arguments.data, arguments.readme.read_text())
         else:
             demo(arguments.data, arguments.readme.read_text())
     finally:

@@ -271,10 +271,7 @@ impl Verification {
 }
 
 /// The rows of these windows in all files of a publication, by ascending offsets.
-fn rows_of(
-    files: &[(String, ShardReader)],
-    windows: &[String],
-) -> Result<BTreeMap<String, Vec<PublishedRow>>, String> {
+fn rows_of(files: &[(String, ShardReader)], windows: &[String]) -> Result<BTreeMap<String, Vec<PublishedRow>>, String> {
     let mut all: BTreeMap<String, Vec<PublishedRow>> = BTreeMap::new();
     for (_, file) in files {
         let rows = file.windows(windows).map_err(|e| e.to_string())?;

@@ -404,7 +404,11 @@ fn side_files(r: &mut Reader) -> Vec<SideFile> {
         match SideFile::of_project(&project) {
             Some(of) => files.extend(of.iter().filter(|file| !files.contains(*file)).copied().collect::<Vec<_>>()),
             None if project == "open_lm" => {
-                r.error(KEY, &project, "cannot be served: open_lm reads SHARD.tar (WebDataset) beside its manifest, and no Parquet");
+                r.error(
+                    KEY,
+                    &project,
+                    "cannot be served: open_lm reads SHARD.tar (WebDataset) beside its manifest, and no Parquet",
+                );
             }
             None => r.error(KEY, &project, "expected some of: litdata, fms"),
         }

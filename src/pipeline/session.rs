@@ -7,12 +7,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::side_files::extend_side_files;
 use super::adaptive::InForce;
 use super::assignments::{CatalogAssignments, Claims};
 use super::forward::Forwarder;
 use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
+use super::side_files::extend_side_files;
 use super::worker::{Worker, WorkerEnd};
 use super::{DaemonError, Shared, adaptive, lost};
 use crate::catalog::CatalogError;

@@ -87,7 +87,8 @@ impl ShardReader {
             let (mut number, mut last) = (0, None);
             for batch in self.columns(["topic", "partition", "offset"])? {
                 let batch = batch?;
-                let (topics, offsets) = (column::<StringArray>(&batch, "topic")?, column::<Int64Array>(&batch, "offset")?);
+                let (topics, offsets) =
+                    (column::<StringArray>(&batch, "topic")?, column::<Int64Array>(&batch, "offset")?);
                 let partitions = column::<Int32Array>(&batch, "partition")?;
                 for i in 0..batch.num_rows() {
                     let at = TopicPartition::new(topics.value(i), partitions.value(i));

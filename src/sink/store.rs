@@ -260,7 +260,14 @@ pub(super) mod tests {
 
     pub fn open(folder: &Path) -> ShardStore {
         let url = url::Url::from_directory_path(folder).unwrap();
-        ShardStore::open(&SinkConfig { url, options: BTreeMap::new(), scratch_dir: None, shuffle: true, side_files: vec![] }).unwrap()
+        ShardStore::open(&SinkConfig {
+            url,
+            options: BTreeMap::new(),
+            scratch_dir: None,
+            shuffle: true,
+            side_files: vec![],
+        })
+        .unwrap()
     }
 
     #[tokio::test]
@@ -297,7 +304,16 @@ pub(super) mod tests {
         ];
         let options = options.map(|(option, value)| (option.to_owned(), Secret::new(value)));
         let url = format!("s3://test/{}", uuid::Uuid::now_v7()).parse().unwrap();
-        Some(ShardStore::open(&SinkConfig { url, options: options.into(), scratch_dir: None, shuffle: true, side_files: vec![] }).unwrap())
+        Some(
+            ShardStore::open(&SinkConfig {
+                url,
+                options: options.into(),
+                scratch_dir: None,
+                shuffle: true,
+                side_files: vec![],
+            })
+            .unwrap(),
+        )
     }
 
     #[tokio::test]

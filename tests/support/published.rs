@@ -9,7 +9,7 @@ use arrow::array::{Array, Float64Array, Int32Array, Int64Array, StringArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use winnowd::catalog::{Access, CatalogReader, SqlCatalog, Totals};
 use winnowd::config::CatalogUrl;
-use winnowd::manifest::DeadLetterFile;
+use winnowd::manifest::{DeadLetterFile, ManifestEntry, SideFile};
 use winnowd::sink::{StoredDeadLetter, read_dead_letters};
 use winnowd::window::WindowSummary;
 
@@ -68,11 +68,16 @@ impl Published {
             assert_eq!((rows.len() - before) as u64, entry.rows);
             if let Some(file) = &entry.validation {
                 let (path, before) = (folder.join("out").join(&file.path), rows.len());
-                assert_eq!((std::fs::metadata(&path).expect("the file").len(), digest(&path)), (file.bytes, file.digest.clone()));
+                assert_eq!(
+                    (std::fs::metadata(&path).expect("the file").len(), digest(&path)),
+                    (file.bytes, file.digest.clone())
+                );
                 read_rows(&path, true, &mut rows);
                 assert!(file.rows > 0 && (rows.len() - before) as u64 == file.rows);
             }
         }
+        let entries: Vec<_> = manifest.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect();
+        assert_side_files(folder, &entries);
         let mut dead_letters = Vec::new();
         for DeadLetterFile { path, rows, bytes, digest: expected } in letter_files {
             let file = folder.join("out").join(&path);
@@ -120,6 +125,21 @@ impl Published {
         assert_eq!((totals.n_rejected, totals.n_dead_letters), (sum(|w| w.n_rejected), sum(|w| w.n_dead_letters)));
         assert_eq!(totals.n_selected as usize, self.rows.len());
         assert_eq!(totals.n_dead_letters as usize, self.dead_letters.len());
+    }
+}
+
+/// Where there are side files, they say what the manifest says.
+fn assert_side_files(folder: &Path, entries: &[ManifestEntry]) {
+    for project in ["litdata", "fms"] {
+        for file in SideFile::of_project(project).expect("a project") {
+            let Ok(content) = std::fs::read(folder.join("out").join(file.path())) else { continue };
+            assert_eq!(file.sequence(&content), entries.len() as i64, "{}", file.path());
+            let parts = |content: Vec<u8>| match serde_json::from_slice::<serde_json::Value>(&content) {
+                Ok(index) => index["chunks"].to_string(),
+                Err(_) => String::from_utf8(content).expect("text"),
+            };
+            assert_eq!(parts(content), parts(file.extended(b"", entries, &[])), "{}", file.path());
+        }
     }
 }
 

@@ -190,7 +190,8 @@ fn ids(finished: &FinishedFile) -> Vec<String> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(finished.file.rewound().unwrap()).unwrap();
     let batches = reader.build().unwrap().map(Result::unwrap);
     let of = |batch: RecordBatch| {
-        let ids: arrow::array::StringArray = batch.column_by_name("id").unwrap().as_any().downcast_ref().cloned().unwrap();
+        let ids: arrow::array::StringArray =
+            batch.column_by_name("id").unwrap().as_any().downcast_ref().cloned().unwrap();
         ids.iter().map(|id| id.unwrap().to_owned()).collect::<Vec<_>>()
     };
     batches.flat_map(of).collect()
@@ -220,9 +221,8 @@ fn shuffled_rows_stand_in_the_order_of_their_keys_however_they_came() {
     };
     let found = ids(&forwards);
     assert!(found.len() == 3600 && found.is_sorted_by_key(key));
-    let reader = |finished: &FinishedFile| {
-        crate::sink::ShardReader::open("s", finished.file.rewound().unwrap()).unwrap()
-    };
+    let reader =
+        |finished: &FinishedFile| crate::sink::ShardReader::open("s", finished.file.rewound().unwrap()).unwrap();
     assert_eq!(reader(&forwards).first_out_of_order(3).unwrap(), None);
     assert!(reader(&forwards).first_out_of_order(4).unwrap().is_some());
     assert_ne!(ids(&write(&cut, 4)), found);
