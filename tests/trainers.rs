@@ -48,7 +48,8 @@ fn assert_verified(deployment: &Deployment) {
 fn a_streaming_loop_over_a_growing_output_sees_each_row_once() {
     let Some(python) = python("datasets, duckdb, polars, pyarrow") else { return };
     let broker = Broker::with_topic("trainers-follow", 2);
-    let deployment = Deployment::new(&broker, "selection.fraction = 1\nwindow.max_documents = 50\nshard.max_rows = 100");
+    let deployment =
+        Deployment::new(&broker, "selection.fraction = 1\nwindow.max_documents = 50\nshard.max_rows = 100");
     let (bursts, n) = (4, if broker.is_real() { 2_000 } else { 800 });
     let out = deployment.folder.path().join("out");
     let follower = Command::new(python)
@@ -200,7 +201,8 @@ fn what_is_held_out_never_reaches_the_shards_through_kills() {
     let output = Command::new(python).arg(READERS).arg("--split").arg(&out).arg(README).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let loaded: BTreeMap<String, BTreeSet<String>> = serde_json::from_slice(&output.stdout).unwrap();
-    let expected = |held_out| published.rows.iter().filter(move |row| row.held_out == held_out).map(|row| row.id.clone());
+    let expected =
+        |held_out| published.rows.iter().filter(move |row| row.held_out == held_out).map(|row| row.id.clone());
     assert_eq!(loaded["train"], expected(false).collect());
     assert_eq!(loaded["validation"], expected(true).collect());
 }

@@ -66,7 +66,7 @@ impl ShardReader {
         // Shards of earlier versions do not say, and are for training.
         let validation = Some(Split::Validation.as_str());
         let held_out = footer.into_iter().flatten().any(|kv| kv.key == SPLIT && kv.value.as_deref() == validation);
-        let mut read = || {
+        let mut read = || -> Result<(), ParquetError> {
             let is_of_targets = |name: &str| name == "target" || name.starts_with(&weight_column(""));
             let of_targets = self.metadata.schema().fields().iter().map(|field| field.name().as_str());
             let of_targets = of_targets.filter(|name| is_of_targets(name));
@@ -82,7 +82,7 @@ impl ShardReader {
 
     /// The first row, from 0, that does not stand where this seed shuffles it to; `None`: all do.
     pub fn first_out_of_order(&self, seed: u64) -> Result<Option<u64>, SinkError> {
-        let find = || {
+        let find = || -> Result<Option<u64>, ParquetError> {
             let mut noises: BTreeMap<TopicPartition, Noise> = BTreeMap::new();
             let (mut number, mut last) = (0, None);
             for batch in self.columns(["topic", "partition", "offset"])? {

@@ -58,7 +58,7 @@ impl Published {
         assert_eq!(manifest.lines().count(), shards.len(), "lines of manifest.jsonl");
         let mut rows = Vec::new();
         for (line, (sequence, shard)) in manifest.lines().zip(&shards) {
-            let entry: winnowd::manifest::ManifestEntry = serde_json::from_str(line).expect("a manifest entry");
+            let entry: ManifestEntry = serde_json::from_str(line).expect("a manifest entry");
             assert_eq!(Some(&entry), shard.entry(*sequence).as_ref());
             let path = folder.join("out").join(&entry.path);
             assert_eq!(std::fs::metadata(&path).expect("the file").len(), entry.bytes);

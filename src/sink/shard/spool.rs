@@ -65,7 +65,7 @@ impl Spool {
     ) -> Result<Self, SinkError> {
         let folder = scratch_dir.map_or_else(std::env::temp_dir, PathBuf::from);
         let (patience, _abandon) = Patience::new(folder.clone(), full_disk);
-        let files = || {
+        let files = || -> std::io::Result<(File, File)> {
             let from = patience.with(|| tempfile::tempfile_in(&folder))?;
             Ok((from.try_clone()?, from))
         };

@@ -86,7 +86,7 @@ impl OpenSideFile {
             (Place::Local(lock), Some(root)) => {
                 let replace = move || {
                     let target = root.join(path);
-                    let folder = target.parent().unwrap_or(&root);
+                    let folder = target.parent().unwrap_or(root.as_path());
                     std::fs::create_dir_all(folder)?;
                     // Whoever has the lock is alone with it; what a crash leaves is overwritten by the next one.
                     let new = root.join(NEW);
@@ -95,7 +95,7 @@ impl OpenSideFile {
                     written.sync_all()?;
                     crash::point("side_file.half");
                     std::fs::rename(&new, &target)?;
-                    [folder, &root].into_iter().try_for_each(|folder| File::open(folder)?.sync_all())?;
+                    [folder, root.as_path()].into_iter().try_for_each(|folder| File::open(folder)?.sync_all())?;
                     drop(lock);
                     Ok(())
                 };
