@@ -113,12 +113,6 @@ def check_pinned(data, readme, entries, table):
         names = run(readme, data=str(data), until=until)
         expected = sorted(id for number in range(1, until + 1) for id in ids[number])
         assert sorted(row["id"] for row in names["epoch"]) == expected
-        # Resumed in the middle.
-        seen = []
-        for row in names["epoch"]:
-            seen.append(row["id"])
-            if len(seen) == len(expected) // 2:
-                break
         assert sorted(row["id"] for row in names["both"]["train"]) == expected and list(names["both"]) == ["train"]
         for how in ("by_pyarrow", "by_polars", "by_duckdb"):
             assert sorted(names[how]["id"].to_pylist() if how != "by_polars" else names[how]["id"].to_list()) == expected, how

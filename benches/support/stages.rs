@@ -10,7 +10,7 @@ use winnowd::features::{
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
 use winnowd::select::{Division, Noise, Reservoir};
-use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
+use winnowd::sink::{GiveUp, ShardWriter, Split, WriterSettings};
 use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord};
 
 use crate::support::{Corpus, featurisers, fit};
@@ -199,6 +199,6 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
 fn write(window: &ClosedWindow) {
     let settings = WriterSettings { row_group_rows: 4096, row_group_bytes: 64 << 20, zstd_level: 1, shuffle: Some(0) };
     let mut shard = ShardWriter::create("bench", None, settings, &[], Arc::new(GiveUp)).expect("a scratch file");
-    shard.append(window, &ModelId::of(b"")).expect("rows");
+    shard.append(window, Split::Train, &ModelId::of(b"")).expect("rows");
     black_box(shard.finish(Vec::new()).expect("a shard").bytes);
 }

@@ -10,7 +10,7 @@ use crate::record::{Document, TopicPartition};
 use crate::score::{NgramCounts, Score};
 use crate::select::SourceCounts;
 use crate::sink::GiveUp;
-use crate::window::{CloseReason, WindowSummary};
+use crate::window::{CloseReason, SelectedDocument, WindowSummary};
 
 fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
     let selected: Vec<_> = texts
@@ -32,7 +32,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
             inclusion_probability: 0.25,
             loss_weight: None,
             tenth: 9,
-            held_out: i % 5 == 4,
+            held_out: false,
         })
         .collect();
     let n = selected.len() as u64;
@@ -68,7 +68,7 @@ fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
 
 fn write_for(targets: &[String], window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
     let mut writer = ShardWriter::create("s", None, settings, targets, Arc::new(GiveUp)).unwrap();
-    writer.append(window, &ModelId::of(b"m")).unwrap();
+    writer.append(window, Split::Train, &ModelId::of(b"m")).unwrap();
     assert!(writer.bytes() > 0 && writer.rows() == window.selected.len() as u64);
     writer.finish(vec![("winnowd.pipeline".into(), "p".into())]).unwrap()
 }
@@ -203,7 +203,7 @@ fn shuffled_rows_stand_in_the_order_of_their_keys_however_they_came() {
     let write = |windows: &[ClosedWindow], seed| {
         let settings = WriterSettings { shuffle: Some(seed), ..SETTINGS };
         let mut writer = ShardWriter::create("s", None, settings, &[], Arc::new(GiveUp)).unwrap();
-        windows.iter().for_each(|window| writer.append(window, &ModelId::of(b"m")).unwrap());
+        windows.iter().for_each(|window| writer.append(window, Split::Train, &ModelId::of(b"m")).unwrap());
         assert!(writer.held_bytes() < 1 << 20);
         let estimate = writer.bytes() as f64;
         let finished = writer.finish(vec![]).unwrap();
@@ -217,7 +217,7 @@ fn shuffled_rows_stand_in_the_order_of_their_keys_however_they_came() {
     let key = |id: &String| {
         let (partition, offset) = id[1..].split_once('-').unwrap();
         let at = TopicPartition::new("docs", partition.parse().unwrap());
-        crate::select::Noise::new(3, &at).shuffle(offset.parse().unwrap())
+        Noise::new(3, &at).shuffle(offset.parse().unwrap())
     };
     let found = ids(&forwards);
     assert!(found.len() == 3600 && found.is_sorted_by_key(key));
@@ -229,13 +229,32 @@ fn shuffled_rows_stand_in_the_order_of_their_keys_however_they_came() {
     // Whatever the order, a window's rows are found.
     let unshuffled = {
         let mut writer = ShardWriter::create("s", None, SETTINGS, &[], Arc::new(GiveUp)).unwrap();
-        cut.iter().for_each(|window| writer.append(window, &ModelId::of(b"m")).unwrap());
+        cut.iter().for_each(|window| writer.append(window, Split::Train, &ModelId::of(b"m")).unwrap());
         writer.finish(vec![]).unwrap()
     };
     let wanted = [cut[0].summary.id(), cut[2].summary.id()];
     let rows = reader(&forwards).windows(&wanted).unwrap();
     assert_eq!(rows, reader(&unshuffled).windows(&wanted).unwrap());
     assert_eq!(rows.values().map(Vec::len).collect::<Vec<_>>(), [2000, 700]);
+}
+
+/// Each side in a file of its own, which a reader knows by its footer.
+#[test]
+fn a_row_is_on_one_side_only() {
+    let mut window = window((0..100).map(|i| format!("text {i}")));
+    window.selected.iter_mut().for_each(|row| row.held_out = row.offset % 5 == 4);
+    let rows = |split: Split| {
+        let mut writer = ShardWriter::create("s", None, SETTINGS, &[], Arc::new(GiveUp)).unwrap();
+        writer.append(&window, split, &ModelId::of(b"m")).unwrap();
+        let finished = writer.finish(vec![(crate::sink::SPLIT.into(), split.as_str().into())]).unwrap();
+        let shard = crate::sink::ShardReader::open("s", finished.file.rewound().unwrap()).unwrap();
+        let rows = shard.windows(&[window.summary.id()]).unwrap().remove(&window.summary.id()).unwrap();
+        assert_eq!(rows.len() as u64, finished.rows);
+        rows
+    };
+    let (train, validation) = (rows(Split::Train), rows(Split::Validation));
+    assert!(train.len() == 80 && train.iter().all(|row| row.offset % 5 != 4 && !row.held_out));
+    assert!(validation.len() == 20 && validation.iter().all(|row| row.offset % 5 == 4 && row.held_out));
 }
 
 /// What trainers have written down: names and types stay, in this order, and what is added may be null, so that shards of all
