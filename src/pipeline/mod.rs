@@ -176,6 +176,8 @@ struct Limits {
     row_group_bytes: usize,
     /// Documents of the shard that losses will be joined to.
     document_bytes: usize,
+    /// What is known of the rows of the shard that wait to be shuffled.
+    waiting_bytes: usize,
 }
 
 impl Limits {
@@ -189,6 +191,7 @@ impl Limits {
             window_bytes: budget_bytes / 2,
             row_group_bytes: row_group_bytes.min(budget_bytes / if has_feedback { 16 } else { 8 } / n_files),
             document_bytes: budget_bytes / 16,
+            waiting_bytes: budget_bytes / 16,
         }
     }
 }

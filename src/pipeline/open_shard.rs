@@ -161,6 +161,11 @@ impl OpenShard {
             || self.opened.elapsed() >= limits.max_age
             || self.windows.len() >= MAX_PENDING_WINDOWS
             || self.document_bytes >= shared.limits.document_bytes
+            || self.waiting_bytes() >= shared.limits.waiting_bytes
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        [&self.writer, &self.validation].into_iter().flatten().map(ShardWriter::waiting_bytes).sum()
     }
 
     pub fn id(&self) -> &str {

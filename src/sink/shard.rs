@@ -159,6 +159,11 @@ impl ShardWriter {
         self.file.held_bytes() + self.batch.bytes + self.spool.as_ref().map_or(0, Spool::held_bytes)
     }
 
+    /// Bytes of what is known of rows that wait to be shuffled: it grows with every row until the shard ends.
+    pub fn waiting_bytes(&self) -> usize {
+        self.spool.as_ref().map_or(0, Spool::places_bytes)
+    }
+
     /// Ends the file with `metadata` in its footer.
     pub fn finish(mut self, metadata: Vec<(String, String)>) -> Result<FinishedFile, SinkError> {
         if let Some(spool) = self.spool.take() {

@@ -17,9 +17,6 @@ const BLOCK_BYTES: usize = 256 << 10;
 const READ_ROWS: usize = 1024;
 const READ_BYTES: usize = 8 << 20;
 
-/// Bytes of what is known of a row that waits.
-pub(super) const PLACE_BYTES: usize = size_of::<Place>();
-
 pub(super) struct Spool {
     /// Dropped before the file.
     _abandon: Abandon,
@@ -115,9 +112,14 @@ impl Spool {
         }
     }
 
+    /// Bytes of what is known of the rows.
+    pub fn places_bytes(&self) -> usize {
+        self.places.len() * size_of::<Place>()
+    }
+
     /// Bytes held in memory.
     pub fn held_bytes(&self) -> usize {
-        self.places.len() * PLACE_BYTES + self.block.len() + BLOCK_BYTES
+        self.places_bytes() + self.block.len() + BLOCK_BYTES
     }
 
     /// Gives every row to `take`, by ascending key.

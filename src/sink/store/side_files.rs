@@ -110,3 +110,89 @@ impl OpenSideFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::tests::{open, s3};
+    use super::*;
+    use crate::score::ModelId;
+
+    const ALL: [SideFile; 3] = [SideFile::LitdataTrain, SideFile::LitdataValidation, SideFile::FmsCounts];
+
+    fn entries(n: i64) -> Vec<ManifestEntry> {
+        let entry = |sequence| ManifestEntry {
+            sequence,
+            shard: format!("s{sequence}"),
+            pipeline: "p".into(),
+            path: format!("shards/s{sequence}.parquet"),
+            rows: 3,
+            bytes: 100,
+            digest: "sha256:00".into(),
+            model: ModelId::of(b"m"),
+            windows: vec![],
+            validation: None,
+            created_at: "2026-01-31T12:00:00.000Z".into(),
+        };
+        (1..=n).map(entry).collect()
+    }
+
+    async fn present(store: &ShardStore, file: SideFile) -> Vec<u8> {
+        store.read(file.path()).await.unwrap().to_vec()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn many_workers_write_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = Arc::new(entries(60));
+        let known = Arc::new(AtomicUsize::new(0));
+        let workers = (0..4).map(|_| {
+            let (store, all, known) = (open(folder.path()), all.clone(), known.clone());
+            tokio::spawn(async move {
+                for _ in 0..15 {
+                    known.fetch_add(1, Ordering::SeqCst);
+                    for file in ALL {
+                        let open = store.open_side_file(file).await.unwrap();
+                        let until = known.load(Ordering::SeqCst);
+                        let after = open.last_sequence as usize;
+                        open.extend(&all[after..until], &["string".to_owned()]).await.unwrap();
+                    }
+                }
+            })
+        });
+        futures::future::join_all(workers).await.into_iter().for_each(|worker| worker.unwrap());
+        let store = open(folder.path());
+        for file in ALL {
+            assert_eq!(present(&store, file).await, file.extended(b"", &all, &["string".to_owned()]));
+            // One that is gone, or is not what it should be, is made anew.
+            std::fs::write(folder.path().join(file.path()), "{").unwrap();
+            let open = store.open_side_file(file).await.unwrap();
+            assert_eq!(open.last_sequence, 0);
+            open.extend(&all, &["string".to_owned()]).await.unwrap();
+            assert_eq!(present(&store, file).await, file.extended(b"", &all, &["string".to_owned()]));
+        }
+        assert!(!folder.path().join(NEW).exists());
+    }
+
+    #[tokio::test]
+    async fn of_two_changes_on_an_object_store_one_fails() {
+        let memory = Arc::new(object_store::memory::InMemory::new());
+        let memory = ShardStore { store: memory, name: "memory".into(), local_root: None };
+        for store in [Some(memory), s3("secret-of-winnowd")].into_iter().flatten() {
+            let all = entries(5);
+            for file in ALL {
+                for n in [2, 5] {
+                    let first = store.open_side_file(file).await.unwrap();
+                    let second = store.open_side_file(file).await.unwrap();
+                    let after = first.last_sequence as usize;
+                    first.extend(&all[after..n], &[]).await.unwrap();
+                    let late = second.extend(&all[after..n], &[]).await.unwrap_err();
+                    assert!(late.is_conflict(), "{late}");
+                    assert_eq!(present(&store, file).await, file.extended(b"", &all[..n], &[]));
+                }
+            }
+        }
+    }
+}
