@@ -230,7 +230,7 @@ mod tests {
             let mut bytes = b"before".to_vec();
             row.encode(&mut bytes);
             let bytes = &bytes[6..];
-            prop_assert_eq!(Row::decode(bytes).as_ref(), Some(&row));
+            prop_assert_eq!(Row::decode(bytes), Some(row.clone()));
             let part = &bytes[..(bytes.len() as f64 * cut) as usize];
             prop_assert_eq!(Row::decode(part), None);
         }
