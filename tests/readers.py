@@ -175,9 +175,9 @@ def demo(data, readme):
 def follow(data, readme, n_rows):
     """As a trainer that is there all the time: it looks again whenever it has read everything."""
     names, after, ids, rounds = functions(readme), 0, [], 0
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 240
     while len(ids) < n_rows:
-        assert time.monotonic() < deadline, f"{len(ids)} of {n_rows} rows after three minutes"
+        assert time.monotonic() < deadline, f"{len(ids)} of {n_rows} rows after four minutes"
         if not (data / "manifest.jsonl").exists() or not names["shards"](data, after):
             time.sleep(0.02)
             continue

@@ -159,7 +159,12 @@ feedback.topic = "LOSSES"
 #[test]
 fn what_is_held_out_never_reaches_the_shards_through_kills() {
     let broker = Broker::with_topic("trainers-holdout", 2);
-    let extra = HOLDOUT.replace("LOSSES", &broker.other_topic("losses", 1));
+    let losses = broker.other_topic("losses", 1);
+    // The topic is there before the daemon is: the in-process cluster makes it now.
+    let reporter = broker.producer_to(&losses);
+    reporter.send(0, Some(b"no report"));
+    reporter.flush();
+    let extra = HOLDOUT.replace("LOSSES", &losses);
     let deployment = Deployment::new(&broker, &extra);
     let n = if broker.is_real() { 2_400 } else { 600 };
     let kills = if broker.is_real() { 4 } else { 1 };
