@@ -1,7 +1,7 @@
 //! Places where a test lets the process end as by `kill -9`. Debug builds only: a release has nothing of it.
 
 /// Every place, in the order in which a daemon passes them; the last one only where a group rebalances.
-pub const POINTS: [&str; 18] = [
+pub const POINTS: [&str; 20] = [
     "claim.before_commit",
     "claim.committed",
     "start.stored",
@@ -16,6 +16,8 @@ pub const POINTS: [&str; 18] = [
     "manifest.opened",
     "manifest.half",
     "manifest.written",
+    "side_file.half",
+    "side_file.written",
     "feedback.checkpoints_moved",
     "feedback.before_commit",
     "feedback.committed",

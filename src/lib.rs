@@ -14,7 +14,7 @@
 //! | [`select`] | log weights, difficulty and noise by position → the selection, within budgets, with inclusion probabilities |
 //! | [`checkpoint`] | intervals of offsets → what a publication advances |
 //! | [`window`] | scored records of one partition → a decided [`window::ClosedWindow`] |
-//! | [`manifest`] | what a shard is, for the catalog and for trainers |
+//! | [`manifest`] | what a shard is, for the catalog, for trainers, and for loaders of other projects |
 //! | [`publish`] | observed facts → the next step of a publication |
 //!
 //! The edges, behind the default feature `daemon`:
@@ -26,7 +26,7 @@
 //! | `store` | the URL of an object store and its options → the store |
 //! | `telemetry` | metrics, health, status and a page for people on one HTTP port; weights for those who ask; traces to a collector |
 //! | `source` | Kafka, to read and to write; schemas, from a registry; files of documents (JSONL, CSV, Parquet; here or in an object store), in order on all cores |
-//! | `sink` | Parquet shards and dead letters on an object store; selections of files |
+//! | `sink` | Parquet shards, what is held out, and dead letters on an object store; selections of files |
 //! | `catalog` | the database that is the authority on offsets and shards |
 //! | `sql` | expressions → which documents of the stream may be selected, and further columns of those that are; questions over published shards and files → batches; the scorers as functions |
 //! | `pipeline` | the wiring: worker, publisher, forwarder of dead letters, weights for the topic, shutdown |

@@ -1,5 +1,7 @@
 //! What a shard is: the facts that the catalog keeps, the shard carries in its footer, and trainers read. Pure.
 
+mod side_files;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::score::ModelId;
 use crate::select::{AcceptanceBySource, FieldType, Quantiles, SelectorSettings};
 use crate::window::WindowSummary;
+
+pub use side_files::SideFile;
 
 /// Everything that is known of a published shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,9 +34,16 @@ pub struct ShardManifest {
     #[serde(default)]
     pub sources: AcceptanceBySource,
     pub windows: Vec<WindowSummary>,
+    /// Whether its rows stand in the order of [`crate::select::Noise::shuffle`], by the seed of the selector; otherwise they stand window
+    /// by window, by ascending offsets.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shuffled: bool,
     /// Published together with it, if any record was bad.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letters: Option<DeadLetterFile>,
+    /// What is held out of training, published together with it; then there is a shard as well, be it one without rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<PublishedFile>,
     pub created_at_ms: i64,
 }
 
@@ -52,9 +63,17 @@ impl DerivedSettings {
     }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 /// The bad records of a publication, as a file beside the shard.
+pub type DeadLetterFile = PublishedFile;
+
+/// A file beside the shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetterFile {
+pub struct PublishedFile {
     /// Relative to the root of the sink.
     pub path: String,
     pub rows: u64,
@@ -77,6 +96,9 @@ pub struct ManifestEntry {
     pub model: ModelId,
     /// Ids of the windows whose selections it holds, `topic/partition/from-to`.
     pub windows: Vec<String>,
+    /// What is held out of training of the same windows; not for training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<PublishedFile>,
     /// RFC 3339, UTC.
     pub created_at: String,
 }
@@ -94,6 +116,7 @@ impl ShardManifest {
             digest: self.digest.clone()?,
             model: self.model.clone(),
             windows: self.windows.iter().filter(|w| w.n_selected > 0).map(WindowSummary::id).collect(),
+            validation: self.validation.clone(),
             created_at: rfc3339(self.created_at_ms),
         })
     }
@@ -131,5 +154,6 @@ mod tests {
         assert_eq!((again["selector"].get("quotas"), again["windows"][0].get("turns")), (None, None));
         assert_eq!((again.get("columns"), again["windows"][0].get("n_filtered")), (None, None));
         assert!(manifest.columns.is_empty() && window.n_filtered.is_none());
+        assert!(!manifest.shuffled && again.get("shuffled").is_none());
     }
 }

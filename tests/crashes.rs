@@ -31,14 +31,19 @@ fn crash_everywhere(name: &str, postgres: Option<&url::Url>, store: Option<Bucke
     let passes = if broker.is_real() { &PASSES[..] } else { &PASSES[..1] };
     let is_tried = |point: &str| match point {
         // Half a line can only be left in a file.
-        "manifest.half" if is_remote => false,
+        "manifest.half" | "side_file.half" if is_remote => false,
         // Here nobody reports losses: `feedback.rs` does.
         point if point.starts_with("feedback.") => false,
         // Nobody takes partitions from a single worker: `orphans.rs` does.
         "revoke.drained" => false,
         point => broker.is_real() || point.starts_with("commit."),
     };
-    let deployment = Deployment::with(&broker, "window.max_documents = 50\nshard.max_rows = 20", postgres, store);
+    let deployment = Deployment::with(
+        &broker,
+        "window.max_documents = 50\nshard.max_rows = 20\nsink.side_files = [\"litdata\", \"fms\"]",
+        postgres,
+        store,
+    );
     let producer = broker.producer();
     let mut produced: BTreeMap<i32, i64> = BTreeMap::new();
     let (mut sent, mut kills, mut longest) = (0u64, 0, Duration::ZERO);

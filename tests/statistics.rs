@@ -50,6 +50,7 @@ impl Setting {
             quotas: Quotas::default(),
             loss: None,
             filter: None,
+            holdout: None,
         };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);

@@ -170,6 +170,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         quotas: Quotas::default(),
         loss: None,
         filter: None,
+        holdout: None,
     };
     ShardManifest {
         shard: shard.into(),
@@ -184,6 +185,8 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         log_importance_weights: None,
         sources: SourceCounts::default().top(20),
         windows,
+        validation: None,
+        shuffled: true,
         dead_letters: None,
         created_at_ms: 0,
     }

@@ -35,8 +35,8 @@ pub fn gc(arguments: &GcArguments) -> anyhow::Result<()> {
         let orphans = catalog.abandon(&config.pipeline, before(grace)).await?;
         let mut deleted = 0;
         for path in orphans.iter().flat_map(|orphan| {
-            let letters = ShardStore::dead_letter_path(&orphan.shard);
-            orphan.path.iter().cloned().chain([letters])
+            let beside = [ShardStore::dead_letter_path, ShardStore::validation_path].map(|path| path(&orphan.shard));
+            orphan.path.iter().cloned().chain(beside)
         }) {
             if store.delete(&path).await.map_err(crate::pipeline::DaemonError::from)? {
                 println!("deleted {path}");

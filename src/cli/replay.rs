@@ -1,5 +1,6 @@
 //! `winnowd replay`: published windows decided again, from the records that Kafka still has.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ use crate::window::{ClosedWindow, WindowSummary};
 
 /// Differences of one window that are shown.
 const MAX_SHOWN: usize = 10;
+/// Rows of a shard that are held at a time, but for a window that has more.
+const HELD_ROWS: u64 = 50_000;
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["window", "verify"])))]
@@ -150,57 +153,98 @@ impl Verification {
         wants: impl Fn(&WindowSummary) -> bool,
         replay: &mut Replay,
     ) -> anyhow::Result<()> {
-        // Rows stand in the order of the windows.
-        let mut n_before = 0;
-        let mut windows: Vec<(usize, &WindowSummary)> = Vec::new();
-        for window in &manifest.windows {
-            windows.push((n_before, window));
-            n_before += window.n_selected as usize;
-        }
-        windows.retain(|(_, window)| wants(window));
+        let mut windows: Vec<&WindowSummary> = manifest.windows.iter().filter(|window| wants(window)).collect();
         // Partition by partition, so that records are read on and on.
-        windows.sort_by(|(_, a), (_, b)| (&a.at, a.interval.from).cmp(&(&b.at, b.interval.from)));
-        let shard = match &manifest.path {
-            Some(path) if windows.iter().any(|(_, window)| window.n_selected > 0) => self.open(manifest, path).await?,
-            _ => Ok(None),
+        windows.sort_by(|a, b| (&a.at, a.interval.from).cmp(&(&b.at, b.interval.from)));
+        let files = match windows.iter().any(|window| window.n_selected > 0) {
+            true => self.open_files(manifest).await?,
+            false => Ok(Vec::new()),
         };
+        if manifest.shuffled {
+            files.iter().flatten().try_for_each(|(path, shard)| self.order(path, manifest.selector.seed, shard))?;
+        }
         let derived = replay.derived(manifest)?;
-        for (skip, window) in windows {
-            let problems = match replay.window(manifest, window).await? {
-                Replayed::Impossible(problem) => {
-                    self.impossible += 1;
-                    self.say(window, "cannot_be_verified", &[problem])?;
-                    continue;
+        let columns: Vec<&str> = derived.iter().flat_map(|derived| derived.names()).collect();
+        let mut windows = &windows[..];
+        while !windows.is_empty() {
+            let (now, later) = windows.split_at(at_a_time(windows));
+            let ids: Vec<String> = now.iter().map(|window| window.id()).collect();
+            let rows = files.as_ref().map_err(Clone::clone);
+            let rows = rows.and_then(|files| tokio::task::block_in_place(|| rows_of(files, &ids, &columns)));
+            for window in now {
+                self.window(manifest, window, &rows, derived.as_deref(), replay).await?;
+            }
+            windows = later;
+        }
+        Ok(())
+    }
+
+    async fn window(
+        &mut self,
+        manifest: &ShardManifest,
+        window: &WindowSummary,
+        rows: &Result<BTreeMap<String, Vec<PublishedRow>>, String>,
+        derived: Option<&DerivedColumns>,
+        replay: &mut Replay,
+    ) -> anyhow::Result<()> {
+        let problems = match replay.window(manifest, window).await? {
+            Replayed::Impossible(problem) => {
+                self.impossible += 1;
+                return self.say(&window.id(), "cannot_be_verified", &[problem]);
+            }
+            Replayed::Decided(again) => {
+                self.progress.add(again.summary.n_records, again.summary.payload_bytes);
+                match rows {
+                    Err(problem) => vec![problem.clone()],
+                    Ok(rows) => {
+                        let rows = rows.get(&window.id()).map_or(&[][..], Vec::as_slice);
+                        differences(window, rows, &again, derived)
+                    }
                 }
-                Replayed::Decided(again) => {
-                    self.progress.add(again.summary.n_records, again.summary.payload_bytes);
-                    compare(shard.as_ref(), skip, window, &again, derived.as_deref())
-                }
-            };
-            self.records += window.n_records;
-            self.rows += window.n_selected;
-            if problems.is_empty() {
-                self.same += 1;
-                if self.json {
-                    self.say(window, "same", &[])?;
-                }
-            } else {
-                self.different += 1;
-                self.say(window, "differs", &problems)?;
+            }
+        };
+        self.records += window.n_records;
+        self.rows += window.n_selected;
+        if !problems.is_empty() {
+            self.different += 1;
+            self.say(&window.id(), "differs", &problems)?;
+        } else {
+            self.same += 1;
+            if self.json {
+                self.say(&window.id(), "same", &[])?;
             }
         }
         Ok(())
     }
 
-    /// The inner error: what is wrong with the file.
-    async fn open(&self, manifest: &ShardManifest, path: &str) -> anyhow::Result<Result<Option<ShardReader>, String>> {
-        let file = self.store.download(path, self.scratch_dir.as_deref()).await.map_err(DaemonError::from)?;
-        let Some(file) = file else { return Ok(Err(format!("{path} is missing"))) };
-        Ok(ShardReader::open(&manifest.shard, file).map(Some).map_err(|e| e.to_string()))
+    /// Whether the rows of a shuffled shard stand where they should.
+    fn order(&mut self, path: &str, seed: u64, shard: &ShardReader) -> anyhow::Result<()> {
+        let problem = match tokio::task::block_in_place(|| shard.first_out_of_order(seed)) {
+            Ok(None) => return Ok(()),
+            Ok(Some(row)) => format!("row {row} does not stand where seed {seed} shuffles it to"),
+            Err(e) => e.to_string(),
+        };
+        self.different += 1;
+        self.say(path, "differs", &[problem])
     }
 
-    fn say(&self, window: &WindowSummary, outcome: &str, problems: &[String]) -> anyhow::Result<()> {
-        let id = window.id();
+    /// The shard and what is held out, with their paths. The inner error: what is wrong with a file.
+    async fn open_files(&self, manifest: &ShardManifest) -> anyhow::Result<Result<Vec<(String, ShardReader)>, String>> {
+        let validation = manifest.validation.as_ref().map(|file| &file.path);
+        let mut files = Vec::new();
+        for path in manifest.path.iter().chain(validation) {
+            let file = self.store.download(path, self.scratch_dir.as_deref()).await.map_err(DaemonError::from)?;
+            let Some(file) = file else { return Ok(Err(format!("{path} is missing"))) };
+            match ShardReader::open(&manifest.shard, file) {
+                Ok(shard) => files.push((path.clone(), shard)),
+                Err(e) => return Ok(Err(e.to_string())),
+            }
+        }
+        Ok(Ok(files))
+    }
+
+    /// `id`: of a window, or the path of a shard.
+    fn say(&self, id: &str, outcome: &str, problems: &[String]) -> anyhow::Result<()> {
         if self.json {
             return print(&format!("{}\n", json!({ "window": id, "outcome": outcome, "problems": problems })));
         }
@@ -233,21 +277,29 @@ impl Verification {
     }
 }
 
-/// What differs, or what is wrong with the shard.
-fn compare(
-    shard: Result<&Option<ShardReader>, &String>,
-    skip: usize,
-    window: &WindowSummary,
-    again: &ClosedWindow,
-    derived: Option<&DerivedColumns>,
-) -> Vec<String> {
-    let columns: Vec<&str> = derived.iter().flat_map(|derived| derived.names()).collect();
-    let rows: Result<Vec<PublishedRow>, String> = match shard {
-        Err(problem) => Err(problem.clone()),
-        Ok(None) => Ok(Vec::new()),
-        Ok(Some(shard)) => shard.rows(skip, window.n_selected as usize, &columns).map_err(|e| e.to_string()),
-    };
-    rows.map_or_else(|problem| vec![problem], |rows| differences(window, &rows, again, derived))
+/// The rows of these windows in all files of a publication, by ascending offsets, with these derived columns.
+fn rows_of(
+    files: &[(String, ShardReader)],
+    windows: &[String],
+    derived: &[&str],
+) -> Result<BTreeMap<String, Vec<PublishedRow>>, String> {
+    let mut all: BTreeMap<String, Vec<PublishedRow>> = BTreeMap::new();
+    for (_, file) in files {
+        let rows = file.windows(windows, derived).map_err(|e| e.to_string())?;
+        rows.into_iter().for_each(|(window, rows)| all.entry(window).or_default().extend(rows));
+    }
+    all.values_mut().for_each(|rows| rows.sort_by_key(|row| row.offset));
+    Ok(all)
+}
+
+/// How many windows from the first one together have no more rows than are to be held.
+fn at_a_time(windows: &[&WindowSummary]) -> usize {
+    let mut rows = 0;
+    let fits = windows.iter().take_while(|window| {
+        rows += window.n_selected;
+        rows <= HELD_ROWS
+    });
+    fits.count().max(1)
 }
 
 /// How a window is decided, without looking at its shard.
@@ -280,6 +332,9 @@ fn as_json(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow) 
             "selection_key": row.selection_key,
             "inclusion_probability": row.inclusion_probability,
         });
+        if row.held_out {
+            shown["split"] = "validation".into();
+        }
         if let Some(target) = summary.targets.get(row.target) {
             shown["target"] = target.target.as_str().into();
             let of_targets = summary.targets.iter().zip(&row.log_importance_weights);

@@ -80,12 +80,14 @@ fn by_target(shards: &[(i64, ShardManifest)]) -> String {
     if sums.is_empty() { String::new() } else { format!(" ({})", sums.join(", ")) }
 }
 
-/// Reads every shard and file of dead letters; those that are not what the catalog says are named, and make it fail.
+/// Reads every shard, what is held out, and every file of dead letters; those that are not what the catalog says are named, and make it fail.
 fn verify(config: &Config, shards: &[(i64, ShardManifest)], dead_letters: &[DeadLetterFile]) -> anyhow::Result<()> {
     let store = ShardStore::open(&config.sink).map_err(DaemonError::from)?;
+    let validation = shards.iter().filter_map(|(_, shard)| shard.validation.as_ref());
+    let beside = validation.chain(dead_letters).map(|f| (&f.path, f.bytes, &f.digest));
     let shards =
         shards.iter().filter_map(|(_, shard)| Some((shard.path.as_ref()?, shard.bytes, shard.digest.as_ref()?)));
-    let files: Vec<_> = shards.chain(dead_letters.iter().map(|f| (&f.path, f.bytes, &f.digest))).collect();
+    let files: Vec<_> = shards.chain(beside).collect();
     let (mut n_bad, mut total) = (0, 0);
     runtime().context("cannot start threads")?.block_on(async {
         for &(path, bytes, digest) in &files {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::quotas::quotas;
 use super::reader::{Reader, is_secret};
 use super::*;
-use crate::select::SelectorKind;
+use crate::select::{Fraction, SelectorKind};
 
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -73,6 +73,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         quotas: quotas(r),
         loss: losses::term(r, decoder.fields.loss.is_some()),
         filter,
+        holdout: holdout(r),
     };
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());
@@ -93,7 +94,13 @@ pub(super) fn check(r: &mut Reader) -> Config {
     };
     let url = stores::sink_url(r);
     let options = stores::sink_options(r, url.scheme());
-    let sink = SinkConfig { url, options, scratch_dir: r.optional("sink.scratch_dir").map(PathBuf::from) };
+    let sink = SinkConfig {
+        url,
+        options,
+        scratch_dir: r.optional("sink.scratch_dir").map(PathBuf::from),
+        shuffle: r.boolean("sink.shuffle"),
+        side_files: side_files(r),
+    };
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
@@ -128,6 +135,16 @@ pub(super) fn check(r: &mut Reader) -> Config {
         tracing: traces::tracing(r),
     }
 }
+
+fn holdout(r: &mut Reader) -> Option<Fraction> {
+    r.parse("selection.holdout", None, |value| match value.parse::<f64>() {
+        Ok(0.0) => Ok(None),
+        Ok(share) if share < 1.0 => value.parse().map(Some).map_err(|_| HOLDOUT.to_owned()),
+        _ => Err(HOLDOUT.to_owned()),
+    })
+}
+
+const HOLDOUT: &str = "expected a decimal from 0 to below 1, such as 0.01";
 
 fn dead_letters(r: &mut Reader, kafka: &KafkaConfig) -> DeadLetterConfig {
     let topic = r.optional("dead_letters.topic");
@@ -308,6 +325,25 @@ fn properties(r: &mut Reader) -> BTreeMap<String, Secret> {
         }
     }
     properties.into_iter().map(|(property, value)| (property, Secret::new(value))).collect()
+}
+
+fn side_files(r: &mut Reader) -> Vec<SideFile> {
+    const KEY: &str = "sink.side_files";
+    let mut files = Vec::new();
+    for project in r.list(KEY) {
+        match SideFile::of_project(&project) {
+            Some(of) => files.extend(of.iter().filter(|file| !files.contains(*file)).copied().collect::<Vec<_>>()),
+            None if project == "open_lm" => {
+                r.error(
+                    KEY,
+                    &project,
+                    "cannot be served: open_lm reads SHARD.tar (WebDataset) beside its manifest, and no Parquet",
+                );
+            }
+            None => r.error(KEY, &project, "expected some of: litdata, fms"),
+        }
+    }
+    files
 }
 
 fn catalog_url(r: &mut Reader) -> CatalogUrl {

@@ -21,7 +21,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::feedback::FeedbackSettings;
-use crate::manifest::DerivedSettings;
+use crate::manifest::{DerivedSettings, SideFile};
 use crate::record::{Decoder, LossDecoder, RecordPart};
 use crate::score::{AssemblySettings, LossWeightSettings};
 use crate::select::SelectorSettings;
@@ -207,6 +207,10 @@ pub struct SinkConfig {
     pub url: url::Url,
     pub options: BTreeMap<String, Secret>,
     pub scratch_dir: Option<PathBuf>,
+    /// Whether the rows of a shard are shuffled, by the seed of the selection.
+    pub shuffle: bool,
+    /// What is written beside the manifest for loaders of other projects.
+    pub side_files: Vec<SideFile>,
 }
 
 #[derive(Debug, Clone)]

@@ -19,6 +19,7 @@ mod room;
 mod schemas;
 mod scoring;
 mod session;
+mod side_files;
 mod spans;
 mod weights;
 mod worker;
@@ -26,6 +27,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow::array::ArrayRef;
 use tokio::sync::watch;
 
 use crate::catalog::{
@@ -33,6 +35,7 @@ use crate::catalog::{
 };
 use crate::config::{Bootstrap, Config};
 use crate::manifest::DerivedSettings;
+use crate::record::TopicPartition;
 use crate::score::{
     ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
 };
@@ -40,8 +43,9 @@ use crate::select::{Division, FilterSettings, Quotas};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SchemaRegistry, SourceError, SourceLimits};
-use crate::sql::{DerivedColumns, DocumentFilter, FilterError};
+use crate::sql::{Derived, DerivedColumns, DocumentFilter, FilterError};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError, WeightsEndpoint};
+use crate::window::SelectedDocument;
 
 use collapse::SharedCollapseWatches;
 pub use forward::send_dead_letter;
@@ -174,11 +178,13 @@ struct Shared {
 }
 
 impl Shared {
-    /// Values of derived columns that are null because their expressions fail, by column.
-    fn show_failed_columns(&self, derived: &DerivedColumns, failed: &[u64]) {
-        for (field, n) in derived.fields().iter().zip(failed) {
-            self.telemetry.metrics.failed_columns.with_label_values(&[field.name()]).inc_by(*n);
+    /// The derived columns of documents of a partition. Counts the values that are null because their expressions fail.
+    fn derive(&self, derived: &DerivedColumns, documents: &[&SelectedDocument], at: &TopicPartition) -> Vec<ArrayRef> {
+        let Derived { arrays, failed } = derived.of(documents, at);
+        for (name, n) in derived.names().zip(failed) {
+            self.telemetry.metrics.failed_columns.with_label_values(&[name]).inc_by(n);
         }
+        arrays
     }
 }
 
@@ -192,18 +198,22 @@ struct Limits {
     row_group_bytes: usize,
     /// Documents of the shard that losses will be joined to.
     document_bytes: usize,
+    /// What is known of the rows of the shard that wait to be shuffled.
+    waiting_bytes: usize,
 }
 
 impl Limits {
     /// A quarter to the client's prefetch, an eighth to the queue, a half to windows, an eighth to the shard. Where trainers are
-    /// listened to, half of the shard's is for the documents that are remembered of it.
-    fn of_budget(budget_bytes: usize, row_group_bytes: usize, has_feedback: bool) -> Self {
+    /// listened to, half of the shard's is for the documents that are remembered of it; where two files fill up at the same time, each
+    /// has half.
+    fn of_budget(budget_bytes: usize, row_group_bytes: usize, has_feedback: bool, n_files: usize) -> Self {
         Limits {
             source: SourceLimits::of_budget(budget_bytes),
             queue_bytes: budget_bytes / 8,
             window_bytes: budget_bytes / 2,
-            row_group_bytes: row_group_bytes.min(budget_bytes / if has_feedback { 16 } else { 8 }),
+            row_group_bytes: row_group_bytes.min(budget_bytes / if has_feedback { 16 } else { 8 } / n_files),
             document_bytes: budget_bytes / 16,
+            waiting_bytes: budget_bytes / 16,
         }
     }
 }
@@ -264,8 +274,10 @@ impl Daemon {
             http.address
         );
         telemetry.metrics.memory_budget_bytes.set(config.memory_budget_bytes as i64);
-        let limits =
-            Limits::of_budget(config.memory_budget_bytes, config.shard.row_group_bytes, config.feedback.is_some());
+        // Shuffled rows wait on disk: then one file is written after the other.
+        let n_files = if config.selector.holdout.is_some() && !config.sink.shuffle { 2 } else { 1 };
+        let (budget, has_feedback) = (config.memory_budget_bytes, config.feedback.is_some());
+        let limits = Limits::of_budget(budget, config.shard.row_group_bytes, has_feedback, n_files);
         let owner = instance_name(&config);
         {
             let mut status = telemetry.status();
@@ -276,8 +288,20 @@ impl Daemon {
         }
         let catalog = Arc::new(catalog);
         let collapse = SharedCollapseWatches::default();
-        let shared =
-            Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse, filter, registry, derived };
+        let shared = Shared {
+            config,
+            bootstrap,
+            model,
+            catalog,
+            store,
+            telemetry,
+            owner,
+            limits,
+            collapse,
+            filter,
+            registry,
+            derived,
+        };
         Ok(Daemon { shared: Arc::new(shared), http, embedded })
     }
 

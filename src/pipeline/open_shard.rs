@@ -14,22 +14,28 @@ use crate::checkpoint::Progress;
 use crate::config::{Against, Config, RawDistribution};
 use crate::features::{Featuriser, Scratch};
 use crate::feedback::{DocumentFacts, document_key};
-use crate::manifest::{DeadLetterFile, ShardManifest};
+use crate::manifest::{PublishedFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
 use crate::score::{NgramCounts, sample_ngrams};
 use crate::select::{Quantiles, SourceCounts};
-use crate::sink::{DeadLetterWriter, FinishedFile, FullDisk, ShardStore, ShardWriter, SinkError, WriterSettings};
+use crate::sink::{
+    DeadLetterWriter, FinishedFile, FullDisk, SPLIT, ShardStore, ShardWriter, SinkError, Split, WriterSettings,
+};
 use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
 
 /// Windows that wait for a shard to fill roll it when there are so many.
 const MAX_PENDING_WINDOWS: usize = 10_000;
 /// So does a file of dead letters of this size: whoever reads it takes it whole.
 const MAX_DEAD_LETTER_FILE_BYTES: u64 = 32 << 20;
+const DERIVED_ROWS: usize = 256;
+const DERIVED_BYTES: usize = 4 << 20;
 
 pub(super) struct OpenShard {
     id: String,
-    /// `None` until something is selected.
+    /// `None` until something is selected for training.
     writer: Option<ShardWriter>,
+    /// `None` until something is selected that is held out.
+    validation: Option<ShardWriter>,
     full_disk: Arc<dyn FullDisk>,
     progress: Progress,
     epochs: BTreeMap<TopicPartition, i64>,
@@ -64,6 +70,7 @@ impl OpenShard {
         OpenShard {
             id: Uuid::now_v7().to_string(),
             writer: None,
+            validation: None,
             full_disk,
             progress: Progress::default(),
             epochs: BTreeMap::new(),
@@ -103,7 +110,8 @@ impl OpenShard {
         }
         if let Some(feedback) = &shared.config.feedback {
             let featuriser = &shared.model.model.featuriser;
-            for document in &window.selected {
+            // No loss is joined to what is held out: it must not say what is selected next.
+            for document in window.selected.iter().filter(|document| !document.held_out) {
                 let (key, facts) = facts(document, featuriser, feedback.ngrams, &mut self.scratch);
                 self.document_bytes +=
                     size_of_val(&(key, &facts)) + size_of::<DocumentFacts>() + facts.ngrams.held_bytes();
@@ -111,42 +119,54 @@ impl OpenShard {
             }
         }
         self.sources.merge(&window.sources);
-        self.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
+        let for_training = window.selected.iter().filter(|row| !row.held_out);
+        self.log_importance_weights.extend(for_training.map(|row| row.score.log_importance_weight));
         self.windows.push(window.summary);
         Ok(())
     }
 
-    fn append_files(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
-        let Shared { config, model, limits, derived, .. } = shared;
-        let scratch_dir = config.sink.scratch_dir.as_deref();
-        if !window.selected.is_empty() {
-            let settings = WriterSettings {
-                row_group_rows: config.shard.row_group_rows,
-                row_group_bytes: limits.row_group_bytes,
-                zstd_level: config.shard.zstd_level,
-            };
-            let writer = match &mut self.writer {
-                Some(writer) => writer,
-                none => {
-                    let (targets, full_disk) = (model.division.targets(), self.full_disk.clone());
-                    let fields = derived.as_ref().map(|derived| derived.fields()).unwrap_or_default();
-                    none.insert(ShardWriter::create(&self.id, scratch_dir, settings, targets, &fields, full_disk)?)
-                }
-            };
-            match derived {
-                None => writer.append(window, &model.id)?,
-                Some(derived) => {
-                    let mut failed = vec![0; derived.fields().len()];
-                    let derive = &mut |rows: &[SelectedDocument]| {
-                        let derived = derived.of(rows, &window.summary.at);
-                        failed.iter_mut().zip(derived.failed).for_each(|(sum, n)| *sum += n);
-                        derived.arrays
-                    };
-                    writer.append_with(window, &model.id, derive)?;
-                    shared.show_failed_columns(derived, &failed);
-                }
+    fn append_selection(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
+        let (at, id) = (&window.summary.at, window.summary.id());
+        let mut rest = &window.selected[..];
+        while !rest.is_empty() {
+            let (rows, others) = rest.split_at(at_a_time(rest));
+            rest = others;
+            for split in [Split::Train, Split::Validation] {
+                let rows: Vec<_> = rows.iter().filter(|row| row.held_out == (split == Split::Validation)).collect();
+                self.append_rows(&rows, split, at, &id, shared)?;
             }
         }
+        Ok(())
+    }
+
+    /// Documents of one side that a window has selected.
+    fn append_rows(
+        &mut self,
+        rows: &[&SelectedDocument],
+        split: Split,
+        at: &TopicPartition,
+        window: &str,
+        shared: &Shared,
+    ) -> Result<(), SinkError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let writer = match split {
+            Split::Train => &mut self.writer,
+            Split::Validation => &mut self.validation,
+        };
+        let writer = match writer {
+            Some(writer) => writer,
+            none => none.insert(shard_writer(&self.id, shared, &self.full_disk)?),
+        };
+        let derived = shared.derived.as_ref().map(|derived| shared.derive(derived, rows, at)).unwrap_or_default();
+        writer.append(rows, at, window, &shared.model.id, &derived)
+    }
+
+    fn append_files(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
+        self.append_selection(window, shared)?;
+        let config = &shared.config;
+        let scratch_dir = config.sink.scratch_dir.as_deref();
         for letter in &window.dead_letters {
             let writer = match &mut self.dead_letters {
                 Some(writer) => writer,
@@ -163,14 +183,20 @@ impl OpenShard {
 
     pub fn is_full(&self, shared: &Shared) -> bool {
         let limits = &shared.config.shard;
-        let (rows, bytes) = self.writer.as_ref().map_or((0, 0), |w| (w.rows(), w.bytes()));
+        let of = |writer: &Option<ShardWriter>| writer.as_ref().map_or((0, 0), |w| (w.rows(), w.bytes()));
+        let ((rows, bytes), (held_out_rows, held_out_bytes)) = (of(&self.writer), of(&self.validation));
         let (bad_rows, bad_bytes) = self.dead_letters.as_ref().map_or((0, 0), |w| (w.rows(), w.bytes()));
-        rows.max(bad_rows) >= limits.max_rows
-            || bytes >= limits.target_bytes
+        rows.max(bad_rows).max(held_out_rows) >= limits.max_rows
+            || bytes.max(held_out_bytes) >= limits.target_bytes
             || bad_bytes >= limits.target_bytes.min(MAX_DEAD_LETTER_FILE_BYTES)
             || self.opened.elapsed() >= limits.max_age
             || self.windows.len() >= MAX_PENDING_WINDOWS
             || self.document_bytes >= shared.limits.document_bytes
+            || self.waiting_bytes() >= shared.limits.waiting_bytes
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        [&self.writer, &self.validation].into_iter().flatten().map(ShardWriter::waiting_bytes).sum()
     }
 
     pub fn id(&self) -> &str {
@@ -183,7 +209,7 @@ impl OpenShard {
 
     /// Bytes held in memory for the files.
     pub fn held_bytes(&self) -> usize {
-        self.writer.as_ref().map_or(0, ShardWriter::held_bytes)
+        [&self.writer, &self.validation].into_iter().flatten().map(ShardWriter::held_bytes).sum::<usize>()
             + self.dead_letters.as_ref().map_or(0, DeadLetterWriter::held_bytes)
             + self.document_bytes
     }
@@ -191,7 +217,8 @@ impl OpenShard {
     /// Ends the files and states what they hold.
     pub fn finish(self, shared: &Shared) -> Result<FinishedPublication, SinkError> {
         let Shared { config, model, .. } = shared;
-        let OpenShard { id, writer, progress, epochs, windows, dead_letters, reasons, counts, documents, .. } = self;
+        let OpenShard { id, writer, validation, full_disk, progress, epochs, windows, .. } = self;
+        let OpenShard { dead_letters, reasons, counts, documents, .. } = self;
         let advance =
             |(at, interval): (&TopicPartition, _)| Advance { at: at.clone(), interval, owner_epoch: epochs[at] };
         let advances: Vec<_> = progress.iter().map(advance).collect();
@@ -208,12 +235,19 @@ impl OpenShard {
             log_importance_weights: Quantiles::of(self.log_importance_weights),
             sources: self.sources.top(TOP_SOURCES),
             windows,
+            shuffled: config.sink.shuffle,
             dead_letters: None,
+            validation: None,
             created_at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64),
         };
         let mut files = Vec::new();
+        // Where everything is held out there is a shard all the same, without rows: its line in the manifest names the other file.
+        let writer = match (writer, &validation) {
+            (None, Some(_)) => Some(shard_writer(&manifest.shard, shared, &full_disk)?),
+            (writer, _) => writer,
+        };
         if let Some(writer) = writer {
-            let finished = writer.finish(footer(&manifest, &advances))?;
+            let finished = writer.finish(footer(&manifest, &advances, Split::Train))?;
             let path = ShardStore::shard_path(&manifest.shard);
             manifest.path = Some(path.clone());
             manifest.rows = finished.rows;
@@ -221,12 +255,15 @@ impl OpenShard {
             manifest.digest = Some(finished.digest.clone());
             files.push((path, finished));
         }
+        if let Some(writer) = validation {
+            let finished = writer.finish(footer(&manifest, &advances, Split::Validation))?;
+            manifest.validation = Some(published_file(ShardStore::validation_path(&manifest.shard), &finished));
+            files.push((ShardStore::validation_path(&manifest.shard), finished));
+        }
         if let Some(writer) = dead_letters {
             let path = ShardStore::dead_letter_path(&manifest.shard);
             let finished = writer.finish(names(&manifest))?;
-            let FinishedFile { rows, bytes, digest, .. } = &finished;
-            let (rows, bytes, digest) = (*rows, *bytes, digest.clone());
-            manifest.dead_letters = Some(DeadLetterFile { path: path.clone(), rows, bytes, digest });
+            manifest.dead_letters = Some(published_file(path.clone(), &finished));
             files.push((path, finished));
         }
         Ok(FinishedPublication { manifest, files, reasons, advances, counts, documents })
@@ -266,6 +303,33 @@ impl FinishedPublication {
     }
 }
 
+fn shard_writer(id: &str, shared: &Shared, full_disk: &Arc<dyn FullDisk>) -> Result<ShardWriter, SinkError> {
+    let Shared { config, model, limits, .. } = shared;
+    let settings = WriterSettings {
+        row_group_rows: config.shard.row_group_rows,
+        row_group_bytes: limits.row_group_bytes,
+        zstd_level: config.shard.zstd_level,
+        shuffle: config.sink.shuffle.then_some(config.selector.seed),
+    };
+    let scratch_dir = config.sink.scratch_dir.as_deref();
+    let derived = shared.derived.as_ref().map(|derived| derived.fields()).unwrap_or_default();
+    ShardWriter::create(id, scratch_dir, settings, model.division.targets(), &derived, full_disk.clone())
+}
+
+/// How many documents from the first one their columns are computed of together, which copies them.
+fn at_a_time(documents: &[SelectedDocument]) -> usize {
+    let mut bytes = 0;
+    let fits = documents.iter().take(DERIVED_ROWS).take_while(|selected| {
+        bytes += selected.document.size_bytes();
+        bytes <= DERIVED_BYTES
+    });
+    fits.count().max(1)
+}
+
+fn published_file(path: String, FinishedFile { rows, bytes, digest, .. }: &FinishedFile) -> PublishedFile {
+    PublishedFile { path, rows: *rows, bytes: *bytes, digest: digest.clone() }
+}
+
 /// What losses will be joined to.
 fn facts(
     selected: &SelectedDocument,
@@ -287,7 +351,7 @@ fn facts(
 }
 
 /// What a reader finds in the shard's own key-value metadata.
-fn footer(manifest: &ShardManifest, advances: &[Advance]) -> Vec<(String, String)> {
+fn footer(manifest: &ShardManifest, advances: &[Advance], split: Split) -> Vec<(String, String)> {
     let offsets: Vec<_> = advances
         .iter()
         .map(|a| {
@@ -299,13 +363,15 @@ fn footer(manifest: &ShardManifest, advances: &[Advance]) -> Vec<(String, String
     let more = [
         ("model", manifest.model.to_string()),
         ("seed", manifest.selector.seed.to_string()),
+        ("shuffled", manifest.shuffled.to_string()),
         ("selector", json(serde_json::to_value(&manifest.selector))),
         ("columns", json(serde_json::to_value(&manifest.columns.columns))),
         ("offsets", serde_json::Value::from(offsets).to_string()),
         ("windows", json(serde_json::to_value(&manifest.windows))),
     ]
     .map(|(key, value)| (format!("winnowd.{key}"), value));
-    names(manifest).into_iter().chain(more).collect()
+    let split = (SPLIT.to_owned(), split.as_str().to_owned());
+    names(manifest).into_iter().chain(more).chain([split]).collect()
 }
 
 /// What every file of a publication says of itself.

@@ -14,6 +14,7 @@ use super::adaptive::InForce;
 use super::memory::InFlight;
 use super::open_shard::{FinishedPublication, OpenShard};
 use super::room::FullScratch;
+use super::side_files::extend_side_files;
 use super::{DaemonError, Shared, adaptive, spans};
 use crate::catalog::{Advance, CatalogError, PublishRequest, ShardState};
 use crate::crash;
@@ -335,6 +336,7 @@ impl Publisher {
             metrics.published_shards.inc();
             metrics.published_rows.inc_by(manifest.rows);
             metrics.published_bytes.inc_by(manifest.bytes);
+            metrics.held_out_rows.inc_by(manifest.validation.as_ref().map_or(0, |file| file.rows));
             tracing::info!(
                 shard = manifest.shard,
                 "published {path}: {selected} selected of {} documents in {} windows, {} KB, {} ms",
@@ -418,8 +420,8 @@ impl Publisher {
         is_reachable
     }
 
-    /// Brings `manifest.jsonl` up to the catalog, together with whoever else does. Tells whether it is; a failure delays
-    /// trainers but loses nothing.
+    /// Brings `manifest.jsonl` and the side files up to the catalog, together with whoever else does. Tells whether they are; a failure
+    /// delays trainers but loses nothing.
     async fn extend_manifest(&self) -> bool {
         let Shared { config, catalog, store, telemetry, .. } = &*self.shared;
         let extend = async || {
@@ -429,6 +431,7 @@ impl Publisher {
             Span::current().record("lines", lines.len());
             manifest.append(&lines).await?;
             crash::point("manifest.written");
+            extend_side_files(&self.shared).await?;
             Ok::<_, DaemonError>(())
         };
         let span = Span::current();
@@ -442,7 +445,7 @@ impl Publisher {
                     telemetry.metrics.manifest_failures.inc();
                     let wait = RETRY.as_secs();
                     failed(&span, &e.to_string());
-                    tracing::warn!("manifest.jsonl is behind: {e}; trying again in {wait} s");
+                    tracing::warn!("manifest.jsonl or a side file is behind: {e}; trying again in {wait} s");
                     return false;
                 }
             }

@@ -12,6 +12,7 @@ use super::assignments::{CatalogAssignments, Claims};
 use super::forward::Forwarder;
 use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
+use super::side_files::extend_side_files;
 use super::worker::{Worker, WorkerEnd};
 use super::{DaemonError, Shared, adaptive, lost};
 use crate::catalog::CatalogError;
@@ -177,6 +178,11 @@ async fn prepare(shared: &Shared) -> Result<InForce, DaemonError> {
     let manifest = store.open_manifest().await?;
     let lines = catalog.manifest_lines(&config.pipeline, manifest.last_sequence).await?;
     manifest.append(&lines).await?;
+    // Another worker may be changing them: the next publication tries again.
+    match extend_side_files(shared).await {
+        Err(DaemonError::Sink(e)) if e.is_conflict() => tracing::info!("{e}"),
+        extended => extended?,
+    }
     telemetry.metrics.manifest_behind.set(0);
     if let Some(totals) = catalog.totals(&config.pipeline).await? {
         telemetry.set_totals(totals);

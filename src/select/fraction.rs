@@ -40,6 +40,11 @@ impl Fraction {
         (u128::from(n) * u128::from(self.numerator)).div_ceil(u128::from(self.denominator)) as u64
     }
 
+    /// Whether a number of 64 bits is below this share of all of them.
+    pub fn contains(self, number: u64) -> bool {
+        u128::from(number) * u128::from(self.denominator) < u128::from(self.numerator) << 64
+    }
+
     pub fn as_f64(self) -> f64 {
         self.numerator as f64 / self.denominator as f64
     }

@@ -12,6 +12,7 @@ mod diagnostics;
 mod filter;
 mod fraction;
 mod histogram;
+mod holdout;
 mod noise;
 mod quotas;
 mod reservoir;
@@ -39,6 +40,7 @@ pub use diagnostics::{
 pub use filter::{FieldType, FilterSettings};
 pub use fraction::Fraction;
 pub use histogram::WeightHistogram;
+pub use holdout::is_held_out;
 pub use noise::Noise;
 pub use quotas::{Division, Quotas, pool_shares_of};
 pub use reservoir::{Chosen, Reservoir, Selection};
@@ -95,6 +97,9 @@ pub struct SelectorSettings {
     /// Documents of which it is not true are never chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<FilterSettings>,
+    /// Share of all ids whose documents go to the validation split where they are chosen; `None`: there is no such split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout: Option<Fraction>,
 }
 
 impl SelectorSettings {
@@ -109,6 +114,11 @@ impl SelectorSettings {
         };
         let of_loss = self.loss.map_or(0.0, |term| term.added(score.loss));
         of_text + of_loss + score.expected_loss_weight
+    }
+
+    /// Whether the document with this id is held out of training.
+    pub fn is_held_out(&self, id: &str) -> bool {
+        self.holdout.is_some_and(|share| is_held_out(id, share))
     }
 
     /// The key by which documents are ranked, highest first.

@@ -25,6 +25,7 @@ enum Use {
     PoolRounding = 4,
     TargetRounding = 5,
     Priority = 6,
+    Shuffle = 7,
 }
 
 impl Noise {
@@ -76,16 +77,24 @@ impl Noise {
         self.uniform(offset, Use::Priority)
     }
 
+    /// The place of a row among those of its shard, which stand in ascending order of it: 128 bits, so that no two rows share one.
+    pub fn shuffle(&self, offset: i64) -> u128 {
+        self.bits(offset, Use::Shuffle, 0).into_iter().fold(0, |key, word| key << 32 | u128::from(word))
+    }
+
     fn uniform(&self, offset: i64, usage: Use) -> f64 {
         self.numbered(offset, usage, 0)
     }
 
     /// Uniform on the odd multiples of 2⁻⁵³: never 0, never 1. `number` (below 2²⁴) tells several of one use apart.
     fn numbered(&self, offset: i64, usage: Use, number: u32) -> f64 {
-        let counter = [offset as u32, (offset >> 32) as u32, usage as u32 | number << 8, self.salt];
-        let [a, b, ..] = philox4x32_10(counter, self.key);
+        let [a, b, ..] = self.bits(offset, usage, number);
         let bits = (u64::from(b) << 32 | u64::from(a)) >> 12;
         (2 * bits + 1) as f64 * (-53f64).exp2()
+    }
+
+    fn bits(&self, offset: i64, usage: Use, number: u32) -> [u32; 4] {
+        philox4x32_10([offset as u32, (offset >> 32) as u32, usage as u32 | number << 8, self.salt], self.key)
     }
 }
 
@@ -161,6 +170,29 @@ mod tests {
         assert!((gumbels / f64::from(sampled) - 0.577_215_66).abs() < 0.064);
         assert!((0..n).all(|offset| noise.in_baseline(offset, 1.0)));
     }
+
+    /// Golden as well: the rows of published shards stand in this order.
+    #[test]
+    fn the_order_of_rows_never_changes_and_knows_nothing_of_the_selection() {
+        let noise = Noise::new(42, &TopicPartition::new("documents", 3));
+        assert_eq!([0, 1, 4_294_967_296].map(|offset| (noise.shuffle(offset) >> 64) as u64), GOLDEN_SHUFFLE);
+        // Ranks of both numbers of a position: five standard errors of their correlation are 0.05.
+        let n = 10_000;
+        let ranks = |of: &dyn Fn(i64) -> f64| {
+            let mut order: Vec<i64> = (0..n).collect();
+            order.sort_by(|a, b| of(*a).total_cmp(&of(*b)));
+            let mut ranks = vec![0.0; n as usize];
+            order.iter().enumerate().for_each(|(rank, offset)| ranks[*offset as usize] = rank as f64 / n as f64 - 0.5);
+            ranks
+        };
+        let by_shuffle = ranks(&|offset| noise.shuffle(offset) as f64);
+        for other in [ranks(&|offset| noise.gumbel(offset)), ranks(&|offset| offset as f64)] {
+            let covariance = by_shuffle.iter().zip(&other).map(|(a, b)| a * b).sum::<f64>() / n as f64;
+            assert!((covariance * 12.0).abs() < 0.05, "{covariance}");
+        }
+    }
+
+    const GOLDEN_SHUFFLE: [u64; 3] = [0x10a8_8b27_0e9b_b67b, 0x2bbe_7f6c_f0d2_f6e4, 0x998a_5b77_5bb9_94fd];
 
     #[test]
     fn gumbel_has_the_right_mean_and_variance() {

@@ -86,7 +86,8 @@ impl DeadLetterWriter {
         zstd_level: i32,
         full_disk: Arc<dyn FullDisk>,
     ) -> Result<Self, SinkError> {
-        let settings = WriterSettings { row_group_rows: GROUP_ROWS, row_group_bytes: GROUP_BYTES, zstd_level };
+        let settings =
+            WriterSettings { row_group_rows: GROUP_ROWS, row_group_bytes: GROUP_BYTES, zstd_level, shuffle: None };
         let file = ScratchParquet::create(shard, scratch_dir, dead_letter_schema(), properties(&settings), full_disk)?;
         Ok(DeadLetterWriter { file, rows: Rows::default(), total: 0 })
     }

@@ -15,10 +15,10 @@ use std::path::PathBuf;
 
 pub use dead_letters::{DeadLetterWriter, StoredDeadLetter, dead_letter_schema, read_dead_letters};
 pub use patience::{FullDisk, GiveUp};
-pub use read::{PublishedRow, ShardReader};
+pub use read::{PublishedRow, SPLIT, ShardReader};
 pub use scratch::{FinishedFile, ScratchFile};
 pub use selection::{SelectedRow, SelectionColumns, SelectionWriter};
-pub use shard::{COLUMNS, ShardWriter, WriterSettings, is_shard_column, schema};
+pub use shard::{COLUMNS, ShardWriter, Split, WriterSettings, is_shard_column, schema};
 pub use store::ShardStore;
 
 #[derive(Debug, thiserror::Error)]

@@ -1,18 +1,20 @@
 //! Rows of published shards, read back.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 
-use arrow::array::{Array, ArrayRef, Float64Array, Int64Array, StringArray};
+use arrow::array::{Array, ArrayRef, Float64Array, Int32Array, Int64Array, StringArray};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 use parquet::errors::ParquetError;
-use parquet::file::metadata::PageIndexPolicy;
 
 use super::SinkError;
-use super::shard::weight_column;
+use super::shard::{Split, weight_column};
+use crate::record::TopicPartition;
+use crate::select::Noise;
 
 /// What identifies a row of a shard, and what its selection rests on.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +25,8 @@ pub struct PublishedRow {
     pub selection_key: f64,
     pub inclusion_probability: f64,
     pub window: String,
+    /// Whether the file is one of the validation split.
+    pub held_out: bool,
     /// The target that chose it, and its log importance weight for each; nothing where there was one.
     pub target: Option<String>,
     pub log_importance_weights: Vec<(String, f64)>,
@@ -38,6 +42,9 @@ const COLUMNS: [&str; 6] =
 /// Columns of losses. Shards that were written before a column came do not have it.
 const LOSSES: [&str; 3] = ["loss", "loss_weight", "expected_loss"];
 
+/// Where the footer of a file says which split it is of.
+pub const SPLIT: &str = "winnowd.split";
+
 /// A published shard.
 pub struct ShardReader {
     shard: String,
@@ -47,48 +54,88 @@ pub struct ShardReader {
 
 impl ShardReader {
     pub fn open(shard: &str, file: File) -> Result<Self, SinkError> {
-        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-        let metadata = ArrowReaderMetadata::load(&file, options);
+        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new());
         let metadata = metadata.map_err(|source| SinkError::Parquet { shard: shard.to_owned(), source })?;
         Ok(ShardReader { shard: shard.to_owned(), file, metadata })
     }
 
-    /// `n` rows after the first `skip`, or fewer where the shard ends, with the `derived` columns of these names. Other rows are
-    /// hardly read.
-    pub fn rows(&self, skip: usize, n: usize, derived: &[&str]) -> Result<Vec<PublishedRow>, SinkError> {
-        self.try_rows(skip, n, derived).map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })
+    /// The rows of these windows, wherever they stand in the shard, each window's by ascending offsets, with the `derived` columns of
+    /// these names. Reads all rows, and holds those.
+    pub fn windows(&self, ids: &[String], derived: &[&str]) -> Result<BTreeMap<String, Vec<PublishedRow>>, SinkError> {
+        let mut by_window: BTreeMap<String, Vec<PublishedRow>> =
+            ids.iter().map(|id| (id.clone(), Vec::new())).collect();
+        let footer = self.metadata.metadata().file_metadata().key_value_metadata();
+        // Shards of earlier versions do not say, and are for training.
+        let validation = Some(Split::Validation.as_str());
+        let held_out = footer.into_iter().flatten().any(|kv| kv.key == SPLIT && kv.value.as_deref() == validation);
+        let mut read = || -> Result<(), ParquetError> {
+            let is_of_targets = |name: &str| name == "target" || name.starts_with(&weight_column(""));
+            let of_targets = self.metadata.schema().fields().iter().map(|field| field.name().as_str());
+            let of_targets = of_targets.filter(|name| is_of_targets(name));
+            for batch in
+                self.columns(COLUMNS.into_iter().chain(LOSSES).chain(of_targets).chain(derived.iter().copied()))?
+            {
+                push_rows(&batch?, held_out, derived, &mut by_window)?;
+            }
+            Ok(())
+        };
+        read().map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })?;
+        by_window.values_mut().for_each(|rows| rows.sort_by_key(|row| row.offset));
+        Ok(by_window)
     }
 
-    fn try_rows(&self, skip: usize, n: usize, derived: &[&str]) -> Result<Vec<PublishedRow>, ParquetError> {
-        let n_rows = self.metadata.metadata().file_metadata().num_rows().max(0) as usize;
-        let skip = skip.min(n_rows);
-        let n = n.min(n_rows - skip);
-        if n == 0 {
-            return Ok(Vec::new());
-        }
-        let selection = RowSelection::from(vec![RowSelector::skip(skip), RowSelector::select(n)]);
+    /// The first row, from 0, that does not stand where this seed shuffles it to; `None`: all do.
+    pub fn first_out_of_order(&self, seed: u64) -> Result<Option<u64>, SinkError> {
+        let find = || -> Result<Option<u64>, ParquetError> {
+            let mut noises: BTreeMap<TopicPartition, Noise> = BTreeMap::new();
+            let (mut number, mut last) = (0, None);
+            for batch in self.columns(["topic", "partition", "offset"])? {
+                let batch = batch?;
+                let (topics, offsets) =
+                    (column::<StringArray>(&batch, "topic")?, column::<Int64Array>(&batch, "offset")?);
+                let partitions = column::<Int32Array>(&batch, "partition")?;
+                for i in 0..batch.num_rows() {
+                    let at = TopicPartition::new(topics.value(i), partitions.value(i));
+                    let noise = noises.entry(at).or_insert_with_key(|at| Noise::new(seed, at));
+                    let key = Some(noise.shuffle(offsets.value(i)));
+                    if key <= last {
+                        return Ok(Some(number));
+                    }
+                    (number, last) = (number + 1, key);
+                }
+            }
+            Ok(None)
+        };
+        find().map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })
+    }
+
+    fn columns<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<impl Iterator<Item = Result<RecordBatch, ParquetError>>, ParquetError> {
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.try_clone()?, self.metadata.clone());
-        let is_of_targets = |name: &str| name == "target" || name.starts_with(&weight_column(""));
-        let of_targets = builder.schema().fields().iter().map(|f| f.name().clone()).filter(|n| is_of_targets(n));
-        let of_targets: Vec<String> = of_targets.collect();
-        let names = COLUMNS.into_iter().chain(LOSSES).chain(of_targets.iter().map(String::as_str));
         // Lists have columns of their own below.
-        let is_wanted = |name: &str| derived.contains(&name) || names.clone().any(|wanted| wanted == name);
-        let wanted = builder.schema().fields().iter().enumerate().filter(|(_, field)| is_wanted(field.name()));
+        let names: Vec<&str> = names.into_iter().collect();
+        let wanted =
+            builder.schema().fields().iter().enumerate().filter(|(_, field)| names.contains(&field.name().as_str()));
         let columns = ProjectionMask::roots(builder.parquet_schema(), wanted.map(|(i, _)| i).collect::<Vec<_>>());
-        let mut rows = Vec::with_capacity(n);
-        for batch in builder.with_projection(columns).with_row_selection(selection).build()? {
-            push_rows(&batch?, derived, &mut rows)?;
-        }
-        Ok(rows)
+        let reader: ParquetRecordBatchReader = builder.with_projection(columns).build()?;
+        Ok(reader.map(|batch| batch.map_err(ParquetError::from)))
     }
 }
 
-fn push_rows(batch: &RecordBatch, derived: &[&str], rows: &mut Vec<PublishedRow>) -> Result<(), ParquetError> {
-    fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A, ParquetError> {
-        let column = batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref());
-        column.ok_or_else(|| ParquetError::General(format!("it has no column `{name}` of the type it should have")))
-    }
+fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A, ParquetError> {
+    let column = batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref());
+    column.ok_or_else(|| ParquetError::General(format!("it has no column `{name}` of the type it should have")))
+}
+
+/// Adds those of windows that are wanted.
+fn push_rows(
+    batch: &RecordBatch,
+    held_out: bool,
+    derived: &[&str],
+    by_window: &mut BTreeMap<String, Vec<PublishedRow>>,
+) -> Result<(), ParquetError> {
     let (ids, windows) = (column::<StringArray>(batch, "id")?, column::<StringArray>(batch, "window")?);
     let offsets = column::<Int64Array>(batch, "offset")?;
     let numbers = |name| column::<Float64Array>(batch, name);
@@ -104,18 +151,22 @@ fn push_rows(batch: &RecordBatch, derived: &[&str], rows: &mut Vec<PublishedRow>
         }
     }
     let of_derived = derived.iter().filter_map(|name| Some(((*name).to_owned(), batch.column_by_name(name)?)));
-    let of_derived: Vec<_> = of_derived.collect();
-    rows.extend((0..batch.num_rows()).map(|i| PublishedRow {
-        id: ids.value(i).to_owned(),
-        offset: offsets.value(i),
-        log_importance_weight: weights.value(i),
-        selection_key: keys.value(i),
-        inclusion_probability: probabilities.value(i),
-        window: windows.value(i).to_owned(),
-        target: targets.map(|targets| targets.value(i).to_owned()),
-        log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
-        losses: of_losses.iter().map(|(name, c)| (*name, c.is_valid(i).then(|| c.value(i)))).collect(),
-        derived: of_derived.iter().map(|(name, column)| (name.clone(), column.slice(i, 1))).collect(),
-    }));
+    let of_derived: Vec<(String, &ArrayRef)> = of_derived.collect();
+    for i in 0..batch.num_rows() {
+        let Some(rows) = by_window.get_mut(windows.value(i)) else { continue };
+        rows.push(PublishedRow {
+            id: ids.value(i).to_owned(),
+            offset: offsets.value(i),
+            log_importance_weight: weights.value(i),
+            selection_key: keys.value(i),
+            inclusion_probability: probabilities.value(i),
+            window: windows.value(i).to_owned(),
+            held_out,
+            target: targets.map(|targets| targets.value(i).to_owned()),
+            log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
+            losses: of_losses.iter().map(|(name, c)| (*name, c.is_valid(i).then(|| c.value(i)))).collect(),
+            derived: of_derived.iter().map(|(name, column)| (name.clone(), column.slice(i, 1))).collect(),
+        });
+    }
     Ok(())
 }

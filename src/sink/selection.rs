@@ -19,7 +19,8 @@ use super::shard::{WriterSettings, properties, weight_column};
 const FILE_ROWS: usize = 1 << 20;
 /// Of its uncompressed bytes.
 const FILE_BYTES: usize = 1 << 30;
-const SETTINGS: WriterSettings = WriterSettings { row_group_rows: 8192, row_group_bytes: 16 << 20, zstd_level: 1 };
+const SETTINGS: WriterSettings =
+    WriterSettings { row_group_rows: 8192, row_group_bytes: 16 << 20, zstd_level: 1, shuffle: None };
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
 

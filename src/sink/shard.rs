@@ -1,23 +1,30 @@
-//! One shard under construction: constant schema, bounded row groups.
+//! One shard under construction: constant schema, bounded row groups, rows in the order of their windows or shuffled.
 
+mod row;
+mod spool;
+
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, Float64Builder, Int32Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder,
-    UInt32Builder,
+    ArrayRef, Float64Builder, Int32Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder,
 };
-use arrow::compute::concat;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
+use arrow::row::{RowConverter, SortField};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::scratch::{FinishedFile, ScratchParquet};
 use super::{FullDisk, SinkError};
+use crate::record::TopicPartition;
 use crate::score::ModelId;
-use crate::window::{ClosedWindow, SelectedDocument};
+use crate::select::Noise;
+use crate::window::SelectedDocument;
+use row::Row;
+use spool::Spool;
 
 /// Names, types and nullability of the columns, in order. Only ever added to, at the end. Several targets have further ones
 /// after them: see [`schema`].
@@ -64,38 +71,65 @@ pub fn schema(targets: &[String], derived: &[Field]) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
+/// Of columns of types that `documents.columns` allows.
+fn values_of(derived: &[Field]) -> Option<RowConverter> {
+    let fields = derived.iter().map(|field| SortField::new(field.data_type().clone())).collect();
+    (!derived.is_empty()).then(|| RowConverter::new(fields).expect("types that can be rows"))
+}
+
 /// The column of the weights for one of several targets.
 pub(super) fn weight_column(target: &str) -> String {
     format!("log_importance_weight_{target}")
 }
 
-/// Limits of a file's parts.
+/// Limits of a file's parts, and the order of its rows.
 #[derive(Debug, Clone, Copy)]
 pub struct WriterSettings {
     pub row_group_rows: usize,
-    /// Of the rows' uncompressed bytes.
+    /// Of the rows' bytes in the file before compression.
     pub row_group_bytes: usize,
     pub zstd_level: i32,
+    /// The seed by which the rows of a shard are shuffled; `None`: they stand in the order of their windows.
+    pub shuffle: Option<u64>,
+}
+
+/// The two sides that documents are on. Each has files of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    Train,
+    Validation,
+}
+
+impl Split {
+    /// As footers, and the libraries of trainers, call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Validation => "validation",
+        }
+    }
 }
 
 /// Rows that are turned into Arrow arrays at a time, at most.
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Writes one shard into a scratch file.
+/// Writes one shard into a scratch file. Rows that are to be shuffled wait in a second one until all are there.
 pub struct ShardWriter {
     file: ScratchParquet,
     settings: WriterSettings,
     schema: SchemaRef,
+    /// The values of a row's derived columns as bytes, and back; `None` without any.
+    derived: Option<RowConverter>,
     batch: Batch,
+    group: RowGroup,
+    spool: Option<Spool>,
     rows: u64,
-    row_group_rows: usize,
-    row_group_bytes: usize,
 }
 
 impl ShardWriter {
-    /// `targets`: their names if there are several, else nothing. `derived`: further columns, see [`ShardWriter::append_with`]. Where the disk is full, this and all else here waits for
-    /// room, as long as `full_disk` does.
+    /// `targets`: their names if there are several, else nothing. `derived`: further columns. Where the disk is full, this and all
+    /// else here waits for room, as long as `full_disk` does.
     pub fn create(
         shard: &str,
         scratch_dir: Option<&Path>,
@@ -105,67 +139,36 @@ impl ShardWriter {
         full_disk: Arc<dyn FullDisk>,
     ) -> Result<Self, SinkError> {
         let schema = schema(targets, derived);
+        let spool = || Spool::create(scratch_dir, settings.zstd_level, full_disk.clone());
+        let spool = settings.shuffle.map(|_| spool()).transpose()?;
         let file = ScratchParquet::create(shard, scratch_dir, schema.clone(), properties(&settings), full_disk)?;
-        let batch = Batch::new(targets, derived.len());
-        Ok(ShardWriter { file, settings, schema, batch, rows: 0, row_group_rows: 0, row_group_bytes: 0 })
+        let (batch, group) = (Batch::of_targets(targets), RowGroup::default());
+        Ok(ShardWriter { file, settings, schema, derived: values_of(derived), batch, group, spool, rows: 0 })
     }
 
-    /// Adds the selection of a window to a shard without further columns.
-    pub fn append(&mut self, window: &ClosedWindow, model: &ModelId) -> Result<(), SinkError> {
-        self.append_with(window, model, &mut |_| Vec::new())
-    }
-
-    /// The same where there are some: `derive` gives their values for rows, a few megabytes of them at a time.
-    pub fn append_with(
+    /// Adds documents that the window of this id has selected from a partition. All windows of a shard were selected with the same
+    /// model. `derived`: of each derived column an array of its type, as long as there are documents.
+    pub fn append(
         &mut self,
-        window: &ClosedWindow,
-        model: &ModelId,
-        derive: &mut dyn FnMut(&[SelectedDocument]) -> Vec<ArrayRef>,
-    ) -> Result<(), SinkError> {
-        let mut rest = &window.selected[..];
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = |row: &&SelectedDocument| {
-                bytes += row.document.size_bytes();
-                bytes <= BATCH_BYTES
-            };
-            let n = rest.iter().take(BATCH_ROWS).take_while(fits).count().max(1);
-            let (rows, others) = rest.split_at(n);
-            self.append_rows(rows, window, model, &derive(rows))?;
-            rest = others;
-        }
-        Ok(())
-    }
-
-    fn append_rows(
-        &mut self,
-        rows: &[SelectedDocument],
-        window: &ClosedWindow,
+        documents: &[&SelectedDocument],
+        at: &TopicPartition,
+        window: &str,
         model: &ModelId,
         derived: &[ArrayRef],
     ) -> Result<(), SinkError> {
-        let id = window.summary.id();
-        let derived_bytes =
-            derived.iter().map(|array| array.get_array_memory_size()).sum::<usize>() / rows.len().max(1);
-        // Rows of `derived` before it are in the batch, or written.
-        let mut taken = 0;
-        for (i, row) in rows.iter().enumerate() {
-            let bytes = row.document.size_bytes() + derived_bytes;
-            let full = self.row_group_rows == self.settings.row_group_rows
-                || (self.row_group_rows > 0 && self.row_group_bytes + bytes > self.settings.row_group_bytes);
-            if full || self.batch.rows == BATCH_ROWS || self.batch.bytes + bytes > BATCH_BYTES {
-                self.batch.take_derived(derived, std::mem::replace(&mut taken, i), i);
-                self.write_batch()?;
-            }
-            if full {
-                self.end_row_group()?;
-            }
-            self.batch.push(row, bytes, window, &id, model);
-            self.row_group_rows += 1;
-            self.row_group_bytes += bytes;
+        model.as_str().clone_into(&mut self.batch.model_name);
+        let noise = self.settings.shuffle.map(|seed| Noise::new(seed, at));
+        let derived =
+            self.derived.as_ref().map(|values| values.convert_columns(derived).expect("arrays of these types"));
+        for (i, document) in documents.iter().enumerate() {
+            let of_derived = derived.as_ref().map_or(&[][..], |values| values.row(i).data());
+            let row = Row::of(document, at, window, of_derived);
             self.rows += 1;
+            match (&mut self.spool, &noise) {
+                (Some(spool), Some(noise)) => spool.push(noise.shuffle(row.offset), &row)?,
+                _ => self.write(&row)?,
+            }
         }
-        self.batch.take_derived(derived, taken, rows.len());
         Ok(())
     }
 
@@ -175,33 +178,83 @@ impl ShardWriter {
 
     /// Estimate of the file's size if it ended now.
     pub fn bytes(&self) -> u64 {
-        (self.file.bytes() + self.batch.bytes) as u64
+        let waiting = self.spool.as_ref().map_or(0, Spool::compressed_bytes);
+        (self.file.bytes() + self.batch.bytes + waiting) as u64
     }
 
     /// Bytes held in memory.
     pub fn held_bytes(&self) -> usize {
-        self.file.held_bytes() + self.batch.bytes
+        self.file.held_bytes() + self.batch.bytes + self.spool.as_ref().map_or(0, Spool::held_bytes)
+    }
+
+    /// Bytes of what is known of rows that wait to be shuffled: it grows with every row until the shard ends.
+    pub fn waiting_bytes(&self) -> usize {
+        self.spool.as_ref().map_or(0, Spool::places_bytes)
     }
 
     /// Ends the file with `metadata` in its footer.
     pub fn finish(mut self, metadata: Vec<(String, String)>) -> Result<FinishedFile, SinkError> {
+        if let Some(spool) = self.spool.take() {
+            spool.drain(|row| self.write(row))?;
+        }
         self.end_row_group()?;
         self.file.finish(self.rows, metadata)
+    }
+
+    fn write(&mut self, row: &Row<'_>) -> Result<(), SinkError> {
+        let bytes = self.group.bytes_of(row);
+        let full = self.group.rows == self.settings.row_group_rows
+            || (self.group.rows > 0 && self.group.bytes + bytes > self.settings.row_group_bytes);
+        if full {
+            self.end_row_group()?;
+        }
+        if self.batch.rows == BATCH_ROWS || self.batch.bytes + row.plain_bytes() > BATCH_BYTES {
+            self.write_batch()?;
+        }
+        self.group.add(row);
+        self.batch.push(row);
+        Ok(())
     }
 
     fn write_batch(&mut self) -> Result<(), SinkError> {
         if self.batch.rows == 0 {
             return Ok(());
         }
-        let batch = self.batch.take(&self.schema);
+        let batch = self.batch.take(&self.schema, self.derived.as_ref());
         self.file.write(&batch)
     }
 
     fn end_row_group(&mut self) -> Result<(), SinkError> {
         self.write_batch()?;
-        self.row_group_rows = 0;
-        self.row_group_bytes = 0;
+        self.group = RowGroup::default();
         self.file.end_row_group()
+    }
+}
+
+/// The row group that rows are written to.
+#[derive(Default)]
+struct RowGroup {
+    rows: usize,
+    bytes: usize,
+    /// Strings that its dictionaries hold.
+    known: HashSet<Box<str>>,
+}
+
+impl RowGroup {
+    /// What a row adds to its bytes before compression.
+    fn bytes_of(&self, row: &Row<'_>) -> usize {
+        let new = |string: &str| if self.known.contains(string) { 0 } else { 4 + string.len() };
+        row.plain_bytes() + new(row.window) + row.source.map_or(0, new)
+    }
+
+    fn add(&mut self, row: &Row<'_>) {
+        self.bytes += self.bytes_of(row);
+        self.rows += 1;
+        for string in [Some(row.window), row.source].into_iter().flatten() {
+            if !self.known.contains(string) {
+                self.known.insert(string.into());
+            }
+        }
     }
 }
 
@@ -230,6 +283,7 @@ pub(super) fn properties(settings: &WriterSettings) -> WriterProperties {
 struct Batch {
     /// Names of several targets.
     targets: Vec<String>,
+    model_name: String,
     rows: usize,
     bytes: usize,
     text: StringBuilder,
@@ -252,51 +306,48 @@ struct Batch {
     expected_loss: Float64Builder,
     target: StringBuilder,
     by_target: Vec<Float64Builder>,
-    /// Parts of each derived column.
-    derived: Vec<Vec<ArrayRef>>,
+    /// The derived columns of its rows, one after the other, and where each ends.
+    derived: Vec<u8>,
+    derived_ends: Vec<usize>,
 }
 
 impl Batch {
-    fn new(targets: &[String], n_derived: usize) -> Self {
+    fn of_targets(targets: &[String]) -> Self {
         let by_target = targets.iter().map(|_| Float64Builder::new()).collect();
-        Batch { targets: targets.to_vec(), by_target, derived: vec![Vec::new(); n_derived], ..Batch::default() }
+        Batch { targets: targets.to_vec(), by_target, ..Batch::default() }
     }
 
-    /// The derived columns of rows that have been pushed.
-    fn take_derived(&mut self, derived: &[ArrayRef], from: usize, to: usize) {
-        if from < to {
-            self.derived.iter_mut().zip(derived).for_each(|(parts, array)| parts.push(array.slice(from, to - from)));
-        }
-    }
-
-    fn push(&mut self, row: &SelectedDocument, bytes: usize, window: &ClosedWindow, window_id: &str, model: &ModelId) {
+    fn push(&mut self, row: &Row<'_>) {
         self.rows += 1;
-        self.bytes += bytes;
-        self.text.append_value(&row.document.text);
-        self.id.append_value(&row.document.id);
-        self.source.append_option(row.document.source.as_deref());
-        self.topic.append_value(&*window.summary.at.topic);
-        self.partition.append_value(window.summary.at.partition);
+        self.bytes += row.plain_bytes();
+        self.text.append_value(row.text);
+        self.id.append_value(row.id);
+        self.source.append_option(row.source);
+        self.topic.append_value(row.topic);
+        self.partition.append_value(row.partition);
         self.offset.append_value(row.offset);
-        self.timestamp.append_option(row.document.timestamp_ms);
-        self.n_tokens.append_value(row.score.n_tokens);
-        self.log_importance_weight.append_value(row.score.log_importance_weight);
+        self.timestamp.append_option(row.timestamp_ms);
+        self.n_tokens.append_value(row.n_tokens);
+        self.log_importance_weight.append_value(row.log_importance_weight);
         self.selection_key.append_value(row.selection_key);
         self.inclusion_probability.append_value(row.inclusion_probability);
         self.sample_weight.append_value(row.inclusion_probability.recip());
-        self.window.append_value(window_id);
-        self.model.append_value(model.as_str());
-        self.metadata.append_option(row.document.metadata.as_deref());
-        self.loss.append_option(row.score.loss);
+        self.window.append_value(row.window);
+        self.model.append_value(&self.model_name);
+        self.metadata.append_option(row.metadata);
+        self.loss.append_option(row.loss);
         self.loss_weight.append_option(row.loss_weight);
-        self.expected_loss.append_option(row.score.expected_loss);
-        if let Some(name) = self.targets.get(row.target) {
+        self.expected_loss.append_option(row.expected_loss);
+        if let Some(name) = self.targets.get(row.target as usize) {
             self.target.append_value(name);
         }
-        self.by_target.iter_mut().zip(&row.log_importance_weights).for_each(|(column, w)| column.append_value(*w));
+        let by_target = self.by_target.iter_mut().zip(row.log_importance_weights.iter());
+        by_target.for_each(|(column, weight)| column.append_value(*weight));
+        self.derived.extend_from_slice(row.derived);
+        self.derived_ends.push(self.derived.len());
     }
 
-    fn take(&mut self, schema: &SchemaRef) -> RecordBatch {
+    fn take(&mut self, schema: &SchemaRef, derived: Option<&RowConverter>) -> RecordBatch {
         self.rows = 0;
         self.bytes = 0;
         let timestamp = self.timestamp.finish().with_timezone("UTC");
@@ -324,10 +375,12 @@ impl Batch {
             columns.push(Arc::new(self.target.finish()));
         }
         columns.extend(self.by_target.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
-        for parts in &mut self.derived {
-            let parts = std::mem::take(parts);
-            let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
-            columns.push(concat(&parts).expect("parts of one type"));
+        let (bytes, ends) = (std::mem::take(&mut self.derived), std::mem::take(&mut self.derived_ends));
+        if let Some(derived) = derived {
+            let parser = derived.parser();
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let rows = starts.zip(&ends).map(|(start, end)| parser.parse(&bytes[start..*end]));
+            columns.extend(derived.convert_rows(rows).expect("what was converted comes back"));
         }
         RecordBatch::try_new(schema.clone(), columns).expect("the builders follow the schema")
     }

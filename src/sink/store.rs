@@ -1,6 +1,7 @@
 //! The object store: complete objects only, durable before anyone is told of them.
 
 mod manifest;
+mod side_files;
 
 use std::fs::File;
 use std::io::Write;
@@ -63,6 +64,11 @@ impl ShardStore {
     /// The key of the dead letters that are published with a shard.
     pub fn dead_letter_path(shard: &str) -> String {
         format!("dead-letters/{shard}.parquet")
+    }
+
+    /// The key of what is held out of training, published with a shard.
+    pub fn validation_path(shard: &str) -> String {
+        format!("validation/{shard}.parquet")
     }
 
     /// Puts a file at `path` and returns when it is complete and durable. May be repeated.
@@ -226,7 +232,14 @@ pub(super) mod tests {
 
     pub fn open(folder: &Path) -> ShardStore {
         let url = url::Url::from_directory_path(folder).unwrap();
-        ShardStore::open(&SinkConfig { url, options: BTreeMap::new(), scratch_dir: None }).unwrap()
+        ShardStore::open(&SinkConfig {
+            url,
+            options: BTreeMap::new(),
+            scratch_dir: None,
+            shuffle: true,
+            side_files: vec![],
+        })
+        .unwrap()
     }
 
     #[tokio::test]
@@ -263,7 +276,16 @@ pub(super) mod tests {
         ];
         let options = options.map(|(option, value)| (option.to_owned(), Secret::new(value)));
         let url = format!("s3://test/{}", uuid::Uuid::now_v7()).parse().unwrap();
-        Some(ShardStore::open(&SinkConfig { url, options: options.into(), scratch_dir: None }).unwrap())
+        Some(
+            ShardStore::open(&SinkConfig {
+                url,
+                options: options.into(),
+                scratch_dir: None,
+                shuffle: true,
+                side_files: vec![],
+            })
+            .unwrap(),
+        )
     }
 
     #[tokio::test]

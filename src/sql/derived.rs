@@ -95,7 +95,7 @@ impl DerivedColumns {
     }
 
     /// The values of documents of a partition, in their order. Their texts are copied: some megabytes at a time.
-    pub fn of(&self, documents: &[SelectedDocument], at: &TopicPartition) -> Derived {
+    pub fn of(&self, documents: &[&SelectedDocument], at: &TopicPartition) -> Derived {
         let borrowed: Vec<_> = documents
             .iter()
             .map(|selected| {

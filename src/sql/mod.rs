@@ -159,7 +159,7 @@ impl Session {
         Ok(Session { context })
     }
 
-    /// Makes the tables `documents`, `shards`, `windows` and `dead_letters`.
+    /// Makes the tables `documents`, `validation`, `shards`, `windows` and `dead_letters`.
     pub async fn publish(&self, published: Published) -> Result<(), SqlError> {
         published.register(&self.context).await
     }

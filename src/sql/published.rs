@@ -61,17 +61,23 @@ impl Published {
         context.register_table("windows", table_of(window_schema(), &self.window_rows())?)?;
 
         // One file of each sort tells which columns it has: another model may have other targets, and versions add columns.
-        let (mut documents, mut sorts) = (Vec::new(), HashMap::new());
-        for (_, shard) in &self.shards {
-            if let Some(path) = &shard.path {
-                let file = PartitionedFile::new(path, shard.bytes);
-                documents.push(file.clone());
-                let sort = serde_json::to_string(&(&shard.model, &shard.selector, &shard.columns));
-                sorts.insert(sort.map_err(|e| SqlError::Internal(e.to_string()))?, file);
+        let for_training = |shard: &ShardManifest| shard.path.clone().map(|path| (path, shard.bytes));
+        let held_out = |shard: &ShardManifest| shard.validation.as_ref().map(|file| (file.path.clone(), file.bytes));
+        let tables: [(&str, &dyn Fn(&ShardManifest) -> Option<(String, u64)>); 2] =
+            [("documents", &for_training), ("validation", &held_out)];
+        for (table, file_of) in tables {
+            let (mut documents, mut sorts) = (Vec::new(), HashMap::new());
+            for (_, shard) in &self.shards {
+                if let Some((path, bytes)) = file_of(shard) {
+                    let file = PartitionedFile::new(path, bytes);
+                    documents.push(file.clone());
+                    let sort = serde_json::to_string(&(&shard.model, &shard.selector, &shard.columns));
+                    sorts.insert(sort.map_err(|e| SqlError::Internal(e.to_string()))?, file);
+                }
             }
+            let sorts = sorts.into_values().collect();
+            context.register_table(table, files(context, &self.store, documents, sorts, &self.schema).await?)?;
         }
-        let sorts = sorts.into_values().collect();
-        context.register_table("documents", files(context, &self.store, documents, sorts, &self.schema).await?)?;
 
         let letters: Vec<_> =
             self.dead_letters.iter().map(|file| PartitionedFile::new(&file.path, file.bytes)).collect();

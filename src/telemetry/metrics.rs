@@ -62,6 +62,7 @@ pub struct Metrics {
     pub published_shards: IntCounter,
     pub published_rows: IntCounter,
     pub published_bytes: IntCounter,
+    pub held_out_rows: IntCounter,
     pub publish_seconds: HistogramVec,
     pub publish_failures: IntCounterVec,
     pub publish_stalled: IntGaugeVec,
@@ -171,6 +172,7 @@ impl Default for Metrics {
             published_shards: counter(&r, "published_shards_total", "Shards published by this process."),
             published_rows: counter(&r, "published_rows_total", "Rows of the shards published by this process."),
             published_bytes: counter(&r, "published_bytes_total", "Bytes of the shards published by this process."),
+            held_out_rows: counter(&r, "held_out_rows_total", "Rows held out of training, published by this process."),
             publish_seconds: register(
                 &r,
                 HistogramVec::new(

@@ -28,6 +28,8 @@ pub struct SelectedDocument {
     pub loss_weight: Option<f64>,
     /// Its tenth among the candidates of the window by total log weight for that target, the lowest 0.
     pub tenth: u8,
+    /// Whether it goes to the validation split.
+    pub held_out: bool,
 }
 
 /// A decided window, ready for a shard.
@@ -36,7 +38,7 @@ pub struct ClosedWindow {
     pub summary: WindowSummary,
     pub selected: Vec<SelectedDocument>,
     pub dead_letters: Vec<DeadLetter>,
-    /// N-grams of all documents, and of those that each target has selected.
+    /// N-grams of all documents, and of those that each target has selected for training.
     pub raw_counts: NgramCounts,
     pub selected_counts: Vec<NgramCounts>,
     /// Documents and selected ones by source.
@@ -66,7 +68,7 @@ pub struct WindowSummary {
     pub payload_bytes: u64,
     /// Highest selection key that was not selected; `None` as well where there were turns, which have their own.
     pub threshold: Option<f64>,
-    /// KL(target ‖ all documents) − KL(target ‖ selected), in nats; `None` without a selection.
+    /// KL(target ‖ all documents) − KL(target ‖ selected for training), in nats; `None` without a selection.
     pub kl_reduction: Option<f64>,
     /// The same of a random sample of the same share instead of the selection: what is lost by being few.
     #[serde(default)]
@@ -161,7 +163,10 @@ impl OpenWindow {
         let to_selected = |ChosenCandidate { offset, target: of, key, inclusion_probability, candidate }| {
             let Candidate { document, score, other_weights, buckets, number } = candidate;
             numbers[of].push(number);
+            // What is held out must not say what is selected next.
+            let held_out = selector.is_held_out(&document.id);
             match buckets {
+                _ if held_out => {}
                 Some(buckets) => selected_counts[of].add_list(&buckets),
                 None => {
                     selected_counts[of].add_text(&document.text, target.featuriser(), &mut scratch);
@@ -180,6 +185,7 @@ impl OpenWindow {
                 inclusion_probability,
                 loss_weight: selector.loss.map(|term| term.log_weight(score.loss)),
                 tenth: tenth_of(log_weights[of][number], &ranked[of]),
+                held_out,
             }
         };
         let selected: Vec<_> = chosen.into_iter().map(to_selected).collect();

@@ -38,6 +38,7 @@ fn selector(fraction: &str) -> SelectorSettings {
         quotas: Quotas::default(),
         loss: None,
         filter: None,
+        holdout: None,
     }
 }
 
@@ -89,6 +90,41 @@ fn kinds() -> impl Strategy<Value = Vec<Kind>> {
         1 => (1u8..4).prop_map(Kind::Gap),
     ];
     proptest::collection::vec(kind, 0..20)
+}
+
+proptest! {
+    /// Held-out documents compete as all others do, and do not count in what was selected.
+    #[test]
+    fn what_is_held_out_is_chosen_and_not_counted(
+        texts in proptest::collection::vec("(good|bad|noise| ){1,12}", 0..20),
+        share in 1u32..100,
+    ) {
+        let model = model();
+        let weight = weight(&model);
+        let decide = |holdout| {
+            let selector = SelectorSettings { holdout, ..selector("0.5") };
+            let (mut window, noise) = open(&selector);
+            for (offset, text) in (100..).zip(&texts) {
+                window.push(record(offset, text, &model), &weight, &selector, &noise);
+            }
+            window.close(CloseReason::Idle, &selector, &noise, &model.target_distribution())
+        };
+        let share = format!("0.{share:02}").parse().unwrap();
+        let (without, with) = (decide(None), decide(Some(share)));
+        let key = |d: &SelectedDocument| (d.offset, d.selection_key.to_bits(), d.inclusion_probability.to_bits());
+        prop_assert_eq!(without.selected.iter().map(key).collect::<Vec<_>>(), with.selected.iter().map(key).collect::<Vec<_>>());
+        prop_assert_eq!(&without.raw_counts, &with.raw_counts);
+        let mut counts = NgramCounts::zero(BUCKETS as usize);
+        for selected in &with.selected {
+            prop_assert_eq!(selected.held_out, crate::select::is_held_out(&selected.document.id, share));
+            if !selected.held_out {
+                counts.add_text(&selected.document.text, &model.featuriser, &mut Scratch::default());
+            }
+        }
+        prop_assert_eq!(&with.selected_counts[0], &counts);
+        prop_assert!(without.selected.iter().all(|d| !d.held_out));
+        prop_assert_eq!(with.summary.kl_reduction.is_some(), counts.total() > 0);
+    }
 }
 
 proptest! {

@@ -9,7 +9,7 @@ use arrow::array::{Array, Float64Array, Int32Array, Int64Array, StringArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use winnowd::catalog::{Access, CatalogReader, SqlCatalog, Totals};
 use winnowd::config::CatalogUrl;
-use winnowd::manifest::DeadLetterFile;
+use winnowd::manifest::{DeadLetterFile, ManifestEntry, SideFile};
 use winnowd::sink::{StoredDeadLetter, read_dead_letters};
 use winnowd::window::WindowSummary;
 
@@ -26,6 +26,8 @@ pub struct Row {
     pub inclusion_probability: f64,
     pub sample_weight: f64,
     pub window: String,
+    /// Whether it stands in a file of the validation split.
+    pub held_out: bool,
     /// Of several targets: the one that chose it, and its weight for each.
     pub target: Option<String>,
     pub log_importance_weights: Vec<(String, f64)>,
@@ -56,15 +58,26 @@ impl Published {
         assert_eq!(manifest.lines().count(), shards.len(), "lines of manifest.jsonl");
         let mut rows = Vec::new();
         for (line, (sequence, shard)) in manifest.lines().zip(&shards) {
-            let entry: winnowd::manifest::ManifestEntry = serde_json::from_str(line).expect("a manifest entry");
+            let entry: ManifestEntry = serde_json::from_str(line).expect("a manifest entry");
             assert_eq!(Some(&entry), shard.entry(*sequence).as_ref());
             let path = folder.join("out").join(&entry.path);
             assert_eq!(std::fs::metadata(&path).expect("the file").len(), entry.bytes);
             assert_eq!(entry.digest, digest(&path));
             let before = rows.len();
-            read_rows(&path, &mut rows);
+            read_rows(&path, false, &mut rows);
             assert_eq!((rows.len() - before) as u64, entry.rows);
+            if let Some(file) = &entry.validation {
+                let (path, before) = (folder.join("out").join(&file.path), rows.len());
+                assert_eq!(
+                    (std::fs::metadata(&path).expect("the file").len(), digest(&path)),
+                    (file.bytes, file.digest.clone())
+                );
+                read_rows(&path, true, &mut rows);
+                assert!(file.rows > 0 && (rows.len() - before) as u64 == file.rows);
+            }
         }
+        let entries: Vec<_> = manifest.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect();
+        assert_side_files(folder, &entries);
         let mut dead_letters = Vec::new();
         for DeadLetterFile { path, rows, bytes, digest: expected } in letter_files {
             let file = folder.join("out").join(&path);
@@ -115,12 +128,27 @@ impl Published {
     }
 }
 
+/// Where there are side files, they say what the manifest says.
+fn assert_side_files(folder: &Path, entries: &[ManifestEntry]) {
+    for project in ["litdata", "fms"] {
+        for file in SideFile::of_project(project).expect("a project") {
+            let Ok(content) = std::fs::read(folder.join("out").join(file.path())) else { continue };
+            assert_eq!(file.sequence(&content), entries.len() as i64, "{}", file.path());
+            let parts = |content: Vec<u8>| match serde_json::from_slice::<serde_json::Value>(&content) {
+                Ok(index) => index["chunks"].to_string(),
+                Err(_) => String::from_utf8(content).expect("text"),
+            };
+            assert_eq!(parts(content), parts(file.extended(b"", entries, &[])), "{}", file.path());
+        }
+    }
+}
+
 fn digest(path: &Path) -> String {
     let output = Command::new("sha256sum").arg(path).output().expect("sha256sum").stdout;
     format!("sha256:{}", String::from_utf8_lossy(&output[..64]))
 }
 
-fn read_rows(path: &Path, rows: &mut Vec<Row>) {
+fn read_rows(path: &Path, held_out: bool, rows: &mut Vec<Row>) {
     let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("the shard")).expect("Parquet");
     for batch in reader.build().expect("Parquet") {
         let batch = batch.expect("Parquet");
@@ -145,6 +173,7 @@ fn read_rows(path: &Path, rows: &mut Vec<Row>) {
             inclusion_probability: floats("inclusion_probability").value(i),
             sample_weight: floats("sample_weight").value(i),
             window: strings("window").value(i).to_owned(),
+            held_out,
             target: (!by_target.is_empty()).then(|| strings("target").value(i).to_owned()),
             log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
             loss: optional("loss", i),

@@ -85,7 +85,8 @@ fn compare_derived(rows: &[PublishedRow], again: &ClosedWindow, derived: &Derive
     let by_offset: BTreeMap<i64, &PublishedRow> = rows.iter().map(|row| (row.offset, row)).collect();
     let fields = derived.fields();
     for documents in again.selected.chunks(DERIVED_ROWS) {
-        let now = derived.of(documents, &again.summary.at);
+        let documents: Vec<&SelectedDocument> = documents.iter().collect();
+        let now = derived.of(&documents, &again.summary.at);
         for (i, document) in documents.iter().enumerate() {
             let Some(row) = by_offset.get(&document.offset) else { continue };
             for (field, now) in fields.iter().zip(&now.arrays) {
@@ -118,6 +119,10 @@ fn compare(row: &PublishedRow, document: &SelectedDocument, window: &str, found:
     };
     if row.id != document.document.id {
         differ("id", &row.id, &document.document.id);
+    }
+    if row.held_out != document.held_out {
+        let split = |held_out| if held_out { "validation" } else { "train" };
+        differ("split", &split(row.held_out), &split(document.held_out));
     }
     if row.window != window {
         differ("window", &row.window, &window);
@@ -210,6 +215,7 @@ mod tests {
             inclusion_probability,
             loss_weight: None,
             tenth: 9,
+            held_out: false,
         };
         let row = PublishedRow {
             id,
@@ -218,6 +224,7 @@ mod tests {
             selection_key,
             inclusion_probability,
             window,
+            held_out: false,
             target: Some("math".into()),
             log_importance_weights: vec![("code".into(), 1.0), ("math".into(), 2.0)],
             losses: vec![("loss", None), ("loss_weight", None), ("expected_loss", Some(3.5))],
@@ -247,6 +254,7 @@ mod tests {
         );
         differs(|window, _| window.turns[0].n_selected = 2, "turn 0: published web for code: 2 of 5");
         differs(|window, _| drop(window.turns.pop()), "turns: published 1, now 2");
+        differs(|_, row| row.held_out = true, "offset 3: split: published validation, now train");
         differs(|_, row| row.target = Some("code".into()), "offset 3: target: published code, now math");
         differs(|_, row| row.log_importance_weights[0].1 = -1.0, "log importance weight for code: published -1, now 1");
         differs(|_, row| row.losses[0].1 = Some(2.0), "loss: published 2, now none");

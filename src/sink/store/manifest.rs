@@ -13,9 +13,9 @@ use crate::crash;
 
 const MANIFEST: &str = "manifest.jsonl";
 /// Beside a local manifest: whoever adds to it has it locked. The system frees it however a process ends.
-const MANIFEST_LOCK: &str = ".manifest.lock";
+pub(super) const MANIFEST_LOCK: &str = ".manifest.lock";
 /// How long to wait for another worker, which may have been stopped while it had the manifest locked.
-const MANIFEST_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const MANIFEST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A manifest that is open for lines to be added.
 pub struct Manifest {
@@ -44,7 +44,7 @@ impl ShardStore {
         let Some(root) = self.local_root.clone() else { return self.open_remote_manifest().await };
         let open = move || {
             let lock = File::options().create(true).append(true).open(root.join(MANIFEST_LOCK))?;
-            lock_soon(&lock)?;
+            lock_within(&lock, MANIFEST_PATIENCE)?;
             let options = File::options().create(true).truncate(false).read(true).write(true).clone();
             let mut file = options.open(root.join(MANIFEST))?;
             let (last_sequence, end) = whole_lines(&mut file)?;
@@ -149,9 +149,9 @@ impl Manifest {
     }
 }
 
-/// Locks a file within [`MANIFEST_PATIENCE`].
-fn lock_soon(file: &File) -> std::io::Result<()> {
-    let deadline = Instant::now() + MANIFEST_PATIENCE;
+/// Locks a file, or tells that somebody else has it locked for so long.
+pub(super) fn lock_within(file: &File, patience: Duration) -> std::io::Result<()> {
+    let deadline = Instant::now() + patience;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(()),

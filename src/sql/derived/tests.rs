@@ -28,6 +28,7 @@ fn selected(offset: i64, record: &str) -> SelectedDocument {
         inclusion_probability: 1.0,
         loss_weight: None,
         tenth: 0,
+        held_out: false,
     }
 }
 
@@ -36,10 +37,10 @@ fn derive(columns: &[(&str, &str)], records: &[&str]) -> Derived {
     let compiled = DerivedColumns::compile(&settings(columns)).unwrap();
     let at = TopicPartition::new("docs", 1);
     let documents: Vec<_> = (0..).zip(records).map(|(offset, record)| selected(offset, record)).collect();
-    let together = compiled.of(&documents, &at);
+    let together = compiled.of(&documents.iter().collect::<Vec<_>>(), &at);
     let mut failed = vec![0; columns.len()];
     for (row, document) in documents.iter().enumerate() {
-        let alone = compiled.of(std::slice::from_ref(document), &at);
+        let alone = compiled.of(&[document], &at);
         for (column, array) in alone.arrays.iter().enumerate() {
             assert_eq!(array, &together.arrays[column].slice(row, 1), "row {row}");
             failed[column] += alone.failed[column];
