@@ -1,6 +1,7 @@
 //! `winnowd replay`: published windows decided again, from the records that Kafka still has.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -88,7 +89,7 @@ pub fn replay(arguments: &ReplayArguments) -> anyhow::Result<()> {
 }
 
 /// `topic/partition/from-to`.
-fn parse_window(id: &str) -> Result<(TopicPartition, Interval), String> {
+pub(super) fn parse_window(id: &str) -> Result<(TopicPartition, Interval), String> {
     let parse = || {
         let (partition, interval) = id.rsplit_once('/')?;
         let (topic, partition) = partition.rsplit_once('/')?;
@@ -160,7 +161,9 @@ impl Verification {
         // Partition by partition, so that records are read on and on.
         windows.sort_by(|(_, a), (_, b)| (&a.at, a.interval.from).cmp(&(&b.at, b.interval.from)));
         let shard = match &manifest.path {
-            Some(path) if windows.iter().any(|(_, window)| window.n_selected > 0) => self.open(manifest, path).await?,
+            Some(path) if windows.iter().any(|(_, window)| window.n_selected > 0) => {
+                open_shard(&self.store, self.scratch_dir.as_deref(), manifest, path).await?
+            }
             _ => Ok(None),
         };
         for (skip, window) in windows {
@@ -188,13 +191,6 @@ impl Verification {
             }
         }
         Ok(())
-    }
-
-    /// The inner error: what is wrong with the file.
-    async fn open(&self, manifest: &ShardManifest, path: &str) -> anyhow::Result<Result<Option<ShardReader>, String>> {
-        let file = self.store.download(path, self.scratch_dir.as_deref()).await.map_err(DaemonError::from)?;
-        let Some(file) = file else { return Ok(Err(format!("{path} is missing"))) };
-        Ok(ShardReader::open(&manifest.shard, file).map(Some).map_err(|e| e.to_string()))
     }
 
     fn say(&self, window: &WindowSummary, outcome: &str, problems: &[String]) -> anyhow::Result<()> {
@@ -229,6 +225,18 @@ impl Verification {
             n => Err(DamagedShards(format!("{n} windows are not what they were published as")).into()),
         }
     }
+}
+
+/// The inner error: what is wrong with the file.
+pub(super) async fn open_shard(
+    store: &ShardStore,
+    scratch_dir: Option<&Path>,
+    manifest: &ShardManifest,
+    path: &str,
+) -> anyhow::Result<Result<Option<ShardReader>, String>> {
+    let file = store.download(path, scratch_dir).await.map_err(DaemonError::from)?;
+    let Some(file) = file else { return Ok(Err(format!("{path} is missing"))) };
+    Ok(ShardReader::open(&manifest.shard, file).map(Some).map_err(|e| e.to_string()))
 }
 
 /// What differs, or what is wrong with the shard.

@@ -102,13 +102,17 @@ impl SelectorSettings {
     /// and the one that is expected of it add. Keys, probabilities and diagnostics are made from it; shards keep the log
     /// importance weight itself.
     pub fn total_log_weight(&self, score: &Score, featuriser: &Featuriser) -> f64 {
-        let of_text = if self.length_normalise {
+        let of_loss = self.loss.map_or(0.0, |term| term.added(score.loss));
+        self.text_log_weight(score, featuriser) + of_loss + score.expected_loss_weight
+    }
+
+    /// The part of it that its n-grams have.
+    pub fn text_log_weight(&self, score: &Score, featuriser: &Featuriser) -> f64 {
+        if self.length_normalise {
             score.log_importance_weight / featuriser.n_ngrams(score.n_tokens).max(1) as f64
         } else {
             score.log_importance_weight
-        };
-        let of_loss = self.loss.map_or(0.0, |term| term.added(score.loss));
-        of_text + of_loss + score.expected_loss_weight
+        }
     }
 
     /// The key by which documents are ranked, highest first.
