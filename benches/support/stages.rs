@@ -188,6 +188,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
             other_weights: Vec::new(),
             is_counted: false,
             refused_by: None,
+            fingerprint: None,
             buckets: Some(BucketList::new(2)),
         });
         let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: record.len() as u64, outcome };

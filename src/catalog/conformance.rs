@@ -8,7 +8,7 @@ use super::*;
 use crate::config::CatalogUrl;
 use crate::score::{ExpectedLossVersion, SelectedVersion};
 use crate::select::{Diagnostics, Quantiles, Quotas, SelectorKind, SelectorSettings, SourceCounts};
-use crate::window::{CloseReason, TargetSummary, TurnSummary};
+use crate::window::{CloseReason, SpreadSummary, TargetSummary, TurnSummary};
 
 /// A catalog under test, and what must live as long as it.
 struct Subject {
@@ -153,6 +153,14 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
         }),
         turns: Vec::new(),
         targets: Vec::new(),
+        spread: Some(SpreadSummary {
+            n_sampled: 32,
+            n_selected: 16,
+            auc_pr: 1.0 / 3.0,
+            auc_pr_of_random: 0.1 + 0.2,
+            source_entropy_of_documents: 0.7,
+            source_entropy_of_selected: 0.0,
+        }),
     }
 }
 
@@ -168,6 +176,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         quotas: Quotas::default(),
         loss: None,
         filter: None,
+        coverage_sample: 32,
     };
     ShardManifest {
         shard: shard.into(),

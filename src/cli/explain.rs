@@ -213,10 +213,11 @@ impl Explaining<'_> {
         let topics = &self.config.kafka.topics;
         if let Ok((at, offset)) = parse_position(id, topics)
             && topics.iter().any(|topic| **topic == *at.topic)
-            && let Ok(found) = self.of_position(&at, offset).await
-            && found.iter().any(|explanation| explanation.id.as_deref() == Some(id))
         {
-            return Ok(found);
+            let found = self.of_position(&at, offset).await?;
+            if found.iter().any(|explanation| explanation.id.as_deref() == Some(id)) {
+                return Ok(found);
+            }
         }
         let places = survey(self.config, &probe(self.config)?, &self.catalog).await?;
         let wanted = |place: &&Place| {

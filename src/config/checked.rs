@@ -72,6 +72,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         quotas: quotas(r),
         loss: losses::term(r, decoder.fields.loss.is_some()),
         filter: filter::filter(r, &decoder.fields),
+        coverage_sample: r.integer("selection.coverage_sample", 0..=10_000) as u32,
     };
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());

@@ -95,6 +95,10 @@ pub struct SelectorSettings {
     /// Documents of which it is not true are never chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<FilterSettings>,
+    /// Documents of a window from which it is measured how well the selection covers them; 0: it is not. It decides nothing, and
+    /// is recorded since the outcome is.
+    #[serde(default)]
+    pub coverage_sample: u32,
 }
 
 impl SelectorSettings {

@@ -25,6 +25,8 @@ enum Use {
     PoolRounding = 4,
     TargetRounding = 5,
     Priority = 6,
+    Measuring = 7,
+    Comparing = 8,
 }
 
 impl Noise {
@@ -74,6 +76,17 @@ impl Noise {
     /// A number in (0, 1) by which the scores of a priority sample are divided.
     pub fn priority(&self, offset: i64) -> f64 {
         self.uniform(offset, Use::Priority)
+    }
+
+    /// A number in (0, 1) that decides whether it is measured what the window from this offset covers.
+    pub fn measuring(&self, from_offset: i64) -> f64 {
+        self.uniform(from_offset, Use::Measuring)
+    }
+
+    /// A number in (0, 1) that decides which selected documents stand for all when that is measured. Independent of
+    /// [`Noise::sampling`], which decides what they are compared with.
+    pub fn comparing(&self, offset: i64) -> f64 {
+        self.uniform(offset, Use::Comparing)
     }
 
     fn uniform(&self, offset: i64, usage: Use) -> f64 {

@@ -242,6 +242,7 @@ model.raw = "adaptive"
 selection.length_normalise = true
 selection.temperature = 0.3
 selection.mixing = "odm"
+selection.coverage_sample = 4
 feedback.topic = "{topic}-losses"
 losses.topic = "{topic}-ranks"
 losses.weights_topic = "{topic}-weights"

@@ -78,12 +78,17 @@ impl<'a> Witness<'a> {
     }
 
     fn enter(&mut self, offset: i64, document: &ScoredDocument) {
-        let pool = self.division.pool_of(document.content.source());
-        let key = |weight: f64| self.key(offset, &Score { log_importance_weight: weight, ..document.score });
+        let Witness { selector, division, noise, weight, contenders, .. } = self;
+        let pool = division.pool_of(document.content.source());
+        let featuriser = weight.weight.featuriser();
+        let key = |log_importance_weight: f64| {
+            let score = Score { log_importance_weight, ..document.score };
+            selector.key(noise, offset, selector.total_log_weight(&score, featuriser))
+        };
         let first = document.score.log_importance_weight;
         // Of several targets every candidate of the window has all weights: see `Candidates::might_hold`.
         let keys = std::iter::once(first).chain(document.other_weights.iter().copied()).map(key);
-        self.contenders.enter(offset, pool, keys);
+        contenders.enter(offset, pool, keys);
     }
 
     fn see(&mut self, record: Record<'_>, scored: &ScoredRecord, wanted: Wanted<'_>) {
@@ -96,7 +101,7 @@ impl<'a> Witness<'a> {
             return;
         }
         let of_document = |scored: &ScoredDocument| {
-            let text = document.as_ref().map_or("", |document| &document.text);
+            let text = document.as_ref().map_or("", |document| &*document.text);
             let mut log_importance_weights = vec![scored.score.log_importance_weight];
             // Those of a document that cannot be selected have not been asked for so far.
             log_importance_weights.extend(self.weight.for_others(text, None, &mut Scratch::default()));
@@ -109,11 +114,6 @@ impl<'a> Witness<'a> {
             timestamp_ms: document.as_ref().map_or(timestamp_ms, |document| document.timestamp_ms),
             outcome: scored.outcome.as_ref().map(of_document).map_err(|letter| letter.reject.clone()),
         });
-    }
-
-    pub fn key(&self, offset: i64, score: &Score) -> f64 {
-        let featuriser = self.weight.weight.featuriser();
-        self.selector.key(self.noise, offset, self.selector.total_log_weight(score, featuriser))
     }
 }
 
