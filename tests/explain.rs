@@ -1,4 +1,4 @@
-//! `winnowd explain`: every outcome, and that its numbers are those in the shard, to the last bit. On `KAFKA_BOOTSTRAP`, or else
+//! `winnowd explain`: every outcome, and that its numbers are those in the shard, to the last bit; and what windows cover. On `KAFKA_BOOTSTRAP`, or else
 //! the in-process cluster.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -55,7 +55,8 @@ fn number(value: &Value) -> f64 {
 /// the selected ones stand in the shard.
 fn check_one_target(explanations: &[Value], window: &WindowSummary, rows: &[&Row], seed: u64) {
     let noise = Noise::new(seed, &window.at);
-    let candidates: Vec<&Value> = explanations.iter().filter(|e| !e["document"]["targets"][0]["rank"].is_null()).collect();
+    let candidates: Vec<&Value> =
+        explanations.iter().filter(|e| !e["document"]["targets"][0]["rank"].is_null()).collect();
     let mut by_key: Vec<(f64, u64, bool)> = Vec::new();
     for of in &candidates {
         let (document, target) = (&of["document"], &of["document"]["targets"][0]);
@@ -111,7 +112,9 @@ fn mixed(n: u64) -> Option<Vec<u8>> {
     match n % 30 {
         5 => Some(b"{\"id\": \"broken".to_vec()),
         8 => None,
-        15 => Some(json!({ "id": format!("d{n}"), "source": "s0", "text": "select table", "n": n }).to_string().into_bytes()),
+        15 => Some(
+            json!({ "id": format!("d{n}"), "source": "s0", "text": "select table", "n": n }).to_string().into_bytes(),
+        ),
         _ => Some(document.to_string().into_bytes()),
     }
 }
@@ -126,7 +129,8 @@ fn every_record_of_a_window_is_explained_as_it_was_decided() {
     producer.flush();
     run_until(&deployment, n);
     let published = deployment.published();
-    let window = published.windows.iter().find(|window| window.at.partition == 1 && window.interval.from == 30).unwrap();
+    let window =
+        published.windows.iter().find(|window| window.at.partition == 1 && window.interval.from == 30).unwrap();
     let rows: Vec<&Row> = published.rows.iter().filter(|row| row.window == window.id()).collect();
     assert_eq!(rows.len() as u64, window.n_selected);
     let explanations: Vec<Value> = (30..60).map(|offset| at_position(&deployment, 1, offset)).collect();
@@ -142,14 +146,23 @@ fn every_record_of_a_window_is_explained_as_it_was_decided() {
         let letter = published.dead_letters.iter().find(|letter| (letter.at.partition, letter.offset) == (1, offset));
         assert_eq!(letter.is_some(), outcome == "dead_letter", "{of}");
         if let Some(letter) = letter {
-            assert_eq!((&of["dead_letter"]["reason"], &of["dead_letter"]["detail"]), (&json!(letter.reason), &json!(letter.detail)));
+            assert_eq!(
+                (&of["dead_letter"]["reason"], &of["dead_letter"]["detail"]),
+                (&json!(letter.reason), &json!(letter.detail))
+            );
             assert!(deployment.folder.path().join("out").join(of["path"].as_str().unwrap()).exists());
             continue;
         }
-        assert_eq!((&of["id"], &of["document"]["refused_by"].is_null()), (&json!(format!("d{n}")), &(outcome != "filtered")));
+        assert_eq!(
+            (&of["id"], &of["document"]["refused_by"].is_null()),
+            (&json!(format!("d{n}")), &(outcome != "filtered"))
+        );
         let why = of["why"].as_str().unwrap();
         match outcome {
-            "selected" => assert!(of["path"].as_str().unwrap().starts_with("shards/") && why.contains("is above the threshold"), "{why}"),
+            "selected" => assert!(
+                of["path"].as_str().unwrap().starts_with("shards/") && why.contains("is above the threshold"),
+                "{why}"
+            ),
             "below_threshold" => assert!(why.contains("is not above the threshold") && of["path"].is_null(), "{why}"),
             "too_short" => assert!(why.contains("it has 2 tokens, at least 5 are asked for"), "{why}"),
             _ => assert!(why.contains(if n % 3 == 1 { "source" } else { "100" }), "{why}"),
@@ -159,7 +172,10 @@ fn every_record_of_a_window_is_explained_as_it_was_decided() {
     assert_eq!((count("selected"), count("too_short")), (window.n_selected, window.n_too_short), "{outcomes:?}");
     assert_eq!(count("dead_letter"), window.n_dead_letters, "{outcomes:?}");
     assert_eq!(count("below_threshold") + count("filtered") + count("too_short"), window.n_rejected, "{outcomes:?}");
-    assert!(["selected", "below_threshold", "filtered", "too_short", "dead_letter"].iter().all(|name| count(name) > 0), "{outcomes:?}");
+    assert!(
+        ["selected", "below_threshold", "filtered", "too_short", "dead_letter"].iter().all(|name| count(name) > 0),
+        "{outcomes:?}"
+    );
 
     by_id(&deployment, &published, window, &explanations);
     outside(&broker, &deployment, window);
@@ -271,7 +287,10 @@ fn several_targets_and_sources_are_explained_turn_by_turn() {
         assert_eq!((turns.len(), expected.len()), (2, 2));
         for (turn, expected) in turns.iter().zip(expected) {
             assert_eq!((&turn["target"], &turn["source"]), (&json!(expected.target), &source));
-            assert_eq!((&turn["budget"], &turn["n_candidates"]), (&json!(expected.n_selected), &json!(expected.n_candidates)));
+            assert_eq!(
+                (&turn["budget"], &turn["n_candidates"]),
+                (&json!(expected.n_selected), &json!(expected.n_candidates))
+            );
             assert_eq!(turn["threshold"].as_f64(), expected.threshold);
         }
         let targets = document["targets"].as_array().unwrap();
@@ -309,7 +328,10 @@ fn several_targets_and_sources_are_explained_turn_by_turn() {
     // A document that competes with nobody has its weights, too.
     let short = at_position(&deployment, 0, 60);
     assert_eq!((&short["outcome"], short["document"]["targets"].as_array().unwrap().len()), (&json!("too_short"), 2));
-    assert!(short["document"]["targets"].as_array().unwrap().iter().all(|t| t["log_importance_weight"].is_number()), "{short}");
+    assert!(
+        short["document"]["targets"].as_array().unwrap().iter().all(|t| t["log_importance_weight"].is_number()),
+        "{short}"
+    );
 }
 
 /// What retention has removed cannot be decided again; what the shard still says of it is told.
@@ -339,14 +361,23 @@ fn what_is_no_longer_in_kafka_is_said_to_be_gone() {
     }
     let window = published.windows.iter().find(|window| window.interval.from == 50).unwrap().id();
     for (arguments, rest) in [
-        (["--position".to_owned(), format!("0:{}", selected.offset)], format!("has offset {} (`{}`), selected with", selected.offset, selected.id)),
-        (["--position".to_owned(), format!("0:{rejected}")], "it is none of the 10 that were selected of the window".to_owned()),
+        (
+            ["--position".to_owned(), format!("0:{}", selected.offset)],
+            format!("has offset {} (`{}`), selected with", selected.offset, selected.id),
+        ),
+        (
+            ["--position".to_owned(), format!("0:{rejected}")],
+            "it is none of the 10 that were selected of the window".to_owned(),
+        ),
         (["--position".to_owned(), "0:99".to_owned()], "has it as a dead letter: malformed_json".to_owned()),
     ] {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let (out, error) = said(&deployment, &arguments, 69);
         assert!(out.is_empty(), "{out}");
-        assert!(error.contains(&format!("{window} cannot be decided again: its records are deleted: the log holds ")), "{error}");
+        assert!(
+            error.contains(&format!("{window} cannot be decided again: its records are deleted: the log holds ")),
+            "{error}"
+        );
         assert!(error.contains(&rest), "{error}");
     }
     let (_, error) = said(&deployment, &["--window", &window, "--id", &selected.id], 69);
@@ -364,7 +395,8 @@ fn offsets_without_a_decision_are_told_apart() {
     let deployment = Deployment::new(&broker, "kafka.on_lost_offset = \"skip\"\nwindow.max_documents = 20");
     let transactional = broker.transactional_producer();
     for (commit, first) in [(false, 100), (true, 200)] {
-        transactional.transaction(commit, |producer| (first..first + 10).for_each(|i| producer.send(0, Some(&document(i)))));
+        transactional
+            .transaction(commit, |producer| (first..first + 10).for_each(|i| producer.send(0, Some(&document(i)))));
     }
     let producer = broker.producer();
     (0..30).for_each(|i| producer.send(1, Some(&document(i))));
@@ -387,4 +419,64 @@ fn offsets_without_a_decision_are_told_apart() {
     assert!(skipped["why"].as_str().unwrap().contains("offsets 30..40 were passed over (retention"), "{skipped}");
     let at = TopicPartition::new(broker.topic.as_str(), 1);
     assert_eq!(skipped["position"], json!(at.position(35)));
+}
+
+/// In manifests, the catalog, metrics and status, in SQL, and once more when windows are decided again.
+#[test]
+fn what_windows_cover_is_shown_everywhere_and_repeated() {
+    let broker = Broker::with_topic("measured", 2);
+    let deployment = Deployment::new(&broker, "window.max_documents = 100\nselection.coverage_sample = 4");
+    let producer = broker.producer();
+    let n = 2_050;
+    (0..n).for_each(|i| producer.send((i % 2) as i32, Some(&document(i))));
+    producer.flush();
+    let daemon = deployment.start();
+    wait_for("documents to be decided", || (deployment.totals().n_records as u64 >= n).then_some(()));
+    let published = deployment.published();
+    let spreads: Vec<_> = published.windows.iter().filter_map(|window| window.spread).collect();
+    let is_last = |window: &&WindowSummary| window.interval.to == 1_025;
+    assert!(published.windows.iter().filter(is_last).all(|window| window.spread.is_some()), "what is quiet is measured");
+    // A twelfth of the twenty full windows on average: not all of them in 1 of 10^21 seeds.
+    assert!(spreads.len() < published.windows.len(), "{} of {}", spreads.len(), published.windows.len());
+    assert!(spreads.iter().all(|s| s.n_sampled == 4 && s.n_selected == 2 && s.auc_pr > 0.0 && s.auc_pr_of_random > 0.0));
+    // Three sources, evenly.
+    assert!(spreads.iter().all(|s| (s.source_entropy_of_documents - 3f64.ln()).abs() < 0.05), "{spreads:?}");
+
+    let status: Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
+    let coverage = &status["coverage"];
+    assert_eq!(coverage["n_windows"], spreads.len(), "{coverage}");
+    let mean = spreads.iter().map(|s| s.auc_pr).sum::<f64>() / spreads.len() as f64;
+    assert!((number(&coverage["auc_pr"]) - mean).abs() < 1e-9, "{coverage} for {mean}");
+    assert_eq!(daemon.metric("winnowd_coverage_distance{to=\"selected\"}"), number(&coverage["auc_pr"]));
+    assert_eq!(daemon.metric("winnowd_coverage_distance{to=\"random\"}"), number(&coverage["auc_pr_of_random"]));
+    let last = &coverage["last_window"];
+    assert_eq!(daemon.metric("winnowd_window_coverage_distance{to=\"selected\"}"), number(&last["auc_pr"]));
+    assert_eq!(
+        daemon.metric("winnowd_window_source_entropy_nats{of=\"selected\"}"),
+        number(&last["source_entropy_of_selected"])
+    );
+    assert_eq!(daemon.stop(), Some(0));
+
+    let sql = "SELECT count(auc_pr) AS n, sum(auc_pr) AS a FROM windows";
+    let answer = deployment.winnowd(&["query", "--format", "json", sql]);
+    let answer: Value = serde_json::from_slice(answer.stdout.split(|byte| *byte == b'\n').next().unwrap()).unwrap();
+    assert_eq!(answer["n"], spreads.len());
+    assert!((number(&answer["a"]) - mean * spreads.len() as f64).abs() < 1e-9);
+    // By what is recorded: the configuration says otherwise by now.
+    let text = std::fs::read_to_string(&deployment.config).unwrap();
+    std::fs::write(&deployment.config, text.replace("coverage_sample = 4", "coverage_sample = 0")).unwrap();
+    let verified = deployment.winnowd(&["replay", "--verify"]);
+    let told = String::from_utf8_lossy(&verified.stdout);
+    assert!(told.contains(&format!("{} windows are the same", published.windows.len())), "{told}");
+
+    // Turned off, nothing of it is there, and what was recorded before is read as it was.
+    producer.send(0, Some(&document(n)));
+    producer.flush();
+    let daemon = deployment.start();
+    wait_for("one more", || (deployment.totals().n_records as u64 > n).then_some(()));
+    assert!(!daemon.get("/metrics").1.contains("winnowd_coverage_distance{"));
+    let status: Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
+    assert_eq!(status["coverage"], Value::Null);
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(deployment.published().windows.iter().filter_map(|window| window.spread).count(), spreads.len());
 }

@@ -125,7 +125,12 @@ struct Explaining<'a> {
 
 impl Explaining<'_> {
     /// The documents of this id in a window.
-    async fn in_window(&mut self, at: &TopicPartition, interval: Interval, id: &str) -> anyhow::Result<Vec<Explanation>> {
+    async fn in_window(
+        &mut self,
+        at: &TopicPartition,
+        interval: Interval,
+        id: &str,
+    ) -> anyhow::Result<Vec<Explanation>> {
         let manifest = self.shard_of_window(at, interval).await?;
         let found = self.decide(&manifest, at, interval, Wanted::Id(id)).await?;
         if !found.is_empty() {
@@ -138,7 +143,9 @@ impl Explaining<'_> {
             shown(interval),
             match n_dead_letters {
                 0 => String::new(),
-                n => format!(", and {n} of its records could not be read, so that they have none (winnowd dead-letters list)"),
+                n => format!(
+                    ", and {n} of its records could not be read, so that they have none (winnowd dead-letters list)"
+                ),
             }
         );
         let outside = Explanation::outside(None, Some(id.to_owned()), Outcome::NotInWindow, why);
@@ -228,7 +235,8 @@ impl Explaining<'_> {
         let (mut found, mut n_offsets) = (Vec::new(), 0);
         for place in places.iter().filter(wanted) {
             let (low, high) = place.log.unwrap_or_default();
-            let (first, end) = (arguments.from.map_or(low, |from| from.max(low)), arguments.to.map_or(high, |to| to.min(high)));
+            let (first, end) =
+                (arguments.from.map_or(low, |from| from.max(low)), arguments.to.map_or(high, |to| to.min(high)));
             n_offsets += (end - first).max(0);
             let mut from = first;
             while from < end {
@@ -322,7 +330,11 @@ fn shown(Interval { from, to }: Interval) -> String {
 fn whereabouts(place: &Place, offset: i64) -> (Outcome, String) {
     if let Some(gap) = place.gaps.iter().find(|gap| (gap.interval.from..gap.interval.to).contains(&offset)) {
         let noted = crate::manifest::rfc3339(gap.noted_at_ms);
-        let why = format!("it is never decided: offsets {} were passed over ({}, {noted})", gap.interval, gap.reason.as_str());
+        let why = format!(
+            "it is never decided: offsets {} were passed over ({}, {noted})",
+            gap.interval,
+            gap.reason.as_str()
+        );
         return (Outcome::Skipped, why);
     }
     let end = place.log.map_or(String::new(), |(low, high)| format!(", the log holds {low}..{high}"));
@@ -356,8 +368,13 @@ mod tests {
     #[test]
     fn an_offset_outside_of_windows_is_somewhere() {
         let at = TopicPartition::new("docs", 3);
-        let checkpoint =
-            Checkpoint { topic: "docs".into(), partition: 3, next_offset: Some(500), owner_epoch: 1, owner: "w".into() };
+        let checkpoint = Checkpoint {
+            topic: "docs".into(),
+            partition: 3,
+            next_offset: Some(500),
+            owner_epoch: 1,
+            owner: "w".into(),
+        };
         let interval = Interval { from: 200, to: 300 };
         let gap = Gap { at: at.clone(), interval, reason: GapReason::Retention, noted_at_ms: 0 };
         let mut place = Place { at, checkpoint: Some(checkpoint), log: Some((300, 900)), gaps: vec![gap] };

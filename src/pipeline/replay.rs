@@ -79,7 +79,17 @@ impl Replay {
         let topic = |error| if let SourceError::TopicRecreated { topic, .. } = error { Some(topic) } else { None };
         let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
         let scorer = Scorer::new(config.decoder.clone(), 0);
-        Ok(Replay { config, catalog, reader, scorer, recreated, model: None, weight: None, filter: None, clauses: Vec::new() })
+        Ok(Replay {
+            config,
+            catalog,
+            reader,
+            scorer,
+            recreated,
+            model: None,
+            weight: None,
+            filter: None,
+            clauses: Vec::new(),
+        })
     }
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.

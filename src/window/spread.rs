@@ -10,8 +10,8 @@ use super::CloseReason;
 use crate::features::{BucketList, Featuriser, PointScratch, Projection, Scratch};
 use crate::select::{NearestDistances, Noise, Reservoir, SelectorSettings, SourceCounts};
 
-/// A window of so many documents for each one of the sample is always measured, a smaller one in proportion less often. A point
-/// takes about as long as to score three to six documents, and for each document of the sample there are one and a half.
+/// A window of so many documents for each one of the sample is always measured, a smaller one in proportion less often. For each one
+/// there are one and a half points, and a point takes as long as to score two documents with `fast` (benches/README.md).
 const DOCUMENTS_PER_SAMPLED: u64 = 300;
 
 /// Longer lists become points at once: 4,000 n-grams of up to 65,536 buckets, some 9 kB of English.
@@ -149,6 +149,8 @@ impl Sample {
 /// The selected documents that are looked at, by offset: those with the highest numbers.
 pub(super) fn compared(offsets: impl Iterator<Item = i64>, n: usize, noise: &Noise) -> Vec<i64> {
     let mut best = Reservoir::new(n);
-    offsets.for_each(|offset| drop(best.offer(offset, noise.comparing(offset), ())));
+    for offset in offsets {
+        best.offer(offset, noise.comparing(offset), ());
+    }
     best.into_items().into_iter().map(|chosen| chosen.offset).collect()
 }

@@ -66,7 +66,11 @@ async fn an_offset_leads_to_the_shard_of_its_window<C: Catalog + ReplayCatalog>(
         (1, 124, None),
         (2, 100, None),
     ] {
-        assert_eq!(of(PIPELINE, partition, offset).await.as_deref(), expected, "partition {partition}, offset {offset}");
+        assert_eq!(
+            of(PIPELINE, partition, offset).await.as_deref(),
+            expected,
+            "partition {partition}, offset {offset}"
+        );
     }
     assert_eq!(of("other", 0, 100).await, None);
 }

@@ -139,7 +139,8 @@ fn print_divergence(sample: &Sample, model: &Model, selected: &HashSet<String>) 
 /// AUC_pr of the whole selection, from every document.
 fn print_coverage(sample: &Sample, model: &Model, selected: &HashSet<String>) {
     let mut scratch = Scratch::default();
-    let mut point = |document: &SampleDocument| Projection::OF_TEXTS.of_text(&document.text, &model.featuriser, &mut scratch);
+    let mut point =
+        |document: &SampleDocument| Projection::OF_TEXTS.of_text(&document.text, &model.featuriser, &mut scratch);
     let points: Vec<Vec<f32>> = sample.stream.iter().map(&mut point).collect();
     let mut distances = [NearestDistances::new(&points), NearestDistances::new(&points)];
     let mut random = Reservoir::new(selected.len());

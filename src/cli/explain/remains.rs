@@ -46,5 +46,7 @@ pub(super) async fn of(
         Wanted::Id(_) => ", unless it was a dead letter",
     };
     let n = rows.len();
-    Ok(format!("it is none of the {n} that were selected of the window{unless}, and what it weighed cannot be told any more"))
+    Ok(format!(
+        "it is none of the {n} that were selected of the window{unless}, and what it weighed cannot be told any more"
+    ))
 }

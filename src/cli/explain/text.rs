@@ -45,7 +45,10 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
     if let Some(competition) = &explanation.competition {
         let shard = explanation.shard.as_deref().unwrap_or("-");
         let window = explanation.window.as_deref().unwrap_or("-");
-        line("window", format!("{window}, closed by {}, decided again as shard {shard} has it", competition.closed_by))?;
+        line(
+            "window",
+            format!("{window}, closed by {}, decided again as shard {shard} has it", competition.closed_by),
+        )?;
         let n = (competition.n_documents, competition.n_candidates, competition.n_selected);
         line("documents", format!("{}, of which {} could be selected and {} were", n.0, n.1, n.2))?;
         for (what, version) in [
@@ -69,11 +72,13 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
         let of = loss.loss.map_or("no loss, which counts as the mean".to_owned(), |loss| format!("loss {loss}"));
         let (strategy, coefficient) = (loss.term.strategy.as_str(), loss.term.coefficient);
         let range = format!("{}..{}", loss.term.low, loss.term.high);
-        let value = format!("{:+.6} = {coefficient} × {:.6}, {strategy} of {of} in {range}", loss.added, loss.loss_weight);
+        let value =
+            format!("{:+.6} = {coefficient} × {:.6}, {strategy} of {of} in {range}", loss.added, loss.loss_weight);
         line("  its loss adds", value)?;
     }
     if let Some(expected) = &document.expected_loss {
-        let of = expected.expected_loss.map_or("nothing learnt yet".to_owned(), |loss| format!("{loss:.6} nats a token"));
+        let of =
+            expected.expected_loss.map_or("nothing learnt yet".to_owned(), |loss| format!("{loss:.6} nats a token"));
         let (coefficient, version) = (expected.coefficient, expected.version);
         line("  expected loss adds", format!("{:+.6} = {coefficient} × {of}, version {version}", expected.added))?;
     }

@@ -226,10 +226,14 @@ impl Asked<'_> {
         let competition = self.competition(seen);
         let min_tokens = manifest.selector.min_tokens;
         let (outcome, why) = match (&of_document.refused_by, by) {
-            (Some(clause), _) => (Outcome::Filtered, format!("documents.filter refuses it, since this clause is not true of it: {clause}")),
+            (Some(clause), _) => (
+                Outcome::Filtered,
+                format!("documents.filter refuses it, since this clause is not true of it: {clause}"),
+            ),
             _ if document.score.n_tokens < min_tokens => {
                 let n_tokens = document.score.n_tokens;
-                let why = format!("it has {n_tokens} tokens, at least {min_tokens} are asked for (selection.min_tokens)");
+                let why =
+                    format!("it has {n_tokens} tokens, at least {min_tokens} are asked for (selection.min_tokens)");
                 (Outcome::TooShort, why)
             }
             (None, Some(by)) => (Outcome::Selected, in_words(&of_document.targets, &competition.turns, Some(by))),

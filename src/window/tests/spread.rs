@@ -92,8 +92,7 @@ proptest! {
 fn windows_that_are_small_for_the_sample_are_measured_now_and_then() {
     let selector = SelectorSettings { coverage_sample: 2, ..selector("0.25") };
     let (sample, noise) = (Sample::new(&selector).unwrap(), Noise::new(selector.seed, &TopicPartition::new("docs", 1)));
-    let measured =
-        |closed_by, n| (0..4_000).filter(|from| sample.is_measured(closed_by, n, 20 * from, &noise)).count();
+    let measured = |closed_by, n| (0..4_000).filter(|from| sample.is_measured(closed_by, n, 20 * from, &noise)).count();
     for reason in [CloseReason::Documents, CloseReason::Bytes, CloseReason::Memory] {
         // 20 / (2 · 300) of 4,000; five standard errors are 57.
         let found = measured(reason, 20);
@@ -101,7 +100,9 @@ fn windows_that_are_small_for_the_sample_are_measured_now_and_then() {
         assert_eq!(measured(reason, 600), 4_000);
     }
     assert_eq!([CloseReason::Idle, CloseReason::Age].map(|reason| measured(reason, 20)), [4_000; 2]);
-    assert!([0, 1].iter().all(|n| Sample::new(&SelectorSettings { coverage_sample: *n, ..selector.clone() }).is_none()));
+    assert!(
+        [0, 1].iter().all(|n| Sample::new(&SelectorSettings { coverage_sample: *n, ..selector.clone() }).is_none())
+    );
 }
 
 /// Texts that are too long to be kept become points, which are the same.
