@@ -460,7 +460,11 @@ mod tests {
         let letters: Vec<_> = expected[1].dead_letters.iter().map(|letter| letter.payload.clone()).collect();
         assert_eq!(letters, [Some(b"{\"tex".to_vec()), None]);
         let is_measured = |window: &ClosedWindow| window.summary.spread.is_some_and(|spread| spread.n_sampled > 8);
-        assert!(expected.iter().all(is_measured), "{:?}", expected.iter().map(|w| w.summary.spread).collect::<Vec<_>>());
+        assert!(
+            expected.iter().all(is_measured),
+            "{:?}",
+            expected.iter().map(|w| w.summary.spread).collect::<Vec<_>>()
+        );
         for batch_records in [3, 40, 150, 400] {
             let (found, n_passed_over) = setting.decide(batch_records);
             let is_expected = if setting.division.is_whole() { n_passed_over > 100 } else { n_passed_over == 0 };
