@@ -51,6 +51,7 @@ impl Setting {
             loss: None,
             filter: None,
             holdout: None,
+            coverage_sample: 0,
         };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
@@ -66,6 +67,7 @@ impl Setting {
                 buckets: Some(self.buckets.clone()),
                 is_counted: false,
                 refused_by: None,
+                fingerprint: None,
             });
             let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome };
             window.push(record, &self.weight, &selector, &noise);

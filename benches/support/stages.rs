@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use winnowd::config::Config;
 use winnowd::features::{
-    BucketList, DigestKernel, Featuriser, NgramHash, Scratch, TextKernel, for_each_token, lowercase_into,
+    BucketList, DigestKernel, Featuriser, NgramHash, PointScratch, Projection, Scratch, TextKernel, for_each_token,
+    lowercase_into,
 };
 use winnowd::manifest::DerivedSettings;
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
@@ -16,6 +17,9 @@ use winnowd::sql::{DerivedColumns, DocumentFilter};
 use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord, SelectedDocument};
 
 use crate::support::{Corpus, featurisers, fit};
+
+/// Documents that become points in a pass.
+const POINTS: usize = 10_000;
 
 /// What a stage's rate counts.
 #[derive(Clone, Copy)]
@@ -137,6 +141,23 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
         let filter = filter.expect("a filter");
         add("filter", kernel, text, Box::new(move || judge(corpus, &filter)));
     }
+    // What is done for one and a half times selection.coverage_sample documents of a window.
+    let featuriser = Featuriser::with_hash(NgramHash::Fast);
+    let mut scratch = Scratch::default();
+    let mut list = |text: &String| {
+        let mut list = BucketList::new(featuriser.buckets);
+        featuriser.for_each_chunk(text, &mut scratch, |buckets| list.extend(buckets));
+        list
+    };
+    let lists: Vec<BucketList> = corpus.texts.iter().take(POINTS).map(&mut list).collect();
+    let mut scratch = PointScratch::default();
+    let points = Work::Documents(lists.len() as u64);
+    let pass = move || {
+        for list in &lists {
+            black_box(Projection::OF_TEXTS.of_list(list, &mut scratch));
+        }
+    };
+    add("point", "projected n-grams", points, Box::new(pass));
     const OFFERS: u64 = 1_000_000;
     add("select", "a tenth of 1,000,000", Work::Documents(OFFERS), Box::new(|| reservoir(OFFERS)));
     let window = everything(corpus);
@@ -226,6 +247,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
             other_weights: Vec::new(),
             is_counted: false,
             refused_by: None,
+            fingerprint: None,
             buckets: Some(BucketList::new(2)),
         });
         let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: record.len() as u64, outcome };

@@ -9,7 +9,7 @@ use crate::config::CatalogUrl;
 use crate::manifest::DerivedSettings;
 use crate::score::{ExpectedLossVersion, SelectedVersion};
 use crate::select::{Diagnostics, Quantiles, Quotas, SelectorKind, SelectorSettings, SourceCounts};
-use crate::window::{CloseReason, TargetSummary, TurnSummary};
+use crate::window::{CloseReason, SpreadSummary, TargetSummary, TurnSummary};
 
 /// A catalog under test, and what must live as long as it.
 struct Subject {
@@ -155,6 +155,14 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
         }),
         turns: Vec::new(),
         targets: Vec::new(),
+        spread: Some(SpreadSummary {
+            n_sampled: 32,
+            n_selected: 16,
+            auc_pr: 1.0 / 3.0,
+            auc_pr_of_random: 0.1 + 0.2,
+            source_entropy_of_documents: 0.7,
+            source_entropy_of_selected: 0.0,
+        }),
     }
 }
 
@@ -171,6 +179,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         loss: None,
         filter: None,
         holdout: None,
+        coverage_sample: 32,
     };
     ShardManifest {
         shard: shard.into(),
@@ -530,11 +539,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("10 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("11 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 10"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 11"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

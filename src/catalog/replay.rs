@@ -1,4 +1,4 @@
-//! What a replay of published windows needs.
+//! What a replay of published windows needs, and who asks about one document of them.
 
 use async_trait::async_trait;
 
@@ -20,6 +20,14 @@ pub trait ReplayCatalog: Send + Sync {
         pipeline: &str,
         at: &TopicPartition,
         interval: Interval,
+    ) -> Result<Option<ShardManifest>, CatalogError>;
+
+    /// The shard of the window that covers this offset; `None`: nothing that is published covers it.
+    async fn shard_of_position(
+        &self,
+        pipeline: &str,
+        at: &TopicPartition,
+        offset: i64,
     ) -> Result<Option<ShardManifest>, CatalogError>;
 
     /// The bytes of a model.

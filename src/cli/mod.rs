@@ -7,6 +7,7 @@ mod bars;
 mod check;
 mod dead_letters;
 mod demo;
+mod explain;
 mod files;
 mod fit;
 mod gc;
@@ -113,6 +114,15 @@ enum Command {
                       with; the names of fields and documents.max_bytes are those of the configuration."
     )]
     Replay(replay::ReplayArguments),
+    /// Say why a document was selected or not: its weights, its key, and what it competed with
+    #[command(
+        after_help = "Examples:\n  winnowd explain -c winnowd.toml --window documents/3/0-10000 --id web-17\n  winnowd explain -c \
+                      winnowd.toml --position documents/3:4711 --json | jq .outcome\n  winnowd explain -c winnowd.toml --id web-17\n\n\
+                      The window is read again from Kafka, decided again with what it was decided with, and compared with what was \
+                      published. Without --window an id is looked for in the whole log, or where --topic, --partition, --from and \
+                      --to say."
+    )]
+    Explain(explain::ExplainArguments),
     /// Where the pipeline stands in each partition, and moving it
     #[command(subcommand)]
     Offsets(offsets::OffsetsCommand),
@@ -174,6 +184,7 @@ pub fn main() -> ExitCode {
         Command::Shards(arguments) => shards::shards(&arguments),
         Command::Query(arguments) => query::query(&arguments),
         Command::Replay(arguments) => replay::replay(&arguments),
+        Command::Explain(arguments) => explain::explain(&arguments),
         Command::Offsets(command) => offsets::offsets(&command),
         Command::Gc(arguments) => gc::gc(&arguments),
         Command::DeadLetters(command) => dead_letters::dead_letters(&command),

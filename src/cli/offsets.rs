@@ -37,17 +37,17 @@ pub fn offsets(command: &OffsetsCommand) -> anyhow::Result<()> {
 }
 
 /// One partition as Kafka and the catalog have it.
-struct Place {
-    at: TopicPartition,
+pub(super) struct Place {
+    pub at: TopicPartition,
     /// `None`: no worker has ever claimed it.
-    checkpoint: Option<Checkpoint>,
+    pub checkpoint: Option<Checkpoint>,
     /// `low..high`; `None`: Kafka has no such partition.
-    log: Option<(i64, i64)>,
-    gaps: Vec<Gap>,
+    pub log: Option<(i64, i64)>,
+    pub gaps: Vec<Gap>,
 }
 
 impl Place {
-    fn next_offset(&self) -> Option<i64> {
+    pub fn next_offset(&self) -> Option<i64> {
         self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.next_offset)
     }
 
@@ -58,7 +58,7 @@ impl Place {
     }
 }
 
-fn probe(config: &Config) -> anyhow::Result<Probe> {
+pub(super) fn probe(config: &Config) -> anyhow::Result<Probe> {
     let Bootstrap::Servers(servers) = &config.kafka.bootstrap else {
         let problem = "kafka.bootstrap = `embedded`: the in-process cluster is gone with its process";
         return Err(UsageError(problem.to_owned()).into());
@@ -67,7 +67,7 @@ fn probe(config: &Config) -> anyhow::Result<Probe> {
 }
 
 /// Every partition of the configured topics that Kafka or the catalog knows, in order.
-async fn survey(config: &Config, probe: &Probe, catalog: &SqlCatalog) -> anyhow::Result<Vec<Place>> {
+pub(super) async fn survey(config: &Config, probe: &Probe, catalog: &SqlCatalog) -> anyhow::Result<Vec<Place>> {
     let known = catalog_side(config, catalog).await?;
     let mut places = Vec::new();
     for (topic, partitions) in probe.topics().map_err(DaemonError::from)? {

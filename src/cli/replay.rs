@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -92,7 +93,7 @@ pub fn replay(arguments: &ReplayArguments) -> anyhow::Result<()> {
 }
 
 /// `topic/partition/from-to`.
-fn parse_window(id: &str) -> Result<(TopicPartition, Interval), String> {
+pub(super) fn parse_window(id: &str) -> Result<(TopicPartition, Interval), String> {
     let parse = || {
         let (partition, interval) = id.rsplit_once('/')?;
         let (topic, partition) = partition.rsplit_once('/')?;
@@ -157,7 +158,7 @@ impl Verification {
         // Partition by partition, so that records are read on and on.
         windows.sort_by(|a, b| (&a.at, a.interval.from).cmp(&(&b.at, b.interval.from)));
         let files = match windows.iter().any(|window| window.n_selected > 0) {
-            true => self.open_files(manifest).await?,
+            true => open_files(&self.store, self.scratch_dir.as_deref(), manifest).await?,
             false => Ok(Vec::new()),
         };
         if manifest.shuffled {
@@ -228,21 +229,6 @@ impl Verification {
         self.say(path, "differs", &[problem])
     }
 
-    /// The shard and what is held out, with their paths. The inner error: what is wrong with a file.
-    async fn open_files(&self, manifest: &ShardManifest) -> anyhow::Result<Result<Vec<(String, ShardReader)>, String>> {
-        let validation = manifest.validation.as_ref().map(|file| &file.path);
-        let mut files = Vec::new();
-        for path in manifest.path.iter().chain(validation) {
-            let file = self.store.download(path, self.scratch_dir.as_deref()).await.map_err(DaemonError::from)?;
-            let Some(file) = file else { return Ok(Err(format!("{path} is missing"))) };
-            match ShardReader::open(&manifest.shard, file) {
-                Ok(shard) => files.push((path.clone(), shard)),
-                Err(e) => return Ok(Err(e.to_string())),
-            }
-        }
-        Ok(Ok(files))
-    }
-
     /// `id`: of a window, or the path of a shard.
     fn say(&self, id: &str, outcome: &str, problems: &[String]) -> anyhow::Result<()> {
         if self.json {
@@ -277,8 +263,30 @@ impl Verification {
     }
 }
 
+/// Files of a publication, with their paths.
+pub(super) type OpenFiles = Vec<(String, ShardReader)>;
+
+/// The shard and what is held out. The inner error: what is wrong with a file.
+pub(super) async fn open_files(
+    store: &ShardStore,
+    scratch_dir: Option<&Path>,
+    manifest: &ShardManifest,
+) -> anyhow::Result<Result<OpenFiles, String>> {
+    let validation = manifest.validation.as_ref().map(|file| &file.path);
+    let mut files = Vec::new();
+    for path in manifest.path.iter().chain(validation) {
+        let file = store.download(path, scratch_dir).await.map_err(DaemonError::from)?;
+        let Some(file) = file else { return Ok(Err(format!("{path} is missing"))) };
+        match ShardReader::open(&manifest.shard, file) {
+            Ok(shard) => files.push((path.clone(), shard)),
+            Err(e) => return Ok(Err(e.to_string())),
+        }
+    }
+    Ok(Ok(files))
+}
+
 /// The rows of these windows in all files of a publication, by ascending offsets, with these derived columns.
-fn rows_of(
+pub(super) fn rows_of(
     files: &[(String, ShardReader)],
     windows: &[String],
     derived: &[&str],

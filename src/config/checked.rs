@@ -74,6 +74,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         loss: losses::term(r, decoder.fields.loss.is_some()),
         filter,
         holdout: holdout(r),
+        coverage_sample: r.integer("selection.coverage_sample", 0..=10_000) as u32,
     };
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());

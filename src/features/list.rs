@@ -89,6 +89,15 @@ impl BucketList {
         &self.bytes
     }
 
+    /// Buckets that it holds.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.width.bytes()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     pub fn clear(&mut self) {
         self.bytes.clear();
     }

@@ -19,7 +19,7 @@ use kernels::Tokens;
 pub use kernels::{DigestKernel, TextKernel};
 pub use list::{BucketList, BucketWidth};
 pub use lowercase::lowercase_into;
-pub use projection::Projection;
+pub use projection::{PointScratch, Projection};
 pub use tokens::{CharClass, char_class, for_each_token};
 
 /// How texts become buckets. Stored in the model; models with different featurisers cannot be mixed.

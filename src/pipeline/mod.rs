@@ -50,7 +50,7 @@ use crate::window::SelectedDocument;
 use collapse::SharedCollapseWatches;
 pub use forward::send_dead_letter;
 pub use lost::recreated_topics;
-pub use replay::{Replay, Replayed, differences};
+pub use replay::{Explained, Explanation, Outcome, Replay, Replayed, Wanted, differences};
 use session::SessionEnd;
 
 /// For the last commit of what was answered.

@@ -9,8 +9,8 @@ use super::collapse::{Change, RECOVERED_AFTER};
 use crate::config::Against;
 use crate::score::{DriftMeter, Model, NgramCounts, TargetDistribution};
 use crate::select::{Diagnostics, SourceCounts, WeightHistogram};
-use crate::telemetry::{Lack, TargetStatus, WeightsStatus};
-use crate::window::{ClosedWindow, WindowSummary};
+use crate::telemetry::{CoverageStatus, Lack, TargetStatus, WeightsStatus};
+use crate::window::{ClosedWindow, SpreadSummary, WindowSummary};
 
 /// Sources that `/status` and manifests name; all others are summed up.
 pub(super) const TOP_SOURCES: usize = 20;
@@ -27,6 +27,7 @@ pub(super) struct Quality {
     /// What each of several targets has selected; nothing of one.
     of_targets: Vec<OfTarget>,
     sources: SourceCounts,
+    coverage: Option<CoverageStatus>,
     drift: DriftMeter,
     /// The target's frequent n-grams, by bucket.
     ngrams: BTreeMap<u32, Vec<String>>,
@@ -51,6 +52,7 @@ impl Quality {
             raw: zero.clone(),
             selected: zero.clone(),
             sources: SourceCounts::default(),
+            coverage: None,
             drift: DriftMeter::new(&model.raw.counts.probabilities(), model.smoothing),
             ngrams: model.target_ngrams(),
             is_behind: false,
@@ -73,6 +75,7 @@ impl Quality {
         if let Some(kl_reduction) = summary.kl_reduction {
             metrics.window_kl_reduction.set(kl_reduction);
         }
+        self.observe_coverage(summary.spread, shared);
         let draws = draws(summary);
         show_diagnostics(&draws, summary, shared);
         self.observe_targets(closed, shared);
@@ -81,11 +84,33 @@ impl Quality {
         let mut status = shared.telemetry.status();
         status.warning = warning;
         status.sources = self.sources.top(TOP_SOURCES);
+        status.coverage = self.coverage;
         status.last_window = Some(summary.clone());
         if !weights.is_empty() {
             status.weights = weights;
         }
         self.is_behind = true;
+    }
+
+    /// Shows what a window covers, and the mean over all that were measured.
+    fn observe_coverage(&mut self, spread: Option<SpreadSummary>, shared: &Shared) {
+        let Some(spread) = spread else { return };
+        let before = self.coverage.map_or((0, 0.0, 0.0), |c| (c.n_windows, c.auc_pr, c.auc_pr_of_random));
+        let n_windows = before.0 + 1;
+        let mean = |before: f64, now: f64| before + (now - before) / n_windows as f64;
+        let (auc_pr, auc_pr_of_random) = (mean(before.1, spread.auc_pr), mean(before.2, spread.auc_pr_of_random));
+        self.coverage = Some(CoverageStatus { n_windows, auc_pr, auc_pr_of_random, last_window: spread });
+        let metrics = &shared.telemetry.metrics;
+        for (gauges, label, value) in [
+            (&metrics.window_coverage_distance, "selected", spread.auc_pr),
+            (&metrics.window_coverage_distance, "random", spread.auc_pr_of_random),
+            (&metrics.coverage_distance, "selected", auc_pr),
+            (&metrics.coverage_distance, "random", auc_pr_of_random),
+            (&metrics.window_source_entropy, "documents", spread.source_entropy_of_documents),
+            (&metrics.window_source_entropy, "selected", spread.source_entropy_of_selected),
+        ] {
+            gauges.with_label_values(&[label]).set(value);
+        }
     }
 
     fn observe_targets(&mut self, closed: &ClosedWindow, shared: &Shared) {

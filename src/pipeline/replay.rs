@@ -5,25 +5,34 @@
 //! limit of documents are those of the configuration: they are not recorded.
 
 mod compare;
+mod explained;
+mod witness;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use rayon::prelude::*;
 use tokio::runtime::Handle;
 
 use super::adaptive::{mixed, versioned_weight};
 use super::scoring::{Destinations, Scorer};
 use super::{DaemonError, LoadedModel, derived_columns, document_filter, recreated_topics, schema_registry, schemas};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
+use crate::checkpoint::Interval;
 use crate::config::Config;
 use crate::manifest::{DerivedSettings, ShardManifest};
+use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Division, FilterSettings, Noise, Quotas};
-use crate::source::{Probe, RangeReader, SchemaRegistry, SourceError};
+use crate::source::{Batch, Probe, RangeReader, Record, SchemaRegistry, SourceError};
 use crate::sql::DerivedColumns;
-use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
+use crate::window::{ClosedWindow, OpenWindow, ScoredRecord, WindowPolicy, WindowSummary};
+use explained::Asked;
+use witness::Witness;
 
 pub use compare::differences;
+pub use explained::{Explanation, Outcome};
+pub use witness::Wanted;
 
 /// For what is asked of the brokers beside the records.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -31,6 +40,21 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// What came of a window.
 pub enum Replayed {
     Decided(Box<ClosedWindow>),
+    /// What it was decided from is gone.
+    Impossible(String),
+}
+
+/// What a window is decided from, beside its records.
+struct Basis {
+    model: Arc<LoadedModel>,
+    weight: Arc<VersionedWeight>,
+    division: Arc<Division>,
+}
+
+/// What came of a question about records of a window.
+pub enum Explained {
+    /// The window, and what is said of the records: none, if it has no such record.
+    Decided(Box<ClosedWindow>, Vec<Explanation>),
     /// What it was decided from is gone.
     Impossible(String),
 }
@@ -46,9 +70,10 @@ pub struct Replay {
     /// Used last; windows of a shard share them.
     model: Option<(Quotas, Arc<LoadedModel>)>,
     weight: Option<(ModelId, Arc<VersionedWeight>)>,
-    /// What the scorer filters by.
+    /// What the scorer filters by, and its clauses by number.
     filter: Option<FilterSettings>,
     derived: (DerivedSettings, Option<Arc<DerivedColumns>>),
+    clauses: Vec<String>,
 }
 
 impl Replay {
@@ -70,6 +95,7 @@ impl Replay {
             weight: None,
             filter: None,
             derived: Default::default(),
+            clauses: Vec::new(),
         })
     }
 
@@ -83,11 +109,84 @@ impl Replay {
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.
     pub async fn window(&mut self, manifest: &ShardManifest, window: &WindowSummary) -> Result<Replayed, DaemonError> {
+        let basis = match self.basis(manifest, window).await? {
+            Ok(basis) => basis,
+            Err(gone) => return Ok(Replayed::Impossible(gone)),
+        };
+        let noise = Noise::new(manifest.selector.seed, &window.at);
+        let closed = tokio::task::block_in_place(|| self.decide(manifest, window, &basis, &noise, |_, _, _| ()));
+        Ok(match possible(closed)? {
+            Ok(closed) => Replayed::Decided(Box::new(closed)),
+            Err(gone) => Replayed::Impossible(gone),
+        })
+    }
+
+    /// Decides it again and says why these of its records were selected or not. Some twenty bytes of every candidate are held
+    /// beside the window.
+    pub async fn explain(
+        &mut self,
+        manifest: &ShardManifest,
+        window: &WindowSummary,
+        wanted: Wanted<'_>,
+    ) -> Result<Explained, DaemonError> {
+        let basis = match self.basis(manifest, window).await? {
+            Ok(basis) => basis,
+            Err(gone) => return Ok(Explained::Impossible(gone)),
+        };
+        let Basis { model, weight, division } = &basis;
+        let noise = Noise::new(manifest.selector.seed, &window.at);
+        let decoder = self.config.decoder.clone();
+        let mut witness = Witness::new(wanted, &decoder, &manifest.selector, (division, &noise), weight);
+        let look = |record: Record<'_>, schemas: &Schemas, scored: &ScoredRecord| witness.look(record, schemas, scored);
+        let closed = tokio::task::block_in_place(|| self.decide(manifest, window, &basis, &noise, look));
+        let closed = match possible(closed)? {
+            Ok(closed) => closed,
+            Err(gone) => return Ok(Explained::Impossible(gone)),
+        };
+        let asked = Asked {
+            manifest,
+            closed: &closed,
+            division,
+            noise: &noise,
+            featuriser: &model.model.featuriser,
+            contenders: &witness.contenders,
+            clauses: &self.clauses,
+        };
+        let explanations = asked.explain(&witness.seen);
+        Ok(Explained::Decided(Box::new(closed), explanations))
+    }
+
+    /// Offsets of the documents in an interval of the log that have this id. [`SourceError::OffsetsLost`]: the log does not hold it.
+    pub fn find(&mut self, at: &TopicPartition, interval: Interval, id: &str) -> Result<Vec<i64>, SourceError> {
+        let decoder = &self.config.decoder;
+        let mut found = Vec::new();
+        self.reader.begin(at, interval)?;
+        while let Some(batch) = self.reader.next_batch()? {
+            let schemas = schemas_of(self.registry.as_ref(), &batch)?;
+            let is_wanted = |text: &mut TextScratch, i: usize| {
+                let record = batch.get(i);
+                let document = decoder.decode_record(record.raw(), &schemas, text).ok()?;
+                (document.id() == id).then_some(record.offset)
+            };
+            let offsets = (0..batch.len()).into_par_iter().with_min_len(64).map_init(TextScratch::default, is_wanted);
+            found.extend(offsets.flatten().collect::<Vec<_>>());
+        }
+        Ok(found)
+    }
+
+    /// The inner error: what is gone of it.
+    async fn basis(
+        &mut self,
+        manifest: &ShardManifest,
+        window: &WindowSummary,
+    ) -> Result<Result<Basis, String>, DaemonError> {
         if self.recreated.iter().any(|topic| *topic == *window.at.topic) {
-            return Ok(Replayed::Impossible("its topic was deleted and made again".to_owned()));
+            return Ok(Err("its topic was deleted and made again".to_owned()));
         }
         if self.filter != manifest.selector.filter {
-            self.scorer.filter_by(document_filter(manifest.selector.filter.as_ref())?);
+            let filter = document_filter(manifest.selector.filter.as_ref())?;
+            self.clauses = filter.iter().flat_map(|filter| filter.labels()).map(str::to_owned).collect();
+            self.scorer.filter_by(filter);
             self.filter.clone_from(&manifest.selector.filter);
         }
         let model = self.model(manifest).await?;
@@ -98,33 +197,29 @@ impl Replay {
         };
         let weight = match self.weight(&model, &manifest.pipeline, version).await? {
             Ok(weight) => weight,
-            Err(forgotten) => return Ok(Replayed::Impossible(forgotten)),
+            Err(forgotten) => return Ok(Err(forgotten)),
         };
         let division = match window.quota_version {
             None => model.division.clone(),
             Some(version) => match self.catalog.feedback_version(&manifest.pipeline, version).await? {
                 Some(found) => mixed(&model, &manifest.selector.quotas, &found),
-                None => return Ok(Replayed::Impossible(forgotten_feedback(version))),
+                None => return Ok(Err(forgotten_feedback(version))),
             },
         };
-        tokio::task::block_in_place(|| match self.decide(manifest, window, &model, (&weight, &division)) {
-            Ok(closed) => Ok(Replayed::Decided(Box::new(closed))),
-            Err(SourceError::OffsetsLost(lost)) => {
-                let (low, high) = lost.first().map_or((0, 0), |lost| (lost.low, lost.high));
-                Ok(Replayed::Impossible(format!("its records are deleted: the log holds {low}..{high}")))
-            }
-            Err(e) => Err(e.into()),
-        })
+        Ok(Ok(Basis { model, weight, division }))
     }
 
+    /// `look` is shown every record after it was scored.
     fn decide(
         &mut self,
         manifest: &ShardManifest,
         window: &WindowSummary,
-        model: &LoadedModel,
-        (weight, division): (&Arc<VersionedWeight>, &Arc<Division>),
+        basis: &Basis,
+        noise: &Noise,
+        mut look: impl FnMut(Record<'_>, &Schemas, &ScoredRecord),
     ) -> Result<ClosedWindow, SourceError> {
         let WindowSummary { at, interval, closed_by, .. } = window;
+        let Basis { model, weight, division } = basis;
         let selector = &manifest.selector;
         // The extent is recorded: nothing else closes it.
         let policy = WindowPolicy {
@@ -134,23 +229,23 @@ impl Replay {
         };
         let buckets = model.model.featuriser.buckets as usize;
         let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, division, buckets);
-        let noise = Noise::new(selector.seed, at);
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
-            if let Some(registry) = &self.registry {
-                // Whoever asked for the replay sees that the registry is away, and asks again.
-                let ids = schemas::named_in(&batch);
-                self.scorer.read_with(Handle::current().block_on(registry.schemas(&ids, &|_| {}))?);
-            }
+            let schemas = schemas_of(self.registry.as_ref(), &batch)?;
+            self.scorer.read_with(schemas.clone());
             let mut destinations = Destinations::new(selector, &policy, &batch);
-            let number = destinations.open(&open, weight.clone(), &noise);
+            let number = destinations.open(&open, weight.clone(), noise);
             (0..batch.len()).for_each(|i| destinations.record(Some(number), batch.payload_bytes(i)));
             let scored = self.scorer.score(&batch, destinations);
             scored.tallies.into_iter().for_each(|counts| self.scorer.count(counts, &mut open));
-            scored.records.into_iter().flatten().for_each(|record| open.push(record, weight, selector, &noise));
+            // All are ours, so that none is left out.
+            for (i, record) in scored.records.into_iter().flatten().enumerate() {
+                look(batch.get(i), &schemas, &record);
+                open.push(record, weight, selector, noise);
+            }
         }
         open.advance_to(interval.to);
-        Ok(open.close(*closed_by, selector, &noise, &model.target))
+        Ok(open.close(*closed_by, selector, noise, &model.target))
     }
 
     /// The model of a shard, in the proportions of the shard.
@@ -218,6 +313,24 @@ impl Replay {
         };
         self.weight = Some((model.id.clone(), weight.clone()));
         Ok(Ok(weight))
+    }
+}
+
+/// Those that records name. Whoever asks for a replay sees that the registry is away, and asks again.
+fn schemas_of(registry: Option<&SchemaRegistry>, batch: &Batch) -> Result<Schemas, SourceError> {
+    let Some(registry) = registry else { return Ok(Schemas::default()) };
+    Handle::current().block_on(registry.schemas(&schemas::named_in(batch), &|_| {}))
+}
+
+/// The inner error: the records are gone.
+fn possible(closed: Result<ClosedWindow, SourceError>) -> Result<Result<ClosedWindow, String>, DaemonError> {
+    match closed {
+        Ok(closed) => Ok(Ok(closed)),
+        Err(SourceError::OffsetsLost(lost)) => {
+            let (low, high) = lost.first().map_or((0, 0), |lost| (lost.low, lost.high));
+            Ok(Err(format!("its records are deleted: the log holds {low}..{high}")))
+        }
+        Err(e) => Err(e.into()),
     }
 }
 

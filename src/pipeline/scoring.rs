@@ -10,7 +10,9 @@ use crate::score::{Score, VersionedWeight};
 use crate::select::{Division, Noise, Reservoir, SelectorSettings};
 use crate::source::{Batch, Record};
 use crate::sql::{DocumentFilter, Verdict};
-use crate::window::{Content, DeadLetter, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy, WindowTally};
+use crate::window::{
+    Content, DeadLetter, Fingerprint, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy, WindowTally,
+};
 
 /// Records whose documents the filter looks at together.
 const FILTER_RECORDS: usize = 64;
@@ -43,6 +45,8 @@ struct Destination<'a> {
     payload_bytes: u64,
     /// The best keys in the batch, where there are more than can be selected.
     best: Option<Mutex<Reservoir<()>>>,
+    /// The best sampling numbers in the batch, where there are more than the sample has.
+    sampled: Option<Mutex<Reservoir<()>>>,
 }
 
 impl<'a> Destinations<'a> {
@@ -76,6 +80,7 @@ impl<'a> Destinations<'a> {
             n_records: 0,
             payload_bytes: 0,
             best: None,
+            sampled: None,
         });
         self.windows.len() as u32 - 1
     }
@@ -88,6 +93,10 @@ impl<'a> Destinations<'a> {
             window.payload_bytes += payload_bytes;
             if window.n_records > self.most_selected + 1 && !window.is_divided {
                 window.best.get_or_insert_with(|| Mutex::new(Reservoir::new(self.most_selected)));
+            }
+            let sample = self.selector.coverage_sample as usize;
+            if window.n_records > sample + 1 {
+                window.sampled.get_or_insert_with(|| Mutex::new(Reservoir::new(sample)));
             }
         }
         self.of_records.push(window);
@@ -104,18 +113,30 @@ impl Destination<'_> {
     /// selected does not: one that does not pass has enough better ones in its window.
     fn might_select(&self, selector: &SelectorSettings, offset: i64, score: &Score) -> bool {
         let key = selector.key(self.noise, offset, selector.total_log_weight(score, self.weight.weight.featuriser()));
-        let is_held = |best: &Mutex<Reservoir<()>>| {
-            let mut best = lock(best);
-            let might_hold = best.might_hold(key);
-            if might_hold {
-                best.offer(offset, key, ());
-            }
-            might_hold
-        };
         score.n_tokens >= selector.min_tokens
             && self.window.is_none_or(|window| window.might_select(key))
-            && self.best.as_ref().is_none_or(is_held)
+            && self.best.as_ref().is_none_or(|best| is_held(best, offset, key))
     }
+
+    /// The same of the sample from which it is measured what the selection covers.
+    fn might_sample(&self, selector: &SelectorSettings, offset: i64, score: &Score) -> bool {
+        if selector.coverage_sample == 0 || score.n_tokens < selector.min_tokens {
+            return false;
+        }
+        let number = self.noise.sampling(offset);
+        self.window.is_none_or(|window| window.might_sample(number))
+            && self.sampled.as_ref().is_none_or(|sampled| is_held(sampled, offset, number))
+    }
+}
+
+/// Whether a record may be among the best of its batch, which are remembered.
+fn is_held(best: &Mutex<Reservoir<()>>, offset: i64, key: f64) -> bool {
+    let mut best = lock(best);
+    let might_hold = best.might_hold(key);
+    if might_hold {
+        best.offer(offset, key, ());
+    }
+    might_hold
 }
 
 /// What came of a batch.
@@ -332,22 +353,27 @@ impl Job<'_> {
             (!is_long).then(|| buckets.clone())
         };
         // What is not counted yet, nor kept as buckets, must be found in the text.
+        let is_sampled = refused_by.is_none() && self.destination.might_sample(self.selector, document.offset, &score);
         let might_select =
             refused_by.is_none() && self.destination.might_select(self.selector, document.offset, &score);
         if (is_long && !is_counted) || might_select {
             let (content, buckets) = (Content::Whole(document.to_document()), kept(buckets, features));
             let other_weights = weight.for_others(&document.text, buckets.as_ref(), features);
-            return ScoredDocument { content, score, other_weights, buckets, is_counted, refused_by };
+            let fingerprint =
+                is_sampled.then(|| Fingerprint::of(buckets.as_ref(), &document.text, featuriser, features));
+            return ScoredDocument { content, score, other_weights, buckets, is_counted, refused_by, fingerprint };
         }
         let source = document.source.as_deref().map(str::to_owned);
-        let buckets = if is_counted { None } else { kept(buckets, features) };
+        let buckets = if is_counted && !is_sampled { None } else { kept(buckets, features) };
+        let fingerprint = is_sampled.then(|| Fingerprint::of(buckets.as_ref(), &document.text, featuriser, features));
         ScoredDocument {
             content: Content::PassedOver { source },
             score,
             other_weights: Vec::new(),
-            buckets,
+            buckets: buckets.filter(|_| !is_counted),
             is_counted,
             refused_by,
+            fingerprint,
         }
     }
 
@@ -478,6 +504,12 @@ mod tests {
         assert_eq!(expected[1].summary.n_records, 79, "the first record is nobody's");
         let letters: Vec<_> = expected[1].dead_letters.iter().map(|letter| letter.payload.clone()).collect();
         assert_eq!(letters, [Some(b"{\"tex".to_vec()), None]);
+        let is_measured = |window: &ClosedWindow| window.summary.spread.is_some_and(|spread| spread.n_sampled > 8);
+        assert!(
+            expected.iter().all(is_measured),
+            "{:?}",
+            expected.iter().map(|w| w.summary.spread).collect::<Vec<_>>()
+        );
         for batch_records in [3, 40, 150, 400] {
             let (found, n_passed_over) = setting.decide(batch_records);
             let is_expected = if setting.division.is_whole() { n_passed_over > 100 } else { n_passed_over == 0 };

@@ -100,6 +100,10 @@ pub struct SelectorSettings {
     /// Share of all ids whose documents go to the validation split where they are chosen; `None`: there is no such split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holdout: Option<Fraction>,
+    /// Documents of a window from which it is measured how well the selection covers them; 0: it is not. It decides nothing, and
+    /// is recorded since the outcome is.
+    #[serde(default)]
+    pub coverage_sample: u32,
 }
 
 impl SelectorSettings {
@@ -107,13 +111,17 @@ impl SelectorSettings {
     /// and the one that is expected of it add. Keys, probabilities and diagnostics are made from it; shards keep the log
     /// importance weight itself.
     pub fn total_log_weight(&self, score: &Score, featuriser: &Featuriser) -> f64 {
-        let of_text = if self.length_normalise {
+        let of_loss = self.loss.map_or(0.0, |term| term.added(score.loss));
+        self.text_log_weight(score, featuriser) + of_loss + score.expected_loss_weight
+    }
+
+    /// The part of it that its n-grams have.
+    pub fn text_log_weight(&self, score: &Score, featuriser: &Featuriser) -> f64 {
+        if self.length_normalise {
             score.log_importance_weight / featuriser.n_ngrams(score.n_tokens).max(1) as f64
         } else {
             score.log_importance_weight
-        };
-        let of_loss = self.loss.map_or(0.0, |term| term.added(score.loss));
-        of_text + of_loss + score.expected_loss_weight
+        }
     }
 
     /// Whether the document with this id is held out of training.

@@ -26,6 +26,8 @@ enum Use {
     TargetRounding = 5,
     Priority = 6,
     Shuffle = 7,
+    Measuring = 8,
+    Comparing = 9,
 }
 
 impl Noise {
@@ -80,6 +82,17 @@ impl Noise {
     /// The place of a row among those of its shard, which stand in ascending order of it: 128 bits, so that no two rows share one.
     pub fn shuffle(&self, offset: i64) -> u128 {
         self.bits(offset, Use::Shuffle, 0).into_iter().fold(0, |key, word| key << 32 | u128::from(word))
+    }
+
+    /// A number in (0, 1) that decides whether it is measured what the window from this offset covers.
+    pub fn measuring(&self, from_offset: i64) -> f64 {
+        self.uniform(from_offset, Use::Measuring)
+    }
+
+    /// A number in (0, 1) that decides which selected documents stand for all when that is measured. Independent of
+    /// [`Noise::sampling`], which decides what they are compared with.
+    pub fn comparing(&self, offset: i64) -> f64 {
+        self.uniform(offset, Use::Comparing)
     }
 
     fn uniform(&self, offset: i64, usage: Use) -> f64 {

@@ -265,6 +265,8 @@ struct WindowRow<'a> {
     kl_reduction: Option<f64>,
     random_kl_reduction: Option<f64>,
     effective_sample_size: Option<f64>,
+    auc_pr: Option<f64>,
+    auc_pr_of_random: Option<f64>,
     raw_version: Option<i64>,
     selected_version: Option<i64>,
 }
@@ -291,6 +293,8 @@ fn window_schema() -> SchemaRef {
         ("kl_reduction", Float64),
         ("random_kl_reduction", Float64),
         ("effective_sample_size", Float64),
+        ("auc_pr", Float64),
+        ("auc_pr_of_random", Float64),
         ("raw_version", Int64),
         ("selected_version", Int64),
     ])
@@ -318,6 +322,8 @@ fn window_row<'a>(window: &'a WindowSummary, sequence: Option<i64>, shard: Optio
         kl_reduction: window.kl_reduction,
         random_kl_reduction: window.random_kl_reduction,
         effective_sample_size: window.diagnostics.as_ref().and_then(|d| d.effective_sample_size),
+        auc_pr: window.spread.map(|spread| spread.auc_pr),
+        auc_pr_of_random: window.spread.map(|spread| spread.auc_pr_of_random),
         raw_version: window.raw_version,
         selected_version: window.against_selected.map(|selected| selected.version),
     }

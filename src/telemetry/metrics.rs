@@ -90,6 +90,9 @@ pub struct Metrics {
     pub window_top_k_overlap_ratio: LateGauge,
     pub collapsed_windows: IntCounter,
     pub target_divergence: GaugeVec,
+    pub window_coverage_distance: GaugeVec,
+    pub coverage_distance: GaugeVec,
+    pub window_source_entropy: GaugeVec,
     pub raw_version: IntGauge,
     pub selected_version: IntGauge,
     pub raw_drift: LateGauge,
@@ -311,6 +314,37 @@ impl Default for Metrics {
                     Opts::new(
                         "winnowd_target_divergence_nats",
                         "KL(target, stream) and KL(target, selected) of all windows since the beginning at the checkpoints.",
+                    ),
+                    &["of"],
+                ),
+            ),
+            window_coverage_distance: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new(
+                        "winnowd_window_coverage_distance",
+                        "Mean distance of a document of the last window that was measured to the nearest selected one, and to the \
+                         nearest of as many random ones: from 0 to the root of 2, lower covers better.",
+                    ),
+                    &["to"],
+                ),
+            ),
+            coverage_distance: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new(
+                        "winnowd_coverage_distance",
+                        "The same, the mean over all windows measured since the last beginning at the checkpoints.",
+                    ),
+                    &["to"],
+                ),
+            ),
+            window_source_entropy: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new(
+                        "winnowd_window_source_entropy_nats",
+                        "Entropy over the sources of the last window that was measured: of all documents, and of the selected ones.",
                     ),
                     &["of"],
                 ),

@@ -14,7 +14,7 @@ use crate::record::TopicPartition;
 use crate::score::{BatchWeights, Why};
 use crate::select::{AcceptanceBySource, Quantiles};
 use crate::source::PollHeartbeat;
-use crate::window::WindowSummary;
+use crate::window::{SpreadSummary, WindowSummary};
 
 /// Gaps that `/status` shows; `winnowd offsets show` has all.
 const MAX_GAPS: usize = 20;
@@ -68,6 +68,8 @@ pub struct Status {
     pub shares: BTreeMap<String, f64>,
     /// Documents and selected ones by source, of the windows closed since the last beginning at the checkpoints.
     pub sources: AcceptanceBySource,
+    /// How well the selection covers the documents of the windows that were measured; `null` before the first one.
+    pub coverage: Option<CoverageStatus>,
     /// What the selection lacks most: the largest parts of KL(target ‖ selected), of the same windows.
     pub lacking: Vec<Lack>,
     /// The same for each of several targets; nothing of one.
@@ -90,6 +92,17 @@ pub struct TargetStatus {
     pub kl_reduction: Option<f64>,
     /// The largest parts of KL(this target ‖ what it selected).
     pub lacking: Vec<Lack>,
+}
+
+/// Means over the windows that were measured since the last beginning at the checkpoints. The window measured last has its own
+/// numbers beside them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CoverageStatus {
+    pub n_windows: u64,
+    /// Distance of a document to the nearest selected one, and to the nearest of as many random ones. Lower covers better.
+    pub auc_pr: f64,
+    pub auc_pr_of_random: f64,
+    pub last_window: SpreadSummary,
 }
 
 /// A global batch of a trainer, without its samples.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::candidates::{Candidate, Choice, ChosenCandidate, Deciding};
+use super::spread::{self, Fingerprint, Sample, SpreadSummary};
 use super::statistics::Statistics;
 use super::{CloseReason, DeadLetter, Extent, OpenWindow};
 use crate::checkpoint::Interval;
@@ -94,6 +95,9 @@ pub struct WindowSummary {
     /// Several targets, in the model's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<TargetSummary>,
+    /// What the selection covers, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<SpreadSummary>,
 }
 
 /// What one target chose from one pool.
@@ -146,6 +150,7 @@ impl OpenWindow {
             n_filtered,
             dead_letters,
             candidates,
+            sample,
             statistics: Statistics { raw, baseline, mut sources, log_weights, n_tokens, .. },
             pinned,
             quota_version,
@@ -159,12 +164,21 @@ impl OpenWindow {
             std::iter::once(&log_weights).chain(&other_log_weights).map(Vec::as_slice).collect();
         let ranked: Vec<Vec<f64>> = log_weights.iter().map(|weights| ranked(weights)).collect();
         let mut scratch = Scratch::default();
+        let sample = sample.filter(|sample| sample.is_measured(closed_by, n_documents, from, noise));
+        let n_compared = |sample: &Sample| sample.n_compared(n_tokens.len(), chosen.len());
+        let offsets = chosen.iter().map(|chosen| chosen.offset);
+        let compared = spread::compared(offsets, sample.as_ref().map_or(0, n_compared), noise);
+        let mut fingerprints = Vec::with_capacity(compared.len());
         let mut selected_counts = vec![NgramCounts::zero(target.featuriser().buckets as usize); n_targets];
         let to_selected = |ChosenCandidate { offset, target: of, key, inclusion_probability, candidate }| {
             let Candidate { document, score, other_weights, buckets, number } = candidate;
             numbers[of].push(number);
             // What is held out must not say what is selected next.
             let held_out = selector.is_held_out(&document.id);
+            if compared.binary_search(&offset).is_ok() {
+                let featuriser = target.featuriser();
+                fingerprints.push(Fingerprint::of(buckets.as_ref(), &document.text, featuriser, &mut scratch));
+            }
             match buckets {
                 _ if held_out => {}
                 Some(buckets) => selected_counts[of].add_list(&buckets),
@@ -198,6 +212,7 @@ impl OpenWindow {
         let reduction =
             |counts: &NgramCounts| (counts.total() > 0).then(|| raw_divergence - target.divergence_from(counts));
         let n_selected = selected.len() as u64;
+        let spread = sample.and_then(|sample| sample.measure(fingerprints, &sources));
         let version = pinned.map_or_else(WeightVersion::default, |pinned| pinned.version);
         let summary = WindowSummary {
             at,
@@ -223,6 +238,7 @@ impl OpenWindow {
             diagnostics: diagnostics.first().copied().filter(|_| n_targets == 1),
             turns,
             targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),
+            spread,
         };
         ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources, weights }
     }

@@ -7,6 +7,7 @@
 mod candidates;
 mod closed;
 mod extent;
+mod spread;
 mod statistics;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use closed::{ClosedWindow, SelectedDocument, TargetSummary, TurnSummary, WindowSummary};
 pub use extent::{Extent, Forecast};
+pub use spread::{Fingerprint, SpreadSummary};
 pub use statistics::WindowTally;
 
 use crate::checkpoint::Interval;
@@ -23,6 +25,7 @@ use crate::record::{Document, Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
 use crate::select::{Division, Noise, SelectorSettings};
 use candidates::{Candidate, Candidates};
+use spread::Sample;
 use statistics::Statistics;
 
 /// When a window closes by its content.
@@ -86,6 +89,8 @@ pub struct ScoredDocument {
     pub is_counted: bool,
     /// The clause of the selector's filter that is not true of it, from 0: it is counted, and cannot be selected.
     pub refused_by: Option<u16>,
+    /// If it may belong to the sample from which it is measured what the selection covers, see [`OpenWindow::might_sample`].
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// What is left of a document once it is scored.
@@ -98,7 +103,7 @@ pub enum Content {
 }
 
 impl Content {
-    fn source(&self) -> Option<&str> {
+    pub fn source(&self) -> Option<&str> {
         match self {
             Content::Whole(document) => document.source.as_deref(),
             Content::PassedOver { source } => source.as_deref(),
@@ -167,6 +172,8 @@ pub struct OpenWindow {
     /// Version of the quotas that it is divided by.
     quota_version: Option<i64>,
     statistics: Statistics,
+    /// From which it is measured what the selection covers.
+    sample: Option<Sample>,
     /// What all its documents are scored with, whatever came into force since its first record.
     pinned: Option<Arc<VersionedWeight>>,
 }
@@ -195,6 +202,7 @@ impl OpenWindow {
             candidates: Candidates::new(division, at_most),
             quota_version: division.version(),
             statistics: Statistics::new(buckets, selector),
+            sample: Sample::new(selector),
             pinned: None,
         }
     }
@@ -220,7 +228,8 @@ impl OpenWindow {
 
     /// Bytes of the statistics, candidates and dead letters that it holds.
     pub fn held_bytes(&self) -> usize {
-        self.held_bytes + self.statistics.held_bytes() + self.candidates.held_bytes()
+        let sample = self.sample.as_ref().map_or(0, Sample::held_bytes);
+        self.held_bytes + self.statistics.held_bytes() + self.candidates.held_bytes() + sample
     }
 
     /// How far it has come towards its limits.
@@ -279,7 +288,7 @@ impl OpenWindow {
         if !scored.is_counted {
             self.statistics.count(offset, noise, |count| scored.for_each_chunk(featuriser, count));
         }
-        let ScoredDocument { content, score, other_weights, buckets, refused_by, .. } = scored;
+        let ScoredDocument { content, score, other_weights, buckets, refused_by, fingerprint, .. } = scored;
         if refused_by.is_some() {
             self.n_filtered += 1;
             return;
@@ -287,6 +296,9 @@ impl OpenWindow {
         if score.n_tokens < selector.min_tokens {
             self.n_too_short += 1;
             return;
+        }
+        if let (Some(sample), Some(fingerprint)) = (&mut self.sample, fingerprint) {
+            sample.offer(offset, noise, fingerprint);
         }
         let of_score = |score: &Score| selector.total_log_weight(score, featuriser);
         let total_log_weight = of_score(&score);
@@ -303,6 +315,12 @@ impl OpenWindow {
     /// divided window it is not told before the document is offered.
     pub fn might_select(&self, key: f64) -> bool {
         self.candidates.might_hold(key)
+    }
+
+    /// Whether a document that may be selected may belong to the sample from which it is measured what the selection covers; its
+    /// fingerprint is wanted then. `number` is [`Noise::sampling`]. Once it may not, it never may again.
+    pub fn might_sample(&self, number: f64) -> bool {
+        self.sample.as_ref().is_some_and(|sample| sample.might_hold(number))
     }
 
     /// Whether several targets or quotas divide it.

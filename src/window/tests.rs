@@ -1,4 +1,5 @@
 mod divided;
+mod spread;
 
 use proptest::prelude::*;
 
@@ -39,6 +40,7 @@ fn selector(fraction: &str) -> SelectorSettings {
         loss: None,
         filter: None,
         holdout: None,
+        coverage_sample: 0,
     }
 }
 
@@ -58,6 +60,7 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
         other_weights: Vec::new(),
         is_counted: false,
         refused_by: None,
+        fingerprint: None,
         buckets: (offset % 2 == 0).then_some(buckets),
     });
     ScoredRecord { offset, record_timestamp_ms: Some(offset * 10), payload_bytes: text.len() as u64, outcome }

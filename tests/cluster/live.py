@@ -40,6 +40,7 @@ EVERY = {
     "kafka.session_timeout": "6s",
     "selection.length_normalise": True,
     "selection.temperature": 0.3,
+    "selection.coverage_sample": 4,
     "window.max_documents": 200,
     "window.idle_timeout": "2s",
     "shard.max_age": "2s",

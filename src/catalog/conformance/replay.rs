@@ -6,6 +6,7 @@ use crate::catalog::ReplayCatalog;
 every_catalog! {
     published_shards_are_read_one_by_one_with_rows_or_without
     a_window_leads_to_its_shard_and_that_to_its_model
+    an_offset_leads_to_the_shard_of_its_window
 }
 
 async fn published_shards_are_read_one_by_one_with_rows_or_without<C: Catalog + ReplayCatalog>(catalog: &C) {
@@ -40,4 +41,36 @@ async fn a_window_leads_to_its_shard_and_that_to_its_model<C: Catalog + ReplayCa
     assert_eq!(of("other", 1, 100, 120).await, None);
     assert_eq!(catalog.model(&both.model).await.unwrap().as_deref(), Some(&b"model"[..]));
     assert_eq!(catalog.model(&ModelId::of(b"none")).await.unwrap(), None);
+}
+
+async fn an_offset_leads_to_the_shard_of_its_window<C: Catalog + ReplayCatalog>(catalog: &C) {
+    let (first, second) = (owned(catalog, 0).await, owned(catalog, 1).await);
+    let both = manifest("s", vec![window(0, 100, 110, 1), window(0, 110, 125, 0)]);
+    publish(catalog, &both, &[advance(0, 100, 125, first)]).await.unwrap();
+    let other = manifest("t", vec![window(1, 100, 120, 0)]);
+    publish(catalog, &other, &[advance(1, 100, 120, second)]).await.unwrap();
+    catalog.stage(PIPELINE, "u", None).await.unwrap();
+    let of = async |pipeline, partition, offset| {
+        let found = catalog.shard_of_position(pipeline, &at(partition), offset).await.unwrap();
+        found.map(|manifest| manifest.shard)
+    };
+    for (partition, offset, expected) in [
+        (0, 99, None),
+        (0, 100, Some("s")),
+        (0, 109, Some("s")),
+        (0, 110, Some("s")),
+        (0, 124, Some("s")),
+        (0, 125, None),
+        (1, 100, Some("t")),
+        (1, 119, Some("t")),
+        (1, 124, None),
+        (2, 100, None),
+    ] {
+        assert_eq!(
+            of(PIPELINE, partition, offset).await.as_deref(),
+            expected,
+            "partition {partition}, offset {offset}"
+        );
+    }
+    assert_eq!(of("other", 0, 100).await, None);
 }

@@ -45,6 +45,24 @@ impl ReplayCatalog for SqlCatalog {
         .await
     }
 
+    async fn shard_of_position(
+        &self,
+        pipeline: &str,
+        at: &TopicPartition,
+        offset: i64,
+    ) -> Result<Option<ShardManifest>, CatalogError> {
+        // Windows of a partition do not overlap, so only the last one that begins before can.
+        self.manifest(
+            r#"SELECT shards.id, shards.manifest FROM windows JOIN shards ON shards.id = windows.shard
+               WHERE windows.pipeline = $1 AND windows.topic = $2 AND windows."partition" = $3
+                   AND windows.from_offset = (SELECT max(from_offset) FROM windows
+                       WHERE pipeline = $1 AND topic = $2 AND "partition" = $3 AND from_offset <= $4)
+                   AND windows.to_offset > $4"#,
+            values![pipeline, &*at.topic, at.partition, offset],
+        )
+        .await
+    }
+
     async fn model(&self, model: &ModelId) -> Result<Option<Vec<u8>>, CatalogError> {
         let models =
             self.select("SELECT bytes FROM models WHERE digest = $1", values![model.as_str()], |row| row.get(0));

@@ -13,11 +13,11 @@ use super::Outcome;
 use super::sample::{Sample, SampleDocument, WANTED};
 use crate::catalog::Totals;
 use crate::cli::bars::bar;
-use crate::features::Scratch;
+use crate::features::{Projection, Scratch};
 use crate::manifest::ShardManifest;
 use crate::record::TopicPartition;
 use crate::score::{Model, NgramCounts};
-use crate::select::{Noise, Reservoir};
+use crate::select::{NearestDistances, Noise, Reservoir};
 
 /// Random selections that the mean is taken over.
 const RANDOM_DRAWS: u64 = 20;
@@ -51,6 +51,7 @@ pub fn print(facts: &Facts<'_>) -> anyhow::Result<()> {
     );
     print_sources(sample, &selected);
     print_divergence(sample, model, &selected);
+    print_coverage(sample, model, &selected);
     print_collapse(shards);
 
     println!("\nPublished, exactly once:");
@@ -132,6 +133,30 @@ fn print_divergence(sample: &Sample, model: &Model, selected: &HashSet<String>) 
     println!("a small sample lacks rare n-grams, so a random one comes out below zero)");
     for (what, reduction) in [("this selection", to_stream - chosen), ("random, same size", to_stream - random)] {
         println!("  {what:<20} {} {reduction:>6.3} nats", bar(reduction / to_stream));
+    }
+}
+
+/// AUC_pr of the whole selection, from every document.
+fn print_coverage(sample: &Sample, model: &Model, selected: &HashSet<String>) {
+    let mut scratch = Scratch::default();
+    let mut point =
+        |document: &SampleDocument| Projection::OF_TEXTS.of_text(&document.text, &model.featuriser, &mut scratch);
+    let points: Vec<Vec<f32>> = sample.stream.iter().map(&mut point).collect();
+    let mut distances = [NearestDistances::new(&points), NearestDistances::new(&points)];
+    let mut random = Reservoir::new(selected.len());
+    let noise = Noise::new(0, &TopicPartition::new("random selection", 0));
+    for (i, (document, point)) in sample.stream.iter().zip(&points).enumerate() {
+        random.offer(i as i64, noise.sampling(i as i64), point);
+        if selected.contains(&document.id) {
+            distances[0].selected(point);
+        }
+    }
+    random.into_items().iter().for_each(|chosen| distances[1].selected(chosen.item));
+    println!("\nHow far a document is from the nearest selected one (AUC_pr, projected n-grams: lower covers better)");
+    for (what, distances) in ["this selection", "random, same size"].into_iter().zip(&distances) {
+        let Some(distance) = distances.auc_pr() else { continue };
+        // Two texts without an n-gram in common are √2 apart.
+        println!("  {what:<20} {} {distance:>6.3}", bar(distance / 2f64.sqrt()));
     }
 }
 

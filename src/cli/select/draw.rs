@@ -109,6 +109,7 @@ pub fn settings(
         loss: plan.loss.map(|loss| loss.term(scores, plan)).transpose()?,
         filter: None,
         holdout: None,
+        coverage_sample: 0,
     };
     Ok((requested, settings))
 }

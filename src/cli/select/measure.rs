@@ -10,7 +10,7 @@ use crate::select::NearestDistances;
 use crate::source::files::{ChunkReader, FileError, Input, Record, Wanted};
 
 /// How texts become points where they are not given.
-pub const PROJECTION: Projection = Projection::new(128);
+pub const PROJECTION: Projection = Projection::OF_TEXTS;
 /// Documents that distances are measured to.
 const SAMPLE: usize = 1_000;
 

@@ -55,6 +55,11 @@ pub fn differences(
             differ(&format!("turn {i}"), &shown(published), &shown(now));
         }
     }
+    // Numbers are written such that they are read back to the last bit.
+    let json = |window: &WindowSummary| serde_json::to_string(&window.spread).unwrap_or_default();
+    if json(published) != json(now) {
+        differ("what the selection covers", &json(published), &json(now));
+    }
     let mut by_offset: BTreeMap<i64, (Option<&PublishedRow>, Option<&SelectedDocument>)> = BTreeMap::new();
     rows.iter().for_each(|row| by_offset.entry(row.offset).or_default().0 = Some(row));
     again.selected.iter().for_each(|document| by_offset.entry(document.offset).or_default().1 = Some(document));
@@ -200,6 +205,7 @@ mod tests {
             diagnostics: None,
             turns: vec![turn("code", 0.5), turn("math", 0.25)],
             targets: vec![],
+            spread: None,
         };
         let (id, window) = ("d".to_owned(), summary.id());
         let document = Document { id: id.clone(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };

@@ -38,6 +38,7 @@ fn selector() -> SelectorSettings {
         loss: None,
         filter: None,
         holdout: None,
+        coverage_sample: 0,
     }
 }
 

@@ -16,6 +16,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
         loss: None,
         filter: None,
         holdout: None,
+        coverage_sample: 0,
     }
 }
 

@@ -57,6 +57,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         diagnostics: None,
         turns: vec![],
         targets: vec![],
+        spread: None,
     };
     let (counts, sources) = (NgramCounts::zero(2), SourceCounts::default());
     let (raw_counts, selected_counts) = (counts.clone(), vec![counts]);

@@ -1,0 +1,203 @@
+//! What a replay sees of the records that somebody asks about, and of everything that they competed with.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::features::Scratch;
+use crate::record::{Decoder, Reject, Schemas, TextScratch};
+use crate::score::{Score, VersionedWeight};
+use crate::select::{Division, Noise, SelectorSettings};
+use crate::source::Record;
+use crate::window::{ClosedWindow, ScoredDocument, ScoredRecord};
+
+/// Which records of a window are asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted<'a> {
+    Offset(i64),
+    /// Of which there may be several: nobody says that ids are unique.
+    Id(&'a str),
+}
+
+/// A record that is asked about.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Seen {
+    pub offset: i64,
+    /// `None`: it is no document.
+    pub id: Option<String>,
+    pub source: Option<String>,
+    pub timestamp_ms: Option<i64>,
+    pub outcome: Result<SeenDocument, Reject>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct SeenDocument {
+    /// For the first target.
+    pub score: Score,
+    /// For every target.
+    pub log_importance_weights: Vec<f64>,
+    /// The clause of the filter that refuses it.
+    pub refused_by: Option<u16>,
+}
+
+/// Looks at every record of a window, after it was scored.
+pub(super) struct Witness<'a> {
+    wanted: Wanted<'a>,
+    decoder: &'a Decoder,
+    selector: &'a SelectorSettings,
+    division: &'a Division,
+    noise: &'a Noise,
+    weight: Arc<VersionedWeight>,
+    pub seen: Vec<Seen>,
+    pub contenders: Contenders,
+}
+
+impl<'a> Witness<'a> {
+    pub fn new(
+        wanted: Wanted<'a>,
+        decoder: &'a Decoder,
+        selector: &'a SelectorSettings,
+        (division, noise): (&'a Division, &'a Noise),
+        weight: &Arc<VersionedWeight>,
+    ) -> Self {
+        let contenders = Contenders { n_targets: division.n_targets(), ..Contenders::default() };
+        let weight = weight.clone();
+        Witness { wanted, decoder, selector, division, noise, weight, seen: Vec::new(), contenders }
+    }
+
+    pub fn look(&mut self, record: Record<'_>, schemas: &Schemas, scored: &ScoredRecord) {
+        if let Ok(document) = &scored.outcome
+            && document.refused_by.is_none()
+            && document.score.n_tokens >= self.selector.min_tokens
+        {
+            self.enter(scored.offset, document);
+        }
+        match self.wanted {
+            Wanted::Offset(offset) if offset != scored.offset => {}
+            wanted => self.see(record, schemas, scored, wanted),
+        }
+    }
+
+    fn enter(&mut self, offset: i64, document: &ScoredDocument) {
+        let Witness { selector, division, noise, weight, contenders, .. } = self;
+        let pool = division.pool_of(document.content.source());
+        let featuriser = weight.weight.featuriser();
+        let key = |log_importance_weight: f64| {
+            let score = Score { log_importance_weight, ..document.score };
+            selector.key(noise, offset, selector.total_log_weight(&score, featuriser))
+        };
+        let first = document.score.log_importance_weight;
+        // Of several targets every candidate of the window has all weights: see `Candidates::might_hold`.
+        let keys = std::iter::once(first).chain(document.other_weights.iter().copied()).map(key);
+        contenders.enter(offset, pool, keys);
+    }
+
+    fn see(&mut self, record: Record<'_>, schemas: &Schemas, scored: &ScoredRecord, wanted: Wanted<'_>) {
+        let Record { offset, timestamp_ms, .. } = record;
+        let mut text = TextScratch::default();
+        let document = self.decoder.decode_record(record.raw(), schemas, &mut text).ok();
+        if let Wanted::Id(id) = wanted
+            && document.as_ref().is_none_or(|document| document.id() != id)
+        {
+            return;
+        }
+        let of_document = |scored: &ScoredDocument| {
+            let text = document.as_ref().map_or("", |document| &*document.text);
+            let mut log_importance_weights = vec![scored.score.log_importance_weight];
+            // Those of a document that cannot be selected have not been asked for so far.
+            log_importance_weights.extend(self.weight.for_others(text, None, &mut Scratch::default()));
+            SeenDocument { score: scored.score, log_importance_weights, refused_by: scored.refused_by }
+        };
+        self.seen.push(Seen {
+            offset,
+            id: document.as_ref().map(|document| document.id().into_owned()),
+            source: document.as_ref().and_then(|document| document.source.as_deref().map(str::to_owned)),
+            timestamp_ms: document.as_ref().map_or(timestamp_ms, |document| document.timestamp_ms),
+            outcome: scored.outcome.as_ref().map(of_document).map_err(|letter| letter.reject.clone()),
+        });
+    }
+}
+
+/// The candidates of a window with what ranks them.
+#[derive(Debug, Default)]
+pub(super) struct Contenders {
+    n_targets: usize,
+    offsets: Vec<i64>,
+    pools: Vec<u32>,
+    /// One for each target, candidate by candidate.
+    keys: Vec<f64>,
+}
+
+impl Contenders {
+    fn enter(&mut self, offset: i64, pool: usize, keys: impl Iterator<Item = f64>) {
+        self.offsets.push(offset);
+        self.pools.push(pool as u32);
+        self.keys.extend(keys);
+        assert_eq!(self.keys.len(), self.offsets.len() * self.n_targets, "a candidate has a key for each target");
+    }
+
+    pub fn len(&self) -> u64 {
+        self.offsets.len() as u64
+    }
+
+    /// Candidates by pool.
+    pub fn sizes(&self, n_pools: usize) -> Vec<u64> {
+        let mut sizes = vec![0; n_pools];
+        self.pools.iter().for_each(|pool| sizes[*pool as usize] += 1);
+        sizes
+    }
+
+    /// The place of a candidate among those that a target could choose from its pool, from 1 on: all that the targets before it
+    /// have left.
+    pub fn rank(&self, offset: i64, pool: usize, target: usize, taken: &TakenBy) -> Option<u64> {
+        let number = self.offsets.iter().position(|other| *other == offset)?;
+        let key = |number: usize| self.keys[number * self.n_targets + target];
+        let mine = key(number);
+        let is_before = |&other: &usize| {
+            let is_better = key(other) > mine || (key(other) == mine && self.offsets[other] < offset);
+            is_better && self.pools[other] as usize == pool && taken.is_left_for(target, self.offsets[other])
+        };
+        Some((0..self.offsets.len()).filter(is_before).count() as u64 + 1)
+    }
+}
+
+/// Which target has selected which offset.
+pub(super) struct TakenBy(BTreeMap<i64, usize>);
+
+impl TakenBy {
+    pub fn of(closed: &ClosedWindow) -> Self {
+        TakenBy(closed.selected.iter().map(|row| (row.offset, row.target)).collect())
+    }
+
+    pub fn target(&self, offset: i64) -> Option<usize> {
+        self.0.get(&offset).copied()
+    }
+
+    /// Whether no target before this one has selected it.
+    pub fn is_left_for(&self, target: usize, offset: i64) -> bool {
+        self.target(offset).is_none_or(|by| by >= target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A target looks at what those before it have left, in its own pool; of equal keys the lower offset is before.
+    #[test]
+    fn ranks_are_those_of_the_turns() {
+        let mut contenders = Contenders { n_targets: 2, ..Contenders::default() };
+        for (offset, pool, keys) in
+            [(10, 0, [3.0, 9.0]), (11, 0, [2.0, 1.0]), (12, 0, [2.0, 5.0]), (13, 1, [7.0, 7.0]), (14, 0, [1.0, 6.0])]
+        {
+            contenders.enter(offset, pool, keys.into_iter());
+        }
+        // The first target took 10, the second 14.
+        let taken = TakenBy([(10, 0), (14, 1)].into());
+        let ranks = |target| [10, 11, 12, 14].map(|offset| contenders.rank(offset, 0, target, &taken).unwrap());
+        assert_eq!(ranks(0), [1, 2, 3, 4]);
+        assert_eq!(ranks(1)[1..], [3, 2, 1]);
+        assert_eq!(contenders.rank(13, 1, 0, &taken), Some(1));
+        assert_eq!(contenders.rank(99, 0, 0, &taken), None);
+        assert_eq!((contenders.sizes(3), contenders.len()), (vec![4, 1, 0], 5));
+    }
+}
