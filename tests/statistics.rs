@@ -50,6 +50,7 @@ impl Setting {
             quotas: Quotas::default(),
             loss: None,
             filter: None,
+            coverage: None,
         };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
@@ -62,6 +63,7 @@ impl Setting {
                 content: Content::Whole(document),
                 score,
                 other_weights: Vec::new(),
+                numbers: [f64::NAN; 2],
                 buckets: Some(self.buckets.clone()),
                 is_counted: false,
                 refused_by: None,

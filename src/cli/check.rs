@@ -32,6 +32,7 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     }
     let config = arguments.config.load()?;
     let model = load_model(&config)?.divided_by(&config.selector.quotas)?;
+    model.check_selector(&config.selector)?;
     let bootstrap = match &config.kafka.bootstrap {
         Bootstrap::Embedded { .. } => "the in-process cluster",
         Bootstrap::Servers(servers) => servers,
@@ -43,7 +44,7 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     println!(
         "  selects    {} of every window by {}{}, temperature {}, seed {}",
         selector.fraction,
-        selector.kind.as_str(),
+        if selector.coverage.is_some() { "coverage" } else { selector.kind.as_str() },
         if selector.length_normalise { " of mean weights" } else { "" },
         selector.temperature,
         selector.seed

@@ -59,8 +59,13 @@ pub(super) fn check(r: &mut Reader) -> Config {
         let problem = format!("must be at most an eighth of memory.budget ({})", shown(budget));
         r.error("documents.max_bytes", &shown(max), problem);
     }
+    let quotas = quotas(r);
+    let kind = selector(r);
+    // Every source with a share is a pool, and so are all others together.
+    let n_pools = quotas.sources.len() as u64 + 1;
+    let coverage = coverage::coverage(r, &kind, &decoder.fields, n_pools);
     let selector = SelectorSettings {
-        kind: match r.choice("selection.selector", &SelectorKind::NAMES).as_str() {
+        kind: match kind.as_str() {
             "top_k" => SelectorKind::TopK,
             _ => SelectorKind::ImportanceResampling,
         },
@@ -69,9 +74,10 @@ pub(super) fn check(r: &mut Reader) -> Config {
         length_normalise: r.boolean("selection.length_normalise"),
         min_tokens: r.integer("selection.min_tokens", 0..=u64::from(u32::MAX)) as u32,
         seed: r.integer("selection.seed", 0..=u64::MAX),
-        quotas: quotas(r),
+        quotas,
         loss: losses::term(r, decoder.fields.loss.is_some()),
         filter: filter::filter(r, &decoder.fields),
+        coverage,
     };
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());
@@ -96,6 +102,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
+    let spool = coverage::spool(r, sink.scratch_dir.as_ref());
     let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
     let losses = losses::losses(r, &kafka.topics, memory_budget_bytes);
     let level = r.parse("log.level", tracing::Level::INFO, |value| {
@@ -111,6 +118,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         raw: raw(r),
         against: against(r),
         selector,
+        spool,
         window,
         idle_timeout,
         shard,
@@ -124,6 +132,17 @@ pub(super) fn check(r: &mut Reader) -> Config {
         log: LogConfig { level, json: r.choice("log.format", &["text", "json"]) == "json" },
         tracing: traces::tracing(r),
     }
+}
+
+/// Its name, `coverage` among them.
+fn selector(r: &mut Reader) -> String {
+    let [importance_resampling, top_k] = SelectorKind::NAMES;
+    r.parse("selection.selector", importance_resampling.to_owned(), |value| match value {
+        "coverage" => Ok(value.to_owned()),
+        value if value == importance_resampling || value == top_k => Ok(value.to_owned()),
+        "sensitivity" => Err("works on files only (`winnowd select --selector sensitivity`)".to_owned()),
+        _ => Err(format!("expected one of: {importance_resampling}, {top_k}, coverage")),
+    })
 }
 
 fn dead_letters(r: &mut Reader, kafka: &KafkaConfig) -> DeadLetterConfig {

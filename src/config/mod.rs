@@ -3,6 +3,7 @@
 //! Every mistake is reported at once, each with its key and value. What comes out is trusted everywhere else.
 
 mod checked;
+mod coverage;
 mod feedback;
 mod filter;
 mod losses;
@@ -42,6 +43,7 @@ pub struct Config {
     pub raw: RawDistribution,
     pub against: Against,
     pub selector: SelectorSettings,
+    pub spool: SpoolConfig,
     pub window: WindowPolicy,
     pub idle_timeout: Duration,
     pub shard: ShardConfig,
@@ -183,6 +185,14 @@ pub struct SinkConfig {
     pub url: url::Url,
     pub options: BTreeMap<String, Secret>,
     pub scratch_dir: Option<PathBuf>,
+}
+
+/// Where documents wait on local disk until their window is decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// `None`: the system's folder for temporary files.
+    pub folder: Option<PathBuf>,
+    pub max_bytes: u64,
 }
 
 #[derive(Debug, Clone)]

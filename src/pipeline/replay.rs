@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::manifest::ShardManifest;
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Division, FilterSettings, Noise, Quotas};
+use crate::sink::{GiveUp, SpoolFolder};
 use crate::source::{Probe, RangeReader, SourceError};
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
@@ -84,11 +85,11 @@ impl Replay {
         };
         tokio::task::block_in_place(|| match self.decide(manifest, window, &model, (&weight, &division)) {
             Ok(closed) => Ok(Replayed::Decided(Box::new(closed))),
-            Err(SourceError::OffsetsLost(lost)) => {
+            Err(DaemonError::Source(SourceError::OffsetsLost(lost))) => {
                 let (low, high) = lost.first().map_or((0, 0), |lost| (lost.low, lost.high));
                 Ok(Replayed::Impossible(format!("its records are deleted: the log holds {low}..{high}")))
             }
-            Err(e) => Err(e.into()),
+            Err(e) => Err(e),
         })
     }
 
@@ -98,7 +99,7 @@ impl Replay {
         window: &WindowSummary,
         model: &LoadedModel,
         (weight, division): (&Arc<VersionedWeight>, &Arc<Division>),
-    ) -> Result<ClosedWindow, SourceError> {
+    ) -> Result<ClosedWindow, DaemonError> {
         let WindowSummary { at, interval, closed_by, .. } = window;
         let selector = &manifest.selector;
         // The extent is recorded: nothing else closes it.
@@ -110,6 +111,9 @@ impl Replay {
         let buckets = model.model.featuriser.buckets as usize;
         let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, division, buckets);
         let noise = Noise::new(selector.seed, at);
+        // Of the window itself the daemon had room for.
+        let spools = SpoolFolder::new(self.config.spool.folder.clone(), u64::MAX, Arc::new(GiveUp));
+        let mut spool = Arc::new(spools).open()?;
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
             let mut destinations = Destinations::new(selector, &policy, &batch);
@@ -117,10 +121,14 @@ impl Replay {
             (0..batch.len()).for_each(|i| destinations.record(Some(number), batch.payload_bytes(i)));
             let scored = self.scorer.score(&batch, destinations);
             scored.tallies.into_iter().for_each(|counts| self.scorer.count(counts, &mut open));
-            scored.records.into_iter().flatten().for_each(|record| open.push(record, weight, selector, &noise));
+            for record in scored.records.into_iter().flatten() {
+                if let Some(row) = open.push(record, weight, selector, &noise) {
+                    spool.push(&row)?;
+                }
+            }
         }
         open.advance_to(interval.to);
-        Ok(open.close(*closed_by, selector, &noise, &model.target))
+        Ok(open.close_with(*closed_by, selector, &noise, &model.target, |numbers| spool.rows(numbers))?)
     }
 
     /// The model of a shard, in the proportions of the shard.

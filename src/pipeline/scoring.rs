@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 
 use crate::features::{BucketList, Featuriser, Scratch};
-use crate::record::{Decoder, DocumentRef, TextScratch};
+use crate::record::{Decoder, DocumentRef, FieldNames, TextScratch};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Division, Noise, Reservoir, SelectorSettings};
+use crate::select::{CoverageSelector, Division, Noise, Reservoir, SelectorSettings};
 use crate::source::{Batch, Record};
 use crate::sql::{DocumentFilter, Verdict};
 use crate::window::{Content, DeadLetter, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy, WindowTally};
@@ -58,7 +58,8 @@ impl<'a> Destinations<'a> {
 
     /// The same of one that only opens within the batch, and will be divided so.
     pub fn coming(&mut self, division: &Division, weight: Arc<VersionedWeight>, noise: &'a Noise) -> u32 {
-        self.window(None, !division.is_whole(), weight, noise)
+        let is_divided = !division.is_whole() || self.selector.coverage.is_some();
+        self.window(None, is_divided, weight, noise)
     }
 
     fn window(
@@ -287,6 +288,8 @@ impl Job<'_> {
             }
         });
         let score = Score { loss: document.loss, ..of_text };
+        let fields = self.selector.coverage.as_ref().map_or([None; 2], CoverageSelector::fields);
+        let numbers = fields.map(|field| number(document, field, &self.scorer.decoder.fields));
         let kept = |buckets: &mut BucketList, features: &Scratch| {
             if is_one_chunk {
                 buckets.extend(features.last_chunk());
@@ -299,7 +302,7 @@ impl Job<'_> {
         if (is_long && !is_counted) || might_select {
             let (content, buckets) = (Content::Whole(document.to_document()), kept(buckets, features));
             let other_weights = weight.for_others(&document.text, buckets.as_ref(), features);
-            return ScoredDocument { content, score, other_weights, buckets, is_counted, refused_by };
+            return ScoredDocument { content, score, other_weights, numbers, buckets, is_counted, refused_by };
         }
         let source = document.source.as_deref().map(str::to_owned);
         let buckets = if is_counted { None } else { kept(buckets, features) };
@@ -307,6 +310,7 @@ impl Job<'_> {
             content: Content::PassedOver { source },
             score,
             other_weights: Vec::new(),
+            numbers,
             buckets,
             is_counted,
             refused_by,
@@ -320,6 +324,22 @@ impl Job<'_> {
         });
         &mut tallies[place].1
     }
+}
+
+/// A number that came with the document; NaN where there is none, or where none is wanted. As in files, other values than
+/// numbers count as none, and a field that stands twice as it stands last.
+fn number(document: &DocumentRef<'_>, field: Option<&str>, names: &FieldNames) -> f64 {
+    let Some(field) = field else { return f64::NAN };
+    // Losses are no members: the decoder has taken them.
+    let given = if Some(field) == names.loss.as_deref() {
+        document.given_losses[0]
+    } else if Some(field) == names.reference_loss.as_deref() {
+        document.given_losses[1]
+    } else {
+        let value = document.members.iter().rev().find(|(name, _)| name == field);
+        value.and_then(|(_, json)| serde_json::from_str(json).ok())
+    };
+    given.unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
 use crate::score::VersionedWeight;
 use crate::select::{Division, Noise};
+use crate::sink::{SinkError, Spool, SpoolFolder};
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
 use crate::window::{CloseReason, Forecast, OpenWindow, ScoredRecord, WindowTally};
@@ -32,6 +33,8 @@ pub(super) enum WorkerEnd {
     SourceFailed(SourceError),
     /// Offsets came in an order that must not be.
     OutOfOrder(String),
+    /// Rows that wait for their window cannot be written or read.
+    SpoolFailed(SinkError),
     /// A person must settle it.
     Fatal(DaemonError),
 }
@@ -82,12 +85,15 @@ pub(super) struct Worker {
     /// How windows are divided that open from now on.
     division: Arc<Division>,
     dead_letters: DeadLetterRatio,
+    spools: Arc<SpoolFolder>,
 }
 
 struct Partition {
     owner_epoch: i64,
     noise: Noise,
     window: OpenWindow,
+    /// Rows of the window that wait on disk; `None` until there is one.
+    spool: Option<Spool>,
     /// Since when the end of the partition has been reached and nothing came.
     idle_since: Option<Instant>,
 }
@@ -99,6 +105,7 @@ impl Worker {
         publisher: mpsc::Sender<ToPublisher>,
         in_flight: Arc<InFlight>,
         in_force: watch::Receiver<InForce>,
+        spools: Arc<SpoolFolder>,
     ) -> Self {
         let quality = Quality::new(&shared.model.model);
         let division = in_force.borrow().division.clone();
@@ -115,6 +122,7 @@ impl Worker {
             in_force,
             division,
             dead_letters: DeadLetterRatio::default(),
+            spools,
         }
     }
 
@@ -176,6 +184,7 @@ impl Worker {
             owner_epoch,
             noise: Noise::new(self.shared.config.selector.seed, &at),
             window: self.open_window(&at, next_offset),
+            spool: None,
             idle_since: None,
         };
         let status = PartitionStatus {
@@ -211,6 +220,7 @@ impl Worker {
             }
         }
         self.show_consumed();
+        self.relieve_spool()?;
         self.relieve_memory()
     }
 
@@ -321,7 +331,14 @@ impl Worker {
             partition = same;
         }
         self.scorer.count(counts, &mut partition.window);
-        partition.window.push(record, scored_with, &self.shared.config.selector, &partition.noise);
+        let waits = partition.window.push(record, scored_with, &self.shared.config.selector, &partition.noise);
+        if let Some(row) = waits {
+            let spool = match &mut partition.spool {
+                Some(spool) => spool,
+                none => none.insert(self.spools.open().map_err(WorkerEnd::SpoolFailed)?),
+            };
+            spool.push(&row).map_err(WorkerEnd::SpoolFailed)?;
+        }
         match partition.window.extent().closes_now(&policy) {
             Some(reason) => self.close(at, reason),
             None => Ok(()),
@@ -367,6 +384,23 @@ impl Worker {
         }
     }
 
+    /// Keeps rows that wait within their share of the disk: closes the window early that has most of it. Waiting would not
+    /// help, because only a decision gives room back.
+    fn relieve_spool(&mut self) -> Result<(), WorkerEnd> {
+        while self.spools.is_full() {
+            let waiting = self.partitions.iter().filter_map(|(at, p)| Some((at, p.spool.as_ref()?.bytes())));
+            let Some(at) = waiting.max_by_key(|(_, bytes)| *bytes).map(|(at, _)| at.clone()) else { return Ok(()) };
+            tracing::warn!(
+                "documents of open windows take {} MB of disk, allowed are {} MB: closing the window of partition {at} early; \
+                 raise spool.max_bytes or lower window.max_documents",
+                self.spools.used_bytes() >> 20,
+                self.spools.max_bytes() >> 20
+            );
+            self.close(&at, CloseReason::Spool)?;
+        }
+        Ok(())
+    }
+
     fn close(&mut self, at: &TopicPartition, reason: CloseReason) -> Result<(), WorkerEnd> {
         let Some(partition) = self.partitions.get(at) else { return Ok(()) };
         let next = self.open_window(at, partition.window.next_offset());
@@ -374,8 +408,14 @@ impl Worker {
         let (owner_epoch, noise) = (partition.owner_epoch, partition.noise.clone());
         let window = std::mem::replace(&mut partition.window, next);
         self.shared.telemetry.show_window(at, &partition.window);
+        let spool = partition.spool.take();
         let held_bytes = window.held_bytes();
-        let closed = window.close(reason, &self.shared.config.selector, &noise, &self.shared.model.target);
+        let rows = |numbers: &[u32]| match spool {
+            Some(mut spool) => spool.rows(numbers),
+            None => Ok(Vec::new()),
+        };
+        let closed = window.close_with(reason, &self.shared.config.selector, &noise, &self.shared.model.target, rows);
+        let closed = closed.map_err(WorkerEnd::SpoolFailed)?;
         let held_bytes = held_bytes + closed.selected_counts_bytes();
         self.quality.observe(&closed, &self.shared);
         self.in_flight.add(held_bytes);
@@ -399,7 +439,8 @@ impl Worker {
     }
 
     fn open_bytes(&self) -> usize {
-        self.partitions.values().map(|p| p.window.held_bytes()).sum()
+        let of_partition = |p: &Partition| p.window.held_bytes() + p.spool.as_ref().map_or(0, Spool::held_bytes);
+        self.partitions.values().map(of_partition).sum()
     }
 
     fn show_partitions(&self) {
@@ -409,6 +450,7 @@ impl Worker {
     fn show_memory(&self) {
         let held = &self.shared.telemetry.metrics.held_bytes;
         held.with_label_values(&["queue"]).set(self.queue.queued_bytes() as i64);
+        self.shared.telemetry.metrics.spool_bytes.set(self.spools.used_bytes() as i64);
         held.with_label_values(&["windows"]).set((self.open_bytes() + self.in_flight.bytes()) as i64);
     }
 }

@@ -28,9 +28,10 @@ pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
 pub use apportion::{Rounding, apportion};
 pub use budget::{BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
 pub use coverage::{
-    CoveragePlan, CoverageRequest, CoverageSettings, Covered, CoveredPool, CoveredWindow, Cutoff, DEFAULT_CLIP,
-    DEFAULT_STRATA, DocumentScores, Edges, FixedCutoff, PlannedCell, QuantileSketch, QuantileSketchError, Stratum,
-    StratumReservoirs, StratumSelection, Tail, Within, plan_coverage, select_coverage, water_fill,
+    CoveragePlan, CoverageRequest, CoverageSelector, CoverageSettings, Covered, CoveredPool, CoveredWindow, Criterion,
+    Cutoff, DEFAULT_CLIP, DEFAULT_STRATA, DocumentScores, Edges, FixedCutoff, PlannedCell, QuantileSketch,
+    QuantileSketchError, Stratum, StratumReservoirs, StratumSelection, Tail, Within, plan_coverage, select_coverage,
+    water_fill,
 };
 pub use diagnostics::{
     Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
@@ -95,6 +96,9 @@ pub struct SelectorSettings {
     /// Documents of which it is not true are never chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<FilterSettings>,
+    /// Spreads the selection over strata, inside which `kind` decides; `None`: the highest keys of the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<CoverageSelector>,
 }
 
 impl SelectorSettings {
@@ -109,6 +113,11 @@ impl SelectorSettings {
         };
         let of_loss = self.loss.map_or(0.0, |term| term.added(score.loss));
         of_text + of_loss + score.expected_loss_weight
+    }
+
+    /// Whether the weights say nothing of which documents are selected.
+    pub fn is_uniform(&self) -> bool {
+        self.coverage.as_ref().is_some_and(|coverage| coverage.settings.within == Within::Uniform)
     }
 
     /// The key by which documents are ranked, highest first.

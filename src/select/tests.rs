@@ -16,6 +16,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
         quotas: Quotas::default(),
         loss: None,
         filter: None,
+        coverage: None,
     }
 }
 

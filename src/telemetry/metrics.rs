@@ -74,6 +74,8 @@ pub struct Metrics {
     pub unowned_lag: IntGaugeVec,
     pub orphaned_partitions: IntCounter,
     pub held_bytes: IntGaugeVec,
+    pub spool_bytes: IntGauge,
+    pub documents_without_number: IntCounter,
     pub memory_budget_bytes: IntGauge,
     pub catalog_documents: IntGaugeVec,
     pub catalog_shards: IntGauge,
@@ -238,6 +240,12 @@ impl Default for Metrics {
                 "Partitions without an owner for which this worker made the group share its partitions out anew.",
             ),
             held_bytes: gauges(&r, "held_bytes", "Memory held, by the part that holds it.", &["part"]),
+            spool_bytes: gauge(&r, "spool_bytes", "On disk, rows of open windows that wait to be decided."),
+            documents_without_number: counter(
+                &r,
+                "documents_without_number_total",
+                "Documents that a coverage selection cannot select: they lack its number.",
+            ),
             memory_budget_bytes: gauge(&r, "memory_budget_bytes", "Configured memory budget."),
             catalog_documents: gauges(
                 &r,

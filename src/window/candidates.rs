@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::TurnSummary;
+use super::covered::CoveredCandidates;
+use super::{CoverageSummary, SpooledRow, TurnSummary};
 use crate::features::BucketList;
 use crate::record::Document;
 use crate::score::Score;
@@ -42,6 +43,8 @@ impl Candidate {
 pub(super) enum Candidates {
     Whole(Reservoir<Candidate>),
     Divided(Box<Divided>),
+    /// Only numbers are held; the documents wait elsewhere until all have come.
+    Covered(Box<CoveredCandidates>),
 }
 
 #[derive(Debug)]
@@ -72,6 +75,7 @@ pub(super) struct Choice {
     pub other_log_weights: Vec<Vec<f64>>,
     /// Names of several targets; nothing of one.
     pub targets: Vec<String>,
+    pub coverage: Option<CoverageSummary>,
 }
 
 pub(super) struct ChosenCandidate {
@@ -84,7 +88,10 @@ pub(super) struct ChosenCandidate {
 
 impl Candidates {
     /// From which at most `at_most` will be chosen.
-    pub fn new(division: &Arc<Division>, at_most: u64) -> Self {
+    pub fn new(division: &Arc<Division>, at_most: u64, selector: &SelectorSettings) -> Self {
+        if let Some(coverage) = &selector.coverage {
+            return Candidates::Covered(Box::new(CoveredCandidates::new(division, coverage, selector.fraction)));
+        }
         if division.is_whole() {
             return Candidates::Whole(Reservoir::new(at_most as usize));
         }
@@ -109,6 +116,7 @@ impl Candidates {
                 reservoir.offer(offset, key(total_log_weight), candidate).into_iter().for_each(out);
             }
             Candidates::Divided(divided) => divided.offer(offset, candidate, of_score, key, out),
+            Candidates::Covered(_) => unreachable!("documents of strata wait elsewhere"),
         }
     }
 
@@ -116,24 +124,31 @@ impl Candidates {
     pub fn might_hold(&self, key: f64) -> bool {
         match self {
             Candidates::Whole(reservoir) => reservoir.might_hold(key),
-            Candidates::Divided(_) => true,
+            Candidates::Divided(_) | Candidates::Covered(_) => true,
         }
     }
 
-    /// Bytes of what is remembered of every candidate, chosen or not.
+    /// Bytes of what is remembered of every candidate, chosen or not, and of what deciding them will take.
     pub fn held_bytes(&self) -> usize {
         match self {
             Candidates::Whole(_) => 0,
             Candidates::Divided(divided) => {
                 divided.other_log_weights.iter().map(|weights| weights.capacity() * size_of::<f64>()).sum()
             }
+            Candidates::Covered(covered) => covered.held_bytes(),
         }
     }
 
-    pub fn choose(self, by: &Deciding<'_>) -> Choice {
+    /// `rows`: gives the rows that waited elsewhere, by their ascending numbers.
+    pub fn choose<E>(
+        self,
+        by: &Deciding<'_>,
+        rows: impl FnOnce(&[u32]) -> Result<Vec<SpooledRow>, E>,
+    ) -> Result<Choice, E> {
         match self {
-            Candidates::Whole(reservoir) => whole(reservoir, by),
-            Candidates::Divided(divided) => divided.choose(by),
+            Candidates::Whole(reservoir) => Ok(whole(reservoir, by)),
+            Candidates::Divided(divided) => Ok(divided.choose(by)),
+            Candidates::Covered(covered) => covered.choose(by, rows),
         }
     }
 }
@@ -155,6 +170,7 @@ fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
         turns: Vec::new(),
         other_log_weights: Vec::new(),
         targets: Vec::new(),
+        coverage: None,
     }
 }
 
@@ -209,6 +225,7 @@ impl Divided {
         };
         let chosen = chosen.into_iter().map(to_candidate).collect();
         let turns = turns.iter().map(summary).collect();
-        Choice { chosen, threshold: None, turns, other_log_weights, targets: division.targets().to_vec() }
+        let targets = division.targets().to_vec();
+        Choice { chosen, threshold: None, turns, other_log_weights, targets, coverage: None }
     }
 }

@@ -1,15 +1,17 @@
 //! What a window comes to: the selection with its probabilities, and the sums that the catalog keeps.
 
+use std::convert::Infallible;
+
 use serde::{Deserialize, Serialize};
 
 use super::candidates::{Candidate, Choice, ChosenCandidate, Deciding};
 use super::statistics::Statistics;
-use super::{CloseReason, DeadLetter, Extent, OpenWindow};
+use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SpooledRow};
 use crate::checkpoint::Interval;
 use crate::features::Scratch;
 use crate::record::{Document, TopicPartition};
 use crate::score::{ExpectedLossVersion, NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
-use crate::select::{Diagnostics, Noise, SelectorSettings, SourceCounts, WeightHistogram};
+use crate::select::{Diagnostics, Noise, SelectorKind, SelectorSettings, SourceCounts, WeightHistogram};
 
 /// A document of the selection.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,6 +91,9 @@ pub struct WindowSummary {
     /// Several targets, in the model's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<TargetSummary>,
+    /// Where the selection was spread over strata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<CoverageSummary>,
 }
 
 /// What one target chose from one pool.
@@ -123,7 +128,10 @@ impl WindowSummary {
 }
 
 impl OpenWindow {
-    /// Decides the window.
+    /// Decides a window whose rows are all in it.
+    ///
+    /// # Panics
+    /// If rows wait elsewhere: they are given by [`OpenWindow::close_with`].
     pub fn close(
         self,
         closed_by: CloseReason,
@@ -131,6 +139,24 @@ impl OpenWindow {
         noise: &Noise,
         target: &TargetDistribution,
     ) -> ClosedWindow {
+        let none = |numbers: &[u32]| -> Result<_, Infallible> {
+            assert!(numbers.is_empty(), "{} rows wait outside of the window", numbers.len());
+            Ok(Vec::new())
+        };
+        let Ok(closed) = self.close_with(closed_by, selector, noise, target, none);
+        closed
+    }
+
+    /// Decides the window. `rows` gives those of the rows that [`OpenWindow::push`] has given away which are chosen, by
+    /// ascending numbers; it is called once, if at all.
+    pub fn close_with<E>(
+        self,
+        closed_by: CloseReason,
+        selector: &SelectorSettings,
+        noise: &Noise,
+        target: &TargetDistribution,
+        rows: impl FnOnce(&[u32]) -> Result<Vec<SpooledRow>, E>,
+    ) -> Result<ClosedWindow, E> {
         let interval = self.interval();
         let OpenWindow {
             at,
@@ -146,7 +172,8 @@ impl OpenWindow {
             ..
         } = self;
         let by = Deciding { selector, noise, from, n_documents, log_weights: &log_weights };
-        let Choice { chosen, threshold, turns, other_log_weights, targets: names } = candidates.choose(&by);
+        let Choice { chosen, threshold, turns, other_log_weights, targets: names, coverage } =
+            candidates.choose(&by, rows)?;
         let n_targets = names.len().max(1);
         let mut numbers = vec![Vec::new(); n_targets];
         let log_weights: Vec<&[f64]> =
@@ -181,6 +208,9 @@ impl OpenWindow {
         let selected: Vec<_> = chosen.into_iter().map(to_selected).collect();
 
         let draws = log_weights.iter().zip(&numbers);
+        // Where weights do not decide, no draw by them can collapse.
+        let kind = if selector.is_uniform() { SelectorKind::TopK } else { selector.kind };
+        let selector = &SelectorSettings { kind, ..selector.clone() };
         let diagnostics: Vec<_> =
             draws.map(|(weights, numbers)| Diagnostics::of(selector, weights, &n_tokens, numbers)).collect();
         let weights = log_weights.iter().zip(&numbers).map(|(of, numbers)| WeightHistogram::of(of, numbers)).collect();
@@ -212,8 +242,9 @@ impl OpenWindow {
             diagnostics: diagnostics.first().copied().filter(|_| n_targets == 1),
             turns,
             targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),
+            coverage,
         };
-        ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources, weights }
+        Ok(ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources, weights })
     }
 }
 

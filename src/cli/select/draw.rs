@@ -108,6 +108,7 @@ pub fn settings(
         quotas: Quotas { sources: plan.sources.iter().cloned().collect(), ..Quotas::default() }.of_model(model),
         loss: plan.loss.map(|loss| loss.term(scores, plan)).transpose()?,
         filter: None,
+        coverage: None,
     };
     Ok((requested, settings))
 }

@@ -40,6 +40,12 @@ pub fn differences(published: &WindowSummary, rows: &[PublishedRow], again: &Clo
             differ(&format!("turn {i}"), &shown(published), &shown(now));
         }
     }
+    // Numbers are written such that they are read back to the last bit.
+    let json = |window: &WindowSummary| serde_json::to_string(&window.coverage).unwrap_or_default();
+    let (coverage, coverage_now) = (json(published), json(now));
+    if coverage != coverage_now {
+        differ("coverage", &coverage, &coverage_now);
+    }
     let mut by_offset: BTreeMap<i64, (Option<&PublishedRow>, Option<&SelectedDocument>)> = BTreeMap::new();
     rows.iter().for_each(|row| by_offset.entry(row.offset).or_default().0 = Some(row));
     again.selected.iter().for_each(|document| by_offset.entry(document.offset).or_default().1 = Some(document));
@@ -151,6 +157,7 @@ mod tests {
             diagnostics: None,
             turns: vec![turn("code", 0.5), turn("math", 0.25)],
             targets: vec![],
+            coverage: None,
         };
         let (id, window) = ("d".to_owned(), summary.id());
         let document = Document { id: id.clone(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };

@@ -37,6 +37,7 @@ fn selector() -> SelectorSettings {
         quotas: Quotas::default(),
         loss: None,
         filter: None,
+        coverage: None,
     }
 }
 

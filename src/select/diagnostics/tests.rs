@@ -15,6 +15,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
         quotas: Quotas::default(),
         loss: None,
         filter: None,
+        coverage: None,
     }
 }
 

@@ -55,6 +55,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         diagnostics: None,
         turns: vec![],
         targets: vec![],
+        coverage: None,
     };
     let (counts, sources) = (NgramCounts::zero(2), SourceCounts::default());
     let (raw_counts, selected_counts) = (counts.clone(), vec![counts]);

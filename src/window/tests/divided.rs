@@ -38,7 +38,9 @@ fn scored(offset: i64, text: &str, weight: &VersionedWeight, scratch: &mut Scrat
     // One of them comes without, as a long text does.
     let buckets = (offset != 117).then_some(buckets);
     let content = Content::Whole(document);
-    let outcome = Ok(ScoredDocument { content, score, other_weights, buckets, is_counted: false, refused_by: None });
+    let numbers = [f64::NAN; 2];
+    let outcome =
+        Ok(ScoredDocument { content, score, other_weights, numbers, buckets, is_counted: false, refused_by: None });
     ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: text.len() as u64, outcome }
 }
 
