@@ -102,7 +102,8 @@ pub(super) fn check(r: &mut Reader) -> Config {
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
-    let spool = coverage::spool(r, sink.scratch_dir.as_ref());
+    let limits = (window.max_bytes, memory_budget_bytes as u64);
+    let spool = coverage::spool(r, sink.scratch_dir.as_ref(), selector.coverage.is_some(), limits);
     let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
     let losses = losses::losses(r, &kafka.topics, memory_budget_bytes);
     let level = r.parse("log.level", tracing::Level::INFO, |value| {

@@ -77,12 +77,30 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
     Some(CoverageSelector { settings, importance, cutoff_by })
 }
 
-/// `scratch_dir`: where rows wait unless it is said otherwise.
-pub(super) fn spool(r: &mut Reader, scratch_dir: Option<&PathBuf>) -> SpoolConfig {
+/// `scratch_dir`: where documents wait unless it is said otherwise. `window_bytes`: the most that a window takes.
+pub(super) fn spool(
+    r: &mut Reader,
+    scratch_dir: Option<&PathBuf>,
+    is_wanted: bool,
+    (window_bytes, memory_bytes): (u64, u64),
+) -> SpoolConfig {
     let folder = r.optional("spool.folder").map(PathBuf::from);
     if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
         r.error("spool.folder", &folder.display().to_string(), "is not a folder");
     }
-    let max_bytes = r.bytes("spool.max_bytes", MIB..=1024 * GIB);
-    SpoolConfig { folder: folder.or_else(|| scratch_dir.cloned()), max_bytes }
+    let max_bytes = r.bytes("spool.max_bytes", MIB..=64 * 1024 * GIB);
+    // The queue to the worker is an eighth of the memory, and a batch is being filled.
+    let reserve_bytes = window_bytes + memory_bytes / 4;
+    if is_wanted && max_bytes < 2 * reserve_bytes {
+        let shown = |n| bytesize::ByteSize(n).display().iec().to_string();
+        let problem = format!(
+            "must be at least {}: twice window.max_bytes ({}), since one window is completed while others wait, and half of \
+             memory.budget ({})",
+            shown(2 * reserve_bytes),
+            shown(window_bytes),
+            shown(memory_bytes)
+        );
+        r.error("spool.max_bytes", &shown(max_bytes), problem);
+    }
+    SpoolConfig { folder: folder.or_else(|| scratch_dir.cloned()), max_bytes, reserve_bytes }
 }

@@ -19,6 +19,7 @@ mod room;
 mod scoring;
 mod session;
 mod spans;
+mod spooling;
 mod weights;
 mod worker;
 
@@ -35,7 +36,7 @@ use crate::score::{
     ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
 };
 use crate::select::{Division, FilterSettings, Quotas, SelectorSettings};
-use crate::sink::{GiveUp, ShardStore, SinkError, SpoolFolder};
+use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
 use crate::sql::{DocumentFilter, FilterError};
@@ -215,10 +216,6 @@ impl Daemon {
     pub async fn open(mut config: Config, model: LoadedModel) -> Result<Self, DaemonError> {
         let model = model.divided_by(&config.selector.quotas)?;
         model.check_selector(&config.selector)?;
-        if config.selector.coverage.is_some() {
-            SpoolFolder::new(config.spool.folder.clone(), config.spool.max_bytes, Arc::new(GiveUp))
-                .remove_leftovers()?;
-        }
         // Recorded with every shard.
         config.selector.quotas = config.selector.quotas.of_model(&model.model);
         let filter = document_filter(config.selector.filter.as_ref())?;

@@ -18,7 +18,7 @@ use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
 use crate::score::{NgramCounts, sample_ngrams};
 use crate::select::{Quantiles, SourceCounts};
-use crate::sink::{DeadLetterWriter, FinishedFile, FullDisk, ShardStore, ShardWriter, SinkError, WriterSettings};
+use crate::sink::{DeadLetterWriter, FinishedFile, FullDisk, ShardStore, ShardWriter, SinkError, Spool, WriterSettings};
 use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
 
 /// Windows that wait for a shard to fill roll it when there are so many.
@@ -80,14 +80,22 @@ impl OpenShard {
         }
     }
 
-    /// Compression takes its time, and so does a full disk: to be called where a thread may be blocked.
-    pub fn append(&mut self, window: ClosedWindow, owner_epoch: i64, shared: &Shared) -> Result<(), String> {
+    /// `spool`: the selected documents that the window does not hold, in order. They come one after the other. Compression takes
+    /// its time, and so does a full disk: to be called where a thread may be blocked.
+    pub fn append(
+        &mut self,
+        window: ClosedWindow,
+        spool: Option<Spool>,
+        owner_epoch: i64,
+        shared: &Shared,
+    ) -> Result<(), String> {
         let at = window.summary.at.clone();
         if *self.epochs.entry(at.clone()).or_insert(owner_epoch) != owner_epoch {
             return Err(format!("partition {at} was lost and came back while its windows waited for publication"));
         }
         self.progress.append(&at, window.summary.interval).map_err(|e| e.to_string())?;
-        self.append_files(&window, shared).map_err(|e| e.to_string())?;
+        self.append_selection(&window, spool, shared).map_err(|e| e.to_string())?;
+        self.append_dead_letters(&window, shared).map_err(|e| e.to_string())?;
         let Config { raw, against, .. } = shared.config;
         // Sums of whole numbers: the order of windows within a publication does not matter.
         let mut add = |kind, target, counts| match self.counts.entry(kind).or_default().entry(target) {
@@ -101,39 +109,62 @@ impl OpenShard {
             let targets = shared.model.target_names().into_iter().zip(&window.selected_counts);
             targets.for_each(|(target, counts)| add(CountsKind::Selected, target, counts));
         }
-        if let Some(feedback) = &shared.config.feedback {
-            let featuriser = &shared.model.model.featuriser;
-            for document in &window.selected {
-                let (key, facts) = facts(document, featuriser, feedback.ngrams, &mut self.scratch);
-                self.document_bytes +=
-                    size_of_val(&(key, &facts)) + size_of::<DocumentFacts>() + facts.ngrams.held_bytes();
-                self.documents.push((key, facts));
-            }
-        }
         self.sources.merge(&window.sources);
-        self.log_importance_weights.extend(window.selected.iter().map(|row| row.score.log_importance_weight));
         self.windows.push(window.summary);
         Ok(())
     }
 
-    fn append_files(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
+    fn append_selection(
+        &mut self,
+        window: &ClosedWindow,
+        spool: Option<Spool>,
+        shared: &Shared,
+    ) -> Result<(), SinkError> {
+        let (at, id) = (&window.summary.at, window.summary.id());
+        window.selected.iter().try_for_each(|row| self.append_row(row, at, &id, shared))?;
+        let Some(spool) = spool else { return Ok(()) };
+        let numbers: Vec<u32> = (0..spool.n_rows()).collect();
+        let mut decisions = window.waiting.iter();
+        spool.rows(&numbers, |row| {
+            let decision = decisions.next().expect("rows of a spool are those that were selected");
+            self.append_row(&decision.of(row, &shared.config.selector), at, &id, shared)
+        })
+    }
+
+    fn append_row(
+        &mut self,
+        row: &SelectedDocument,
+        at: &TopicPartition,
+        window: &str,
+        shared: &Shared,
+    ) -> Result<(), SinkError> {
         let Shared { config, model, limits, .. } = shared;
-        let scratch_dir = config.sink.scratch_dir.as_deref();
-        if !window.selected.is_empty() {
-            let settings = WriterSettings {
-                row_group_rows: config.shard.row_group_rows,
-                row_group_bytes: limits.row_group_bytes,
-                zstd_level: config.shard.zstd_level,
-            };
-            let writer = match &mut self.writer {
-                Some(writer) => writer,
-                none => {
-                    let (targets, full_disk) = (model.division.targets(), self.full_disk.clone());
-                    none.insert(ShardWriter::create(&self.id, scratch_dir, settings, targets, full_disk)?)
-                }
-            };
-            writer.append(window, &model.id)?;
+        let settings = WriterSettings {
+            row_group_rows: config.shard.row_group_rows,
+            row_group_bytes: limits.row_group_bytes,
+            zstd_level: config.shard.zstd_level,
+        };
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => {
+                let scratch_dir = config.sink.scratch_dir.as_deref();
+                let (targets, full_disk) = (model.division.targets(), self.full_disk.clone());
+                none.insert(ShardWriter::create(&self.id, scratch_dir, settings, targets, full_disk)?)
+            }
+        };
+        writer.push(row, at, window, &model.id)?;
+        if let Some(feedback) = &config.feedback {
+            let (key, facts) = facts(row, &model.model.featuriser, feedback.ngrams, &mut self.scratch);
+            self.document_bytes += size_of_val(&(key, &facts)) + size_of::<DocumentFacts>() + facts.ngrams.held_bytes();
+            self.documents.push((key, facts));
         }
+        self.log_importance_weights.push(row.score.log_importance_weight);
+        Ok(())
+    }
+
+    fn append_dead_letters(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
+        let config = &shared.config;
+        let scratch_dir = config.sink.scratch_dir.as_deref();
         for letter in &window.dead_letters {
             let writer = match &mut self.dead_letters {
                 Some(writer) => writer,

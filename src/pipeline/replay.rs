@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::manifest::ShardManifest;
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Division, FilterSettings, Noise, Quotas};
-use crate::sink::{GiveUp, SpoolFolder};
+use crate::sink::{GiveUp, SinkError, SpoolFolder};
 use crate::source::{Probe, RangeReader, SourceError};
-use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
+use crate::window::{ClosedWindow, OpenWindow, SpooledRow, WindowPolicy, WindowSummary};
 
 pub use compare::differences;
 
@@ -111,9 +111,7 @@ impl Replay {
         let buckets = model.model.featuriser.buckets as usize;
         let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, division, buckets);
         let noise = Noise::new(selector.seed, at);
-        // Of the window itself the daemon had room for.
-        let spools = SpoolFolder::new(self.config.spool.folder.clone(), u64::MAX, Arc::new(GiveUp));
-        let mut spool = Arc::new(spools).open()?;
+        let mut spool = SpoolFolder::new(self.config.spool.folder.clone(), Arc::new(GiveUp)).open();
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
             let mut destinations = Destinations::new(selector, &policy, &batch);
@@ -128,7 +126,17 @@ impl Replay {
             }
         }
         open.advance_to(interval.to);
-        Ok(open.close_with(*closed_by, selector, &noise, &model.target, |numbers| spool.rows(numbers))?)
+        let mut rows = Vec::new();
+        let mut closed = open.close_with(*closed_by, selector, &noise, &model.target, |numbers, look| {
+            spool.rows(numbers, |row| {
+                look(&row);
+                rows.push(without_texts(row));
+                Ok::<_, SinkError>(())
+            })
+        })?;
+        let decided = closed.waiting.iter().zip(rows);
+        closed.selected.extend(decided.map(|(decision, row)| decision.of(row, selector)));
+        Ok(closed)
     }
 
     /// The model of a shard, in the proportions of the shard.
@@ -197,6 +205,13 @@ impl Replay {
         self.weight = Some((model.id.clone(), weight.clone()));
         Ok(Ok(weight))
     }
+}
+
+/// Nobody asks for more of a window that is decided again, and all its rows are held.
+fn without_texts(mut row: SpooledRow) -> SpooledRow {
+    row.document.text = String::new();
+    row.document.metadata = None;
+    row
 }
 
 fn forgotten_feedback(version: i64) -> String {

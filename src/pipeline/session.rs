@@ -13,10 +13,11 @@ use super::forward::Forwarder;
 use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
 use super::room::FullScratch;
+use super::spooling::Spooling;
 use super::worker::{Worker, WorkerEnd};
 use super::{DaemonError, Shared, adaptive, lost};
 use crate::catalog::CatalogError;
-use crate::config::SpoolConfig;
+use crate::config::Config;
 use crate::sink::{SinkError, SpoolFolder};
 use crate::source::{KafkaSource, LostOffset, SourceError, queue};
 use crate::telemetry::Step;
@@ -75,8 +76,9 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         runtime: Handle::current(),
         since: Mutex::default(),
     });
-    let SpoolConfig { folder, max_bytes } = shared.config.spool.clone();
-    let spools = Arc::new(SpoolFolder::new(folder, max_bytes, full_disk));
+    let Config { spool, selector, .. } = &shared.config;
+    let spools = SpoolFolder::new(spool.folder.clone(), full_disk);
+    let spooling = Spooling::new(spools.clone(), spool, selector);
     let publisher = Publisher {
         shared: shared.clone(),
         windows,
@@ -87,7 +89,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         in_force: newest,
     };
     let mut publisher = tokio::spawn(publisher.run());
-    let worker = Worker::new(shared.clone(), from_source, to_publisher, in_flight, in_force, spools);
+    let worker = Worker::new(shared.clone(), from_source, to_publisher, in_flight, in_force, spooling);
     let (runtime, worker_stopped) = (Handle::current(), stop.subscribe());
     let mut worker = tokio::task::spawn_blocking(move || worker.run(&runtime, &worker_stopped));
 
@@ -137,6 +139,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     let partitions: Vec<_> = shared.telemetry.status().partitions.keys().cloned().collect();
     shared.telemetry.forget(&partitions);
     shared.telemetry.metrics.assigned_partitions.set(0);
+    shared.telemetry.forget_spool(spools.take_errors());
     // Whoever is in the group knows better.
     shared.telemetry.forget_unowned(&shared.config.kafka.topics);
     // Whatever failed belonged to a publication that is dropped.

@@ -12,15 +12,16 @@ use super::memory::InFlight;
 use super::publisher::ToPublisher;
 use super::quality::Quality;
 use super::scoring::{Destinations, ScoredBatch, Scorer};
+use super::spooling::{Spooling, Waiting};
 use super::{DaemonError, Shared};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
 use crate::score::VersionedWeight;
 use crate::select::{Division, Noise};
-use crate::sink::{SinkError, Spool, SpoolFolder};
+use crate::sink::{SinkError, Spool};
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
-use crate::window::{CloseReason, Forecast, OpenWindow, ScoredRecord, WindowTally};
+use crate::window::{CloseReason, Forecast, OpenWindow, ScoredRecord, SpooledRow, WindowTally};
 
 /// How often idle windows are looked for.
 const TICK: Duration = Duration::from_millis(100);
@@ -85,7 +86,7 @@ pub(super) struct Worker {
     /// How windows are divided that open from now on.
     division: Arc<Division>,
     dead_letters: DeadLetterRatio,
-    spools: Arc<SpoolFolder>,
+    spooling: Spooling,
 }
 
 struct Partition {
@@ -105,7 +106,7 @@ impl Worker {
         publisher: mpsc::Sender<ToPublisher>,
         in_flight: Arc<InFlight>,
         in_force: watch::Receiver<InForce>,
-        spools: Arc<SpoolFolder>,
+        spooling: Spooling,
     ) -> Self {
         let quality = Quality::new(&shared.model.model);
         let division = in_force.borrow().division.clone();
@@ -122,7 +123,7 @@ impl Worker {
             in_force,
             division,
             dead_letters: DeadLetterRatio::default(),
-            spools,
+            spooling,
         }
     }
 
@@ -134,7 +135,7 @@ impl Worker {
             }
             let next = runtime.block_on(async { tokio::time::timeout(TICK, self.queue.next()).await });
             let result = match next {
-                Err(_elapsed) => self.close_idle(),
+                Err(_elapsed) => self.close_idle().and_then(|()| self.relieve_spool()),
                 Ok(None) => Err(WorkerEnd::Disconnected),
                 Ok(Some(event)) => self.on_event(event).and_then(|()| self.close_idle()),
             };
@@ -333,11 +334,7 @@ impl Worker {
         self.scorer.count(counts, &mut partition.window);
         let waits = partition.window.push(record, scored_with, &self.shared.config.selector, &partition.noise);
         if let Some(row) = waits {
-            let spool = match &mut partition.spool {
-                Some(spool) => spool,
-                none => none.insert(self.spools.open().map_err(WorkerEnd::SpoolFailed)?),
-            };
-            spool.push(&row).map_err(WorkerEnd::SpoolFailed)?;
+            self.spooling.push(&mut partition.spool, &row).map_err(WorkerEnd::SpoolFailed)?;
         }
         match partition.window.extent().closes_now(&policy) {
             Some(reason) => self.close(at, reason),
@@ -384,19 +381,31 @@ impl Worker {
         }
     }
 
-    /// Keeps rows that wait within their share of the disk: closes the window early that has most of it. Waiting would not
-    /// help, because only a decision gives room back.
+    /// Keeps documents that wait within their share of the disk: beyond most of it one partition alone is read, until windows
+    /// that are decided give room back. Only what was read before can be too much all the same: then it is waited for the
+    /// publisher, and if that does not help the fullest window closes early.
     fn relieve_spool(&mut self) -> Result<(), WorkerEnd> {
-        while self.spools.is_full() {
-            let waiting = self.partitions.iter().filter_map(|(at, p)| Some((at, p.spool.as_ref()?.bytes())));
-            let Some(at) = waiting.max_by_key(|(_, bytes)| *bytes).map(|(at, _)| at.clone()) else { return Ok(()) };
+        while self.spooling.is_beyond_budget() {
+            if self.publisher.is_closed() {
+                return Err(WorkerEnd::Disconnected);
+            }
+            if self.in_flight.bytes() > 0 {
+                self.in_flight.wait(TICK);
+                continue;
+            }
+            let fullest = waiting(&self.partitions).max_by_key(|waiting| waiting.bytes);
+            let Some(at) = fullest.map(|waiting| waiting.at.clone()) else { break };
             tracing::warn!(
-                "documents of open windows take {} MB of disk, allowed are {} MB: closing the window of partition {at} early; \
-                 raise spool.max_bytes or lower window.max_documents",
-                self.spools.used_bytes() >> 20,
-                self.spools.max_bytes() >> 20
+                topic = &*at.topic,
+                partition = at.partition,
+                "documents of open windows take more than spool.max_bytes: closing the window of partition {at} early; raise \
+                 spool.max_bytes or lower window.max_documents"
             );
             self.close(&at, CloseReason::Spool)?;
+        }
+        let waiting = waiting(&self.partitions);
+        if let Some(only) = self.spooling.next(waiting) {
+            self.queue.read_only(only);
         }
         Ok(())
     }
@@ -408,18 +417,21 @@ impl Worker {
         let (owner_epoch, noise) = (partition.owner_epoch, partition.noise.clone());
         let window = std::mem::replace(&mut partition.window, next);
         self.shared.telemetry.show_window(at, &partition.window);
-        let spool = partition.spool.take();
-        let held_bytes = window.held_bytes();
-        let rows = |numbers: &[u32]| match spool {
-            Some(mut spool) => spool.rows(numbers),
-            None => Ok(Vec::new()),
+        let (waiting, held_bytes) = (partition.spool.take(), window.held_bytes());
+        let mut spool = None;
+        let rows = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| {
+            spool = self.spooling.keep(waiting, numbers, look)?;
+            Ok(())
         };
         let closed = window.close_with(reason, &self.shared.config.selector, &noise, &self.shared.model.target, rows);
         let closed = closed.map_err(WorkerEnd::SpoolFailed)?;
-        let held_bytes = held_bytes + closed.selected_counts_bytes();
+        let held_bytes = match &spool {
+            Some(spool) => closed.held_bytes() + spool.held_bytes(),
+            None => held_bytes + closed.selected_counts_bytes(),
+        };
         self.quality.observe(&closed, &self.shared);
         self.in_flight.add(held_bytes);
-        self.send(ToPublisher::Window { window: Box::new(closed), owner_epoch, held_bytes })
+        self.send(ToPublisher::Window { window: Box::new(closed), spool, owner_epoch, held_bytes })
     }
 
     fn open_window(&self, at: &TopicPartition, from: i64) -> OpenWindow {
@@ -450,7 +462,15 @@ impl Worker {
     fn show_memory(&self) {
         let held = &self.shared.telemetry.metrics.held_bytes;
         held.with_label_values(&["queue"]).set(self.queue.queued_bytes() as i64);
-        self.shared.telemetry.metrics.spool_bytes.set(self.spools.used_bytes() as i64);
+        self.spooling.show(&self.shared.telemetry, self.partitions.len());
         held.with_label_values(&["windows"]).set((self.open_bytes() + self.in_flight.bytes()) as i64);
     }
+}
+
+/// Windows with documents on disk.
+fn waiting(partitions: &BTreeMap<TopicPartition, Partition>) -> impl Iterator<Item = Waiting<'_>> {
+    partitions.iter().filter_map(|(at, partition)| {
+        let bytes = partition.spool.as_ref()?.bytes();
+        Some(Waiting { at, bytes, is_at_end: partition.idle_since.is_some() })
+    })
 }

@@ -14,6 +14,7 @@ use parquet::schema::types::ColumnPath;
 
 use super::scratch::{FinishedFile, ScratchParquet};
 use super::{FullDisk, SinkError};
+use crate::record::TopicPartition;
 use crate::score::ModelId;
 use crate::window::{ClosedWindow, SelectedDocument};
 
@@ -100,24 +101,33 @@ impl ShardWriter {
         Ok(ShardWriter { file, settings, schema, batch, rows: 0, row_group_rows: 0, row_group_bytes: 0 })
     }
 
-    /// Adds the selection of a window.
+    /// Adds the selection of a window, as far as that holds it.
     pub fn append(&mut self, window: &ClosedWindow, model: &ModelId) -> Result<(), SinkError> {
         let id = window.summary.id();
-        for row in &window.selected {
-            let bytes = row.document.size_bytes();
-            let full = self.row_group_rows == self.settings.row_group_rows
-                || (self.row_group_rows > 0 && self.row_group_bytes + bytes > self.settings.row_group_bytes);
-            if full {
-                self.end_row_group()?;
-            }
-            if self.batch.rows == BATCH_ROWS || self.batch.bytes + bytes > BATCH_BYTES {
-                self.write_batch()?;
-            }
-            self.batch.push(row, window, &id, model);
-            self.row_group_rows += 1;
-            self.row_group_bytes += bytes;
-            self.rows += 1;
+        window.selected.iter().try_for_each(|row| self.push(row, &window.summary.at, &id, model))
+    }
+
+    /// Adds a document that the window of this id has selected.
+    pub fn push(
+        &mut self,
+        row: &SelectedDocument,
+        at: &TopicPartition,
+        window: &str,
+        model: &ModelId,
+    ) -> Result<(), SinkError> {
+        let bytes = row.document.size_bytes();
+        let full = self.row_group_rows == self.settings.row_group_rows
+            || (self.row_group_rows > 0 && self.row_group_bytes + bytes > self.settings.row_group_bytes);
+        if full {
+            self.end_row_group()?;
         }
+        if self.batch.rows == BATCH_ROWS || self.batch.bytes + bytes > BATCH_BYTES {
+            self.write_batch()?;
+        }
+        self.batch.push(row, at, window, model);
+        self.row_group_rows += 1;
+        self.row_group_bytes += bytes;
+        self.rows += 1;
         Ok(())
     }
 
@@ -212,14 +222,14 @@ impl Batch {
         Batch { targets: targets.to_vec(), by_target, ..Batch::default() }
     }
 
-    fn push(&mut self, row: &SelectedDocument, window: &ClosedWindow, window_id: &str, model: &ModelId) {
+    fn push(&mut self, row: &SelectedDocument, at: &TopicPartition, window: &str, model: &ModelId) {
         self.rows += 1;
         self.bytes += row.document.size_bytes();
         self.text.append_value(&row.document.text);
         self.id.append_value(&row.document.id);
         self.source.append_option(row.document.source.as_deref());
-        self.topic.append_value(&*window.summary.at.topic);
-        self.partition.append_value(window.summary.at.partition);
+        self.topic.append_value(&*at.topic);
+        self.partition.append_value(at.partition);
         self.offset.append_value(row.offset);
         self.timestamp.append_option(row.document.timestamp_ms);
         self.n_tokens.append_value(row.score.n_tokens);
@@ -227,7 +237,7 @@ impl Batch {
         self.selection_key.append_value(row.selection_key);
         self.inclusion_probability.append_value(row.inclusion_probability);
         self.sample_weight.append_value(row.inclusion_probability.recip());
-        self.window.append_value(window_id);
+        self.window.append_value(window);
         self.model.append_value(model.as_str());
         self.metadata.append_option(row.document.metadata.as_deref());
         self.loss.append_option(row.score.loss);

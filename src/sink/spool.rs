@@ -1,8 +1,8 @@
 //! Rows on local disk between their arrival and the decision of their window.
 //!
-//! In: rows, one after the other. Out: some of them, by their numbers in order. Rows stand in compressed chunks with a
-//! checksum; a chunk is read once for all rows that are wanted of it. The file loses its name when it is made, so that it
-//! goes with the process however that ends; what a crash in between may leave behind is removed at the next start.
+//! In: rows, one after the other. Out: some of them, by their numbers in order, one after the other. Rows stand in compressed
+//! chunks with a checksum; a chunk is read once for all rows that are wanted of it, and no two are held at a time. The file has
+//! no name, so that it goes with the process however that ends. There is none until a chunk is full.
 //!
 //! No Arrow IPC: rows come and go one by one and whole, columns would only be taken apart again.
 
@@ -19,10 +19,8 @@ use crate::record::Document;
 use crate::score::Score;
 use crate::window::SpooledRow;
 
-/// Names of files begin so as long as they have one.
-const PREFIX: &str = "winnowd-spool-";
 /// Rows that are compressed together, at least, unless they are the last.
-const CHUNK_BYTES: usize = 256 << 10;
+const CHUNK_BYTES: usize = 128 << 10;
 const ZSTD_LEVEL: i32 = 1;
 /// The length of what is not there.
 const ABSENT: u64 = u64::MAX;
@@ -30,17 +28,16 @@ const ABSENT: u64 = u64::MAX;
 /// Where rows wait, and how much of them.
 pub struct SpoolFolder {
     folder: PathBuf,
-    max_bytes: u64,
     used_bytes: AtomicU64,
+    n_files: AtomicU64,
+    n_errors: AtomicU64,
     full_disk: Arc<dyn FullDisk>,
 }
 
 /// The rows of one window.
 pub struct Spool {
     of: Arc<SpoolFolder>,
-    file: File,
-    patience: Patience,
-    _abandon: Abandon,
+    file: Option<SpoolFile>,
     chunks: Vec<Chunk>,
     /// In the file.
     bytes: u64,
@@ -48,6 +45,13 @@ pub struct Spool {
     /// Rows that are not in the file yet, and the number of the first one.
     pending: Vec<u8>,
     first_pending: u32,
+}
+
+struct SpoolFile {
+    /// Dropped before the file.
+    _abandon: Abandon,
+    patience: Patience,
+    file: File,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,30 +66,10 @@ struct Chunk {
 impl SpoolFolder {
     /// `folder`: by default the system's folder for temporary files. Where the disk is full, writers wait for room as long as
     /// `full_disk` does.
-    pub fn new(folder: Option<PathBuf>, max_bytes: u64, full_disk: Arc<dyn FullDisk>) -> Self {
+    pub fn new(folder: Option<PathBuf>, full_disk: Arc<dyn FullDisk>) -> Arc<Self> {
         let folder = folder.unwrap_or_else(std::env::temp_dir);
-        SpoolFolder { folder, max_bytes, used_bytes: AtomicU64::new(0), full_disk }
-    }
-
-    /// Removes files that a crash has left between their making and the loss of their name; gives how many.
-    pub fn remove_leftovers(&self) -> Result<u64, SinkError> {
-        let remove = || {
-            let mut removed = 0;
-            for entry in std::fs::read_dir(&self.folder)? {
-                let entry = entry?;
-                if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
-                    continue;
-                }
-                match std::fs::remove_file(entry.path()) {
-                    Ok(()) => removed += 1,
-                    // Its maker was quicker.
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                    Err(e) => return Err(e),
-                }
-            }
-            Ok(removed)
-        };
-        remove().map_err(|source| self.error(source))
+        let (used_bytes, n_files, n_errors) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(SpoolFolder { folder, used_bytes, n_files, n_errors, full_disk })
     }
 
     /// On disk, of all windows.
@@ -93,33 +77,30 @@ impl SpoolFolder {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
-    pub fn max_bytes(&self) -> u64 {
-        self.max_bytes
+    pub fn n_files(&self) -> u64 {
+        self.n_files.load(Ordering::Relaxed)
     }
 
-    pub fn is_full(&self) -> bool {
-        self.used_bytes() > self.max_bytes
+    /// Files that could not be made, written or read, since the last call.
+    pub fn take_errors(&self) -> u64 {
+        self.n_errors.swap(0, Ordering::Relaxed)
     }
 
     /// An empty spool.
-    pub fn open(self: &Arc<Self>) -> Result<Spool, SinkError> {
-        let (patience, abandon) = Patience::new(self.folder.clone(), self.full_disk.clone());
-        let make = || tempfile::Builder::new().prefix(PREFIX).tempfile_in(&self.folder);
-        let file = patience.with(make).map_err(|source| self.error(source))?.into_file();
-        Ok(Spool {
+    pub fn open(self: &Arc<Self>) -> Spool {
+        Spool {
             of: self.clone(),
-            file,
-            patience,
-            _abandon: abandon,
+            file: None,
             chunks: Vec::new(),
             bytes: 0,
             n_rows: 0,
             pending: Vec::new(),
             first_pending: 0,
-        })
+        }
     }
 
     fn error(&self, source: io::Error) -> SinkError {
+        self.n_errors.fetch_add(1, Ordering::Relaxed);
         SinkError::Scratch { folder: self.folder.clone(), source }
     }
 }
@@ -129,7 +110,10 @@ impl Spool {
     pub fn push(&mut self, row: &SpooledRow) -> Result<(), SinkError> {
         encode(row, &mut self.pending);
         self.n_rows += 1;
-        if self.pending.len() >= CHUNK_BYTES { self.write() } else { Ok(()) }
+        if self.pending.len() < CHUNK_BYTES {
+            return Ok(());
+        }
+        self.write().map_err(|source| self.of.error(source))
     }
 
     /// Bytes held in memory.
@@ -142,67 +126,77 @@ impl Spool {
         self.bytes
     }
 
-    /// The rows with these numbers, which ascend.
-    pub fn rows(&mut self, numbers: &[u32]) -> Result<Vec<SpooledRow>, SinkError> {
-        self.write()?;
-        let mut rows = Vec::with_capacity(numbers.len());
+    pub fn n_rows(&self) -> u32 {
+        self.n_rows
+    }
+
+    /// Gives the rows with these numbers, which ascend, one after the other to `each`.
+    pub fn rows<E: From<SinkError>>(
+        &self,
+        numbers: &[u32],
+        mut each: impl FnMut(SpooledRow) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut left = numbers;
         for (i, chunk) in self.chunks.iter().enumerate() {
-            let end = self.chunks.get(i + 1).map_or(self.n_rows, |next| next.first);
+            let end = self.chunks.get(i + 1).map_or(self.first_pending, |next| next.first);
             let (here, after) = left.split_at(left.partition_point(|number| *number < end));
             left = after;
             if !here.is_empty() {
-                self.read(*chunk, here, &mut rows).map_err(|source| self.of.error(source))?;
+                let bytes = self.read(*chunk).map_err(|source| self.of.error(source))?;
+                self.rows_of(&bytes, chunk.first, here, &mut each)?;
             }
         }
-        match left.first() {
-            None => Ok(rows),
-            Some(number) => {
-                let problem = format!("row {number} is wanted of {}", self.n_rows);
-                Err(self.of.error(io::Error::new(io::ErrorKind::InvalidInput, problem)))
-            }
-        }
+        self.rows_of(&self.pending, self.first_pending, left, &mut each)
     }
 
-    fn read(&self, chunk: Chunk, numbers: &[u32], rows: &mut Vec<SpooledRow>) -> io::Result<()> {
-        let mut compressed = vec![0; chunk.compressed_bytes];
-        self.file.read_exact_at(&mut compressed, chunk.start)?;
-        let bytes = zstd::bulk::decompress(&compressed, chunk.bytes)?;
-        let mut encoded = Encoded(&bytes);
-        let mut next = chunk.first;
+    /// Those of a chunk.
+    fn rows_of<E: From<SinkError>>(
+        &self,
+        bytes: &[u8],
+        first: u32,
+        numbers: &[u32],
+        each: &mut impl FnMut(SpooledRow) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut encoded, mut next) = (Encoded(bytes), first);
         for &number in numbers {
-            for _ in next..number {
-                let length = encoded.number()?;
-                encoded.take(length)?;
-            }
-            rows.push(encoded.row()?);
+            let mut read = || {
+                for _ in next..number {
+                    let length = encoded.number()?;
+                    encoded.take(length)?;
+                }
+                encoded.row()
+            };
+            let row = read().map_err(|e| {
+                let problem = format!("row {number} of {} cannot be read: {e}", self.n_rows);
+                self.of.error(io::Error::new(e.kind(), problem))
+            })?;
             next = number + 1;
+            each(row)?;
         }
         Ok(())
     }
 
+    fn read(&self, chunk: Chunk) -> io::Result<Vec<u8>> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut compressed = vec![0; chunk.compressed_bytes];
+        file.file.read_exact_at(&mut compressed, chunk.start)?;
+        zstd::bulk::decompress(&compressed, chunk.bytes)
+    }
+
     /// Moves what is pending to the file.
-    fn write(&mut self) -> Result<(), SinkError> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let compress = || {
-            let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
-            compressor.include_checksum(true)?;
-            compressor.compress(&self.pending)
+    fn write(&mut self) -> io::Result<()> {
+        let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
+        compressor.include_checksum(true)?;
+        let compressed = compressor.compress(&self.pending)?;
+        let start = self.bytes;
+        let file = match &self.file {
+            Some(file) => file,
+            None => self.file.insert(SpoolFile::create(&self.of)?),
         };
-        let compressed = compress().map_err(|source| self.of.error(source))?;
-        let mut written = 0;
-        while written < compressed.len() {
-            let write = || self.file.write_at(&compressed[written..], self.bytes + written as u64);
-            match self.patience.with(write).map_err(|source| self.of.error(source))? {
-                0 => return Err(self.of.error(io::ErrorKind::WriteZero.into())),
-                n => written += n,
-            }
-        }
+        file.write(&compressed, start)?;
         self.chunks.push(Chunk {
             first: self.first_pending,
-            start: self.bytes,
+            start,
             compressed_bytes: compressed.len(),
             bytes: self.pending.len(),
         });
@@ -216,9 +210,33 @@ impl Spool {
     }
 }
 
+impl SpoolFile {
+    fn create(of: &SpoolFolder) -> io::Result<Self> {
+        let (patience, _abandon) = Patience::new(of.folder.clone(), of.full_disk.clone());
+        let file = patience.with(|| tempfile::tempfile_in(&of.folder))?;
+        of.n_files.fetch_add(1, Ordering::Relaxed);
+        Ok(SpoolFile { _abandon, patience, file })
+    }
+
+    fn write(&self, bytes: &[u8], start: u64) -> io::Result<()> {
+        let mut written = 0;
+        while written < bytes.len() {
+            let write = || self.file.write_at(&bytes[written..], start + written as u64);
+            match self.patience.with(write) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => written += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Spool {
     fn drop(&mut self) {
         self.of.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.of.n_files.fetch_sub(u64::from(self.file.is_some()), Ordering::Relaxed);
     }
 }
 
@@ -234,6 +252,8 @@ fn encode(row: &SpooledRow, out: &mut Vec<u8>) {
         u64::from(score.loss.is_some()),
         score.loss.unwrap_or_default().to_bits(),
         score.expected_loss_weight.to_bits(),
+        u64::from(score.expected_loss.is_some()),
+        score.expected_loss.unwrap_or_default().to_bits(),
         u64::from(timestamp_ms.is_some()),
         timestamp_ms.unwrap_or_default().cast_unsigned(),
         other_weights.len() as u64,
@@ -286,6 +306,7 @@ impl<'a> Encoded<'a> {
         let log_importance_weight = row.real()?;
         let (has_loss, loss) = (row.number()? == 1, row.real()?);
         let expected_loss_weight = row.real()?;
+        let (has_expected_loss, expected_loss) = (row.number()? == 1, row.real()?);
         let (has_timestamp, timestamp_ms) = (row.number()? == 1, row.number()?.cast_signed());
         let n_others = row.number()?;
         let other_weights = (0..n_others).map(|_| row.real()).collect::<io::Result<_>>()?;
@@ -298,7 +319,8 @@ impl<'a> Encoded<'a> {
             metadata: row.text()?,
         };
         let loss = has_loss.then_some(loss);
-        let score = Score { n_tokens, log_importance_weight, loss, expected_loss_weight };
+        let expected_loss = has_expected_loss.then_some(expected_loss);
+        let score = Score { n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
         Ok(SpooledRow { document, score, other_weights })
     }
 }

@@ -20,7 +20,9 @@ pub use logbook::{LOGBOOK, LogLine, Logbook};
 pub use metrics::{BAD, LateGauge, Metrics, STALE, Step};
 pub use page_status::{OpenWindowStatus, ShardStatus, WeightsStatus, WindowLimits};
 pub use server::{HttpServer, TelemetryError};
-pub use status::{BatchStatus, FeedbackStatus, Lack, PartitionStatus, Readiness, Status, TargetStatus, Telemetry};
+pub use status::{
+    BatchStatus, FeedbackStatus, Lack, PartitionStatus, Readiness, SpoolStatus, Status, TargetStatus, Telemetry,
+};
 pub use target_metrics::TargetMetrics;
 pub use traces::{Traces, TracesError, context_of, continue_from, continue_from_headers, current_ids, failed};
 pub use weights::WeightsEndpoint;

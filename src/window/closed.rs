@@ -4,11 +4,11 @@ use std::convert::Infallible;
 
 use serde::{Deserialize, Serialize};
 
-use super::candidates::{Candidate, Choice, ChosenCandidate, Deciding};
+use super::candidates::{Candidate, Choice, Chosen, Deciding};
 use super::statistics::Statistics;
 use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SpooledRow};
 use crate::checkpoint::Interval;
-use crate::features::Scratch;
+use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, TopicPartition};
 use crate::score::{ExpectedLossVersion, NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
 use crate::select::{Diagnostics, Noise, SelectorKind, SelectorSettings, SourceCounts, WeightHistogram};
@@ -32,11 +32,25 @@ pub struct SelectedDocument {
     pub tenth: u8,
 }
 
+/// What was decided of a selected document that waits elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Decision {
+    pub offset: i64,
+    /// As [`SelectedDocument`] has them.
+    pub target: u32,
+    pub tenth: u8,
+    pub selection_key: f64,
+    pub inclusion_probability: f64,
+}
+
 /// A decided window, ready for a shard.
 #[derive(Debug)]
 pub struct ClosedWindow {
     pub summary: WindowSummary,
+    /// Nothing where they wait elsewhere.
     pub selected: Vec<SelectedDocument>,
+    /// In the order of the rows that [`OpenWindow::close_with`] has asked for.
+    pub waiting: Vec<Decision>,
     pub dead_letters: Vec<DeadLetter>,
     /// N-grams of all documents, and of those that each target has selected.
     pub raw_counts: NgramCounts,
@@ -139,23 +153,27 @@ impl OpenWindow {
         noise: &Noise,
         target: &TargetDistribution,
     ) -> ClosedWindow {
-        let none = |numbers: &[u32]| -> Result<_, Infallible> {
+        let none = |numbers: &[u32], _: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
             assert!(numbers.is_empty(), "{} rows wait outside of the window", numbers.len());
-            Ok(Vec::new())
+            Ok(())
         };
         let Ok(closed) = self.close_with(closed_by, selector, noise, target, none);
         closed
     }
 
-    /// Decides the window. `rows` gives those of the rows that [`OpenWindow::push`] has given away which are chosen, by
-    /// ascending numbers; it is called once, if at all.
+    /// Decides the window. `rows` shows those of the rows that [`OpenWindow::push`] has given away which are chosen, one after
+    /// the other by ascending numbers; it is called once. They are looked at and not kept: with
+    /// [`ClosedWindow::waiting`] they make the selection.
+    ///
+    /// # Panics
+    /// If it shows more or fewer of them.
     pub fn close_with<E>(
         self,
         closed_by: CloseReason,
         selector: &SelectorSettings,
         noise: &Noise,
         target: &TargetDistribution,
-        rows: impl FnOnce(&[u32]) -> Result<Vec<SpooledRow>, E>,
+        rows: impl FnOnce(&[u32], &mut dyn FnMut(&SpooledRow)) -> Result<(), E>,
     ) -> Result<ClosedWindow, E> {
         let interval = self.interval();
         let OpenWindow {
@@ -172,40 +190,29 @@ impl OpenWindow {
             ..
         } = self;
         let by = Deciding { selector, noise, from, n_documents, log_weights: &log_weights };
-        let Choice { chosen, threshold, turns, other_log_weights, targets: names, coverage } =
-            candidates.choose(&by, rows)?;
+        let Choice { chosen, candidates, threshold, turns, other_log_weights, targets: names, coverage } =
+            candidates.choose(&by);
         let n_targets = names.len().max(1);
         let mut numbers = vec![Vec::new(); n_targets];
+        chosen.iter().for_each(|chosen| numbers[chosen.target as usize].push(chosen.number as usize));
         let log_weights: Vec<&[f64]> =
             std::iter::once(&log_weights).chain(&other_log_weights).map(Vec::as_slice).collect();
-        let ranked: Vec<Vec<f64>> = log_weights.iter().map(|weights| ranked(weights)).collect();
-        let mut scratch = Scratch::default();
-        let mut selected_counts = vec![NgramCounts::zero(target.featuriser().buckets as usize); n_targets];
-        let to_selected = |ChosenCandidate { offset, target: of, key, inclusion_probability, candidate }| {
-            let Candidate { document, score, other_weights, buckets, number } = candidate;
-            numbers[of].push(number);
-            match buckets {
-                Some(buckets) => selected_counts[of].add_list(&buckets),
-                None => {
-                    selected_counts[of].add_text(&document.text, target.featuriser(), &mut scratch);
-                }
-            }
-            sources.selected(document.source.as_deref());
-            let (score, log_importance_weights) = for_target(of, score, &other_weights);
-            let selection_key = key;
-            SelectedDocument {
-                offset,
-                document,
-                score,
-                target: of,
-                log_importance_weights,
-                selection_key,
-                inclusion_probability,
-                loss_weight: selector.loss.map(|term| term.log_weight(score.loss)),
-                tenth: tenth_of(log_weights[of][number], &ranked[of]),
+        let decisions = decisions(&chosen, &log_weights);
+        let mut counter = SelectionCounter {
+            counts: vec![NgramCounts::zero(target.featuriser().buckets as usize); n_targets],
+            sources: &mut sources,
+            featuriser: target.featuriser(),
+            scratch: Scratch::default(),
+        };
+        let n_selected = chosen.len() as u64;
+        let (selected, waiting) = match coverage {
+            None => (counter.whole(candidates, decisions, selector), Vec::new()),
+            Some(_) => {
+                counter.waiting(&chosen, rows)?;
+                (Vec::new(), decisions)
             }
         };
-        let selected: Vec<_> = chosen.into_iter().map(to_selected).collect();
+        let selected_counts = counter.counts;
 
         let draws = log_weights.iter().zip(&numbers);
         // Where weights do not decide, no draw by them can collapse.
@@ -217,7 +224,6 @@ impl OpenWindow {
         let raw_divergence = target.divergence_from(&raw);
         let reduction =
             |counts: &NgramCounts| (counts.total() > 0).then(|| raw_divergence - target.divergence_from(counts));
-        let n_selected = selected.len() as u64;
         let version = pinned.map_or_else(WeightVersion::default, |pinned| pinned.version);
         let summary = WindowSummary {
             at,
@@ -244,7 +250,7 @@ impl OpenWindow {
             targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),
             coverage,
         };
-        Ok(ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources, weights })
+        Ok(ClosedWindow { summary, selected, waiting, dead_letters, raw_counts: raw, selected_counts, sources, weights })
     }
 }
 
@@ -252,6 +258,97 @@ impl ClosedWindow {
     /// Bytes of the counts that were made when it closed.
     pub fn selected_counts_bytes(&self) -> usize {
         self.selected_counts.iter().map(|counts| size_of_val(counts.as_slice())).sum()
+    }
+
+    /// Bytes that it holds where its documents wait elsewhere.
+    pub fn held_bytes(&self) -> usize {
+        self.selected_counts_bytes()
+            + size_of_val(self.raw_counts.as_slice())
+            + self.sources.held_bytes()
+            + self.waiting.capacity() * size_of::<Decision>()
+            + self.dead_letters.iter().map(DeadLetter::size_bytes).sum::<usize>()
+    }
+}
+
+impl Decision {
+    /// The selected document, with the row that has come back.
+    pub fn of(&self, row: SpooledRow, selector: &SelectorSettings) -> SelectedDocument {
+        let SpooledRow { document, score, other_weights } = row;
+        let Decision { offset, target, tenth, selection_key, inclusion_probability } = *self;
+        let target = target as usize;
+        let (score, log_importance_weights) = for_target(target, score, &other_weights);
+        let loss_weight = selector.loss.map(|term| term.log_weight(score.loss));
+        SelectedDocument {
+            offset,
+            document,
+            score,
+            target,
+            log_importance_weights,
+            selection_key,
+            inclusion_probability,
+            loss_weight,
+            tenth,
+        }
+    }
+}
+
+/// `log_weights`: of all candidates, for each target.
+fn decisions(chosen: &[Chosen], log_weights: &[&[f64]]) -> Vec<Decision> {
+    let ranked: Vec<Vec<f64>> = log_weights.iter().map(|weights| ranked(weights)).collect();
+    let decision = |&Chosen { number, offset, target, key, inclusion_probability }: &Chosen| {
+        let tenth = tenth_of(log_weights[target as usize][number as usize], &ranked[target as usize]);
+        Decision { offset, target, tenth, selection_key: key, inclusion_probability }
+    };
+    chosen.iter().map(decision).collect()
+}
+
+/// Counts what was selected: sources, and n-grams by target.
+struct SelectionCounter<'a> {
+    counts: Vec<NgramCounts>,
+    sources: &'a mut SourceCounts,
+    featuriser: &'a Featuriser,
+    scratch: Scratch,
+}
+
+impl SelectionCounter<'_> {
+    fn whole(
+        &mut self,
+        candidates: Vec<Candidate>,
+        decisions: Vec<Decision>,
+        selector: &SelectorSettings,
+    ) -> Vec<SelectedDocument> {
+        let selected = |(candidate, decision): (Candidate, Decision)| {
+            let Candidate { document, score, other_weights, buckets, .. } = candidate;
+            self.count(decision.target, &document, buckets.as_ref());
+            decision.of(SpooledRow { document, score, other_weights }, selector)
+        };
+        candidates.into_iter().zip(decisions).map(selected).collect()
+    }
+
+    fn waiting<E>(
+        &mut self,
+        chosen: &[Chosen],
+        rows: impl FnOnce(&[u32], &mut dyn FnMut(&SpooledRow)) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let numbers: Vec<u32> = chosen.iter().map(|chosen| chosen.number).collect();
+        let mut left = chosen.iter();
+        rows(&numbers, &mut |row| {
+            let chosen = left.next().expect("no more rows come back than were asked for");
+            self.count(chosen.target, &row.document, None);
+        })?;
+        assert_eq!(left.len(), 0, "rows that were asked for did not come back");
+        Ok(())
+    }
+
+    fn count(&mut self, target: u32, document: &Document, buckets: Option<&BucketList>) {
+        let counts = &mut self.counts[target as usize];
+        match buckets {
+            Some(buckets) => counts.add_list(buckets),
+            None => {
+                counts.add_text(&document.text, self.featuriser, &mut self.scratch);
+            }
+        }
+        self.sources.selected(document.source.as_deref());
     }
 }
 

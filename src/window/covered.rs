@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::candidates::{Candidate, Choice, ChosenCandidate, Deciding};
+use super::candidates::{Candidate, Choice, Chosen, Deciding};
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    CoverageRequest, CoverageSelector, Covered, Criterion, Division, DocumentScores, Fraction, select_coverage,
+    CoverageRequest, CoverageSelector, Covered, Criterion, Division, DocumentScores, Pick, select_coverage,
 };
 
-/// What `select_coverage` allocates for a candidate, rounded up.
-const DECIDING_BYTES: usize = 64;
+/// What deciding allocates for a candidate meanwhile, rounded up: numbers in pools and strata, scores and keys to be sorted.
+const DECIDING_BYTES: usize = 48;
 
 /// What is left of a document that waits outside of its window, and comes back if it is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,7 +64,6 @@ pub struct StratumSummary {
 #[derive(Debug)]
 pub(super) struct CoveredCandidates {
     division: Arc<Division>,
-    share: f64,
     /// Which of a document's numbers are needed.
     needed: [bool; 2],
     offsets: Vec<i64>,
@@ -74,14 +73,11 @@ pub(super) struct CoveredCandidates {
     pools: Vec<u16>,
     other_log_weights: Vec<Vec<f64>>,
     n_without_number: u64,
-    /// Of all rows.
-    row_bytes: u64,
 }
 
 impl CoveredCandidates {
-    pub fn new(division: &Arc<Division>, coverage: &CoverageSelector, fraction: Fraction) -> Self {
+    pub fn new(division: &Arc<Division>, coverage: &CoverageSelector) -> Self {
         CoveredCandidates {
-            share: fraction.as_f64(),
             needed: coverage.fields().map(|field| field.is_some()),
             offsets: Vec::new(),
             numbers: [Vec::new(), Vec::new()],
@@ -89,7 +85,6 @@ impl CoveredCandidates {
             other_log_weights: vec![Vec::new(); division.n_targets() - 1],
             division: division.clone(),
             n_without_number: 0,
-            row_bytes: 0,
         }
     }
 
@@ -117,25 +112,18 @@ impl CoveredCandidates {
         if self.division.n_pools() > 1 {
             self.pools.push(self.division.pool_of(document.source.as_deref()) as u16);
         }
-        self.row_bytes += document.size_bytes() as u64;
         SpooledRow { document, score, other_weights }
     }
 
-    /// What is held, what deciding takes beside it, and the documents that are then chosen, as long as others.
+    /// What is held, and what deciding takes beside it. The documents never come back all together.
     pub fn held_bytes(&self) -> usize {
         let numbers = self.numbers.iter().chain(&self.other_log_weights).map(Vec::capacity).sum::<usize>();
-        let chosen = (self.share * self.row_bytes as f64) as usize;
         numbers * size_of::<f64>()
             + self.offsets.capacity() * (size_of::<i64>() + DECIDING_BYTES)
             + self.pools.capacity() * size_of::<u16>()
-            + chosen
     }
 
-    pub fn choose<E>(
-        self,
-        by: &Deciding<'_>,
-        rows: impl FnOnce(&[u32]) -> Result<Vec<SpooledRow>, E>,
-    ) -> Result<Choice, E> {
+    pub fn choose(self, by: &Deciding<'_>) -> Choice {
         let Deciding { selector, noise, from, n_documents, log_weights } = *by;
         let coverage = selector.coverage.as_ref().expect("the window was opened for a coverage selector");
         let total = |document: u32, target: usize| match target.checked_sub(1) {
@@ -165,34 +153,24 @@ impl CoveredCandidates {
         let scores = DocumentScores { cutoff: &cutoff, importance: &importance, key: &key };
         let mut covered = select_coverage(&request, pools, &scores);
         let picks = std::mem::take(&mut covered.selection.picks);
-        let numbers: Vec<u32> = picks.iter().map(|pick| pick.document).collect();
-        let rows = rows(&numbers)?;
-        assert_eq!(rows.len(), picks.len(), "rows that were asked for did not come back");
         // Whether there is a selection at all was left to chance where the share is less than one document.
         let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
-        let chosen = picks.into_iter().zip(rows).map(|(pick, row)| {
-            let SpooledRow { document, score, other_weights } = row;
-            let cell = covered.cell(pool_of(pick.document), importance(pick.document));
-            let cell = cell.expect("a chosen document has a stratum");
-            let of_target = |target| total(pick.document, target);
+        let chosen = picks.into_iter().map(|Pick { document: number, target, key }| {
+            let cell = covered.cell(pool_of(number), importance(number)).expect("a chosen document has a stratum");
+            let of_target = |target| total(number, target);
             let probability = covered.inclusion_probability(selector, coverage.settings.within, cell, of_target);
-            let number = pick.document as usize;
-            ChosenCandidate {
-                offset: self.offsets[number],
-                target: pick.target,
-                key: pick.key,
-                inclusion_probability: chance * probability,
-                candidate: Candidate { document, score, other_weights, buckets: None, number },
-            }
+            let offset = self.offsets[number as usize];
+            Chosen { number, offset, target: target as u32, key, inclusion_probability: chance * probability }
         });
-        Ok(Choice {
+        Choice {
             chosen: chosen.collect(),
+            candidates: Vec::new(),
             threshold: None,
             turns: Vec::new(),
             coverage: Some(self.summary(&covered)),
             targets: self.division.targets().to_vec(),
             other_log_weights: self.other_log_weights,
-        })
+        }
     }
 
     fn summary(&self, covered: &Covered) -> CoverageSummary {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use closed::{ClosedWindow, SelectedDocument, TargetSummary, TurnSummary, WindowSummary};
+pub use closed::{ClosedWindow, Decision, SelectedDocument, TargetSummary, TurnSummary, WindowSummary};
 pub use covered::{CoverageSummary, PoolStrata, SpooledRow, StratumSummary};
 pub use extent::{Extent, Forecast};
 pub use statistics::WindowTally;
@@ -248,7 +248,7 @@ impl OpenWindow {
     /// the weights; records that were scored with another one are scored again.
     ///
     /// Out: a row that waits outside of a window which must see all its documents before it is decided. Such rows are
-    /// numbered as they come, from 0; [`OpenWindow::close_with`] asks for some of them.
+    /// numbered as they come, from 0; [`OpenWindow::close_with`] looks at some of them.
     ///
     /// # Panics
     /// If its offset is below the window's next one: it would be decided twice. If it must be scored again and was passed

@@ -1,8 +1,10 @@
 //! A selection over strata as it is recorded: with the numbers of a document that it looks at.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-use super::{CoverageSettings, Within};
+use super::{CoverageSettings, Cutoff, Tail, Within};
 
 /// A number of a document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +33,24 @@ pub struct CoverageSelector {
     pub importance: Criterion,
     /// What the cut-off looks at, if there is one.
     pub cutoff_by: Criterion,
+}
+
+impl fmt::Display for Criterion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.field().unwrap_or("weight"))
+    }
+}
+
+impl fmt::Display for CoverageSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let CoverageSelector { settings, importance, cutoff_by } = self;
+        if let Some(Cutoff { rate, tail }) = settings.cutoff {
+            let tail = if tail == Tail::Low { "lowest" } else { "highest" };
+            write!(f, "without the {rate} of {tail} {cutoff_by}, ")?;
+        }
+        let within = if settings.within == Within::Uniform { "all alike" } else { "by weight" };
+        write!(f, "over {} strata of {importance}, {within} inside", settings.strata)
+    }
 }
 
 impl CoverageSelector {

@@ -52,11 +52,17 @@ proptest! {
         }
         prop_assert_eq!(rows.len(), candidates.len());
         prop_assert!(window.might_select(f64::MIN) && window.is_divided());
-        let give = |numbers: &[u32]| -> Result<_, Infallible> {
-            Ok(numbers.iter().map(|number| rows[*number as usize].clone()).collect())
-        };
         let target = model.target_distribution();
-        let Ok(closed) = window.close_with(CloseReason::Idle, &selector, &noise, &target, give);
+        let mut kept = Vec::new();
+        let show = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
+            kept = numbers.iter().map(|number| rows[*number as usize].clone()).collect();
+            kept.iter().for_each(look);
+            Ok(())
+        };
+        let Ok(closed) = window.close_with(CloseReason::Idle, &selector, &noise, &target, show);
+        prop_assert!(closed.selected.is_empty() && closed.waiting.len() == kept.len());
+        let joined = closed.waiting.iter().zip(kept).map(|(decision, row)| decision.of(row, &selector));
+        let selected: Vec<SelectedDocument> = joined.collect();
 
         let coverage = selector.coverage.as_ref().unwrap().settings;
         let pool = |offset: i64| usize::from(has_pools && offset % 3 == 1);
@@ -79,9 +85,9 @@ proptest! {
         let expected = select_coverage(&request, pools, &scores);
         let expected_picks: Vec<_> =
             expected.selection.picks.iter().map(|pick| (candidates[pick.document as usize].0, pick.key)).collect();
-        let picks: Vec<_> = closed.selected.iter().map(|row| (row.offset, row.selection_key)).collect();
+        let picks: Vec<_> = selected.iter().map(|row| (row.offset, row.selection_key)).collect();
         prop_assert_eq!(picks, expected_picks);
-        for (row, pick) in closed.selected.iter().zip(&expected.selection.picks) {
+        for (row, pick) in selected.iter().zip(&expected.selection.picks) {
             let (offset, hard, total) = candidates[pick.document as usize];
             let cell = expected.cell(pool(offset), hard).unwrap();
             let probability = expected.inclusion_probability(&selector, within, cell, |_| total);
@@ -89,6 +95,11 @@ proptest! {
             prop_assert!(row.inclusion_probability <= probability && row.document.id == offset.to_string());
             prop_assert!(chance < 1.0 || row.inclusion_probability == probability);
         }
+        let mut counts = NgramCounts::zero(BUCKETS as usize);
+        for row in &selected {
+            counts.add_text(&row.document.text, &model.featuriser, &mut Scratch::default());
+        }
+        prop_assert_eq!(&closed.selected_counts, &[counts]);
         let s = &closed.summary;
         let summary = s.coverage.as_ref().unwrap();
         prop_assert_eq!(summary.n_without_number as usize, hard.len() - candidates.len());
@@ -101,7 +112,7 @@ proptest! {
     }
 }
 
-/// Only numbers are held, and room for what will be chosen.
+/// Only numbers are held, open and closed.
 #[test]
 fn what_waits_elsewhere_is_not_held() {
     let model = model();
@@ -110,11 +121,32 @@ fn what_waits_elsewhere_is_not_held() {
     let (mut window, noise) = open(&selector);
     let empty = window.held_bytes();
     let text = "good words ".repeat(2_000);
+    let mut rows = Vec::new();
     for offset in 100..120 {
         let mut record = record(offset, &text, &model);
         record.outcome.as_mut().unwrap().numbers[0] = 1.0;
-        assert!(window.push(record, &weight, &selector, &noise).is_some());
+        rows.extend(window.push(record, &weight, &selector, &noise));
     }
     let held = window.held_bytes() - empty;
-    assert!((text.len()..2 * text.len()).contains(&held), "{held} bytes are held of 20 texts of {}", text.len());
+    assert!(rows.len() == 20 && held < 20 * 200, "{held} bytes are held of 20 texts of {}", text.len());
+    let show = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
+        numbers.iter().for_each(|number| look(&rows[*number as usize]));
+        Ok(())
+    };
+    let Ok(closed) = window.close_with(CloseReason::Idle, &selector, &noise, &model.target_distribution(), show);
+    let held = closed.held_bytes();
+    assert!(closed.waiting.len() == 1 && held < 20 * 200, "{held} bytes are held of a text of {}", text.len());
+}
+
+#[test]
+fn rows_that_cannot_be_read_decide_nothing() {
+    let model = model();
+    let selector = covering(Within::Uniform, false, 3, "1");
+    let (mut window, noise) = open(&selector);
+    let mut record = record(100, "good words", &model);
+    record.outcome.as_mut().unwrap().numbers[0] = 1.0;
+    assert!(window.push(record, &weight(&model), &selector, &noise).is_some());
+    let fail = |_: &[u32], _: &mut dyn FnMut(&SpooledRow)| Err("gone");
+    let closed = window.close_with(CloseReason::Idle, &selector, &noise, &model.target_distribution(), fail);
+    assert_eq!(closed.err(), Some("gone"));
 }
