@@ -25,7 +25,7 @@
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
 //! | `telemetry` | metrics, health, status and a page for people on one HTTP port; weights for those who ask; traces to a collector |
 //! | `source` | Kafka, to read and to write; files of documents (JSONL, Parquet), in order on all cores |
-//! | `sink` | Parquet shards and dead letters on an object store; selections of files |
+//! | `sink` | Parquet shards and dead letters on an object store; documents that wait on local disk; selections of files |
 //! | `catalog` | the database that is the authority on offsets and shards |
 //! | `sql` | an expression → which documents of the stream may be selected; questions over published shards and files → batches; the scorers as functions |
 //! | `pipeline` | the wiring: worker, publisher, forwarder of dead letters, weights for the topic, shutdown |

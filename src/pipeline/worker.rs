@@ -393,7 +393,7 @@ impl Worker {
                 self.in_flight.wait(TICK);
                 continue;
             }
-            let fullest = waiting(&self.partitions).max_by_key(|waiting| waiting.bytes);
+            let fullest = waiting(&self.partitions).filter(|waiting| waiting.bytes > 0).max_by_key(|waiting| waiting.bytes);
             let Some(at) = fullest.map(|waiting| waiting.at.clone()) else { break };
             tracing::warn!(
                 topic = &*at.topic,
@@ -420,8 +420,7 @@ impl Worker {
         let (waiting, held_bytes) = (partition.spool.take(), window.held_bytes());
         let mut spool = None;
         let rows = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| {
-            spool = self.spooling.keep(waiting, numbers, look)?;
-            Ok(())
+            self.spooling.keep(waiting, numbers, look).map(|kept| spool = kept)
         };
         let closed = window.close_with(reason, &self.shared.config.selector, &noise, &self.shared.model.target, rows);
         let closed = closed.map_err(WorkerEnd::SpoolFailed)?;

@@ -189,9 +189,9 @@ impl Spool {
         compressor.include_checksum(true)?;
         let compressed = compressor.compress(&self.pending)?;
         let start = self.bytes;
-        let file = match &self.file {
+        let file = match &mut self.file {
             Some(file) => file,
-            None => self.file.insert(SpoolFile::create(&self.of)?),
+            none => none.insert(SpoolFile::create(&self.of)?),
         };
         file.write(&compressed, start)?;
         self.chunks.push(Chunk {

@@ -119,7 +119,8 @@ impl CoveredCandidates {
     pub fn held_bytes(&self) -> usize {
         let numbers = self.numbers.iter().chain(&self.other_log_weights).map(Vec::capacity).sum::<usize>();
         numbers * size_of::<f64>()
-            + self.offsets.capacity() * (size_of::<i64>() + DECIDING_BYTES)
+            + self.offsets.capacity() * size_of::<i64>()
+            + self.offsets.len() * DECIDING_BYTES
             + self.pools.capacity() * size_of::<u16>()
     }
 
