@@ -48,10 +48,20 @@ fn text(n: u64, n_words: u64) -> String {
 }
 
 fn produce(broker: &Broker, n_words: u64, numbers: std::ops::Range<u64>) {
+    produce_filled(broker, n_words, 0, numbers);
+}
+
+/// With so many bytes more that are no text, and hardly compress.
+fn produce_filled(broker: &Broker, n_words: u64, n_bytes: usize, numbers: std::ops::Range<u64>) {
+    let mut random = Random::new(1);
+    let filler: String = (0..1 << 17).map(|_| format!("{:06x}", random.below(1 << 24))).collect();
     let producer = broker.producer();
     for n in numbers {
         let hard = hard(n).map_or("unknown".into(), serde_json::Value::from);
-        let payload = serde_json::json!({ "id": n.to_string(), "text": text(n, n_words), "hard": hard });
+        let at = random.below((filler.len() - n_bytes) as u64) as usize;
+        let filler = &filler[at..][..n_bytes];
+        let payload =
+            serde_json::json!({ "id": n.to_string(), "text": text(n, n_words), "hard": hard, "filler": filler });
         producer.send((n % broker.partitions as u64) as i32, Some(payload.to_string().as_bytes()));
     }
     producer.flush();
@@ -226,8 +236,8 @@ fn windows_over_strata_are_what_the_definition_says_whatever_dies() {
         let decided = deployment.totals().n_records as u64;
         assert!(decided < sent, "kill {kill} met the daemon at work: {decided} of {sent} documents are decided");
     }
-    let daemon = deployment.start();
     produce(&broker, WORDS, sent..n);
+    let daemon = deployment.start();
     wait_decided(&deployment, n);
     wait_for("an empty spool", || (daemon.metric("winnowd_spool_bytes") == 0.0).then_some(()));
     let status: serde_json::Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
@@ -288,8 +298,8 @@ fn documents_that_wait_go_with_their_partition() {
     assert_eq!(daemon.stop(), Some(0));
     assert_nothing_is_left(&deployment);
     assert_eq!(deployment.totals().n_records, 4_000);
-    let daemon = deployment.start();
     produce(&broker, WORDS, 6_000..N);
+    let daemon = deployment.start();
     wait_decided(&deployment, N);
     assert_eq!(daemon.stop(), Some(0));
     let published = deployment.published();
@@ -303,27 +313,18 @@ fn documents_that_wait_go_with_their_partition() {
 fn a_full_spool_pauses_partitions_and_changes_no_window() {
     const N: u64 = 36_000;
     const WORDS: u64 = 40;
-    const PARTITIONS: u64 = 8;
+    const PARTITIONS: u64 = 12;
     const MAX_BYTES: f64 = (52 << 20) as f64;
     let broker = Broker::with_topic("spooled-budget", PARTITIONS as i32);
     if !broker.is_real() {
         eprintln!("skipped: the in-process cluster does not keep so much");
         return;
     }
-    // A window takes some 5 MB of disk, the eight of them more than the 26 MiB beyond which one goes on alone.
+    // A window takes some 5 MB of disk, the twelve of them more than the 26 MiB beyond which one goes on alone.
     let extra = "window.max_documents = 1500\nwindow.max_bytes = \"10MiB\"\nspool.max_bytes = \"52MiB\"\n\
                  memory.budget = \"64MiB\"\ndocuments.max_bytes = \"1MiB\"";
     let deployment = deployment(&broker, extra);
-    let mut random = Random::new(1);
-    let filler: String = (0..1 << 17).map(|_| format!("{:06x}", random.below(1 << 24))).collect();
-    let producer = broker.producer();
-    for n in 0..N {
-        let hard = hard(n).map_or("unknown".into(), serde_json::Value::from);
-        let at = random.below(filler.len() as u64 - 6_000) as usize;
-        let payload = serde_json::json!({ "id": n.to_string(), "text": text(n, WORDS), "hard": hard, "filler": filler[at..][..6_000] });
-        producer.send((n % PARTITIONS) as i32, Some(payload.to_string().as_bytes()));
-    }
-    producer.flush();
+    produce_filled(&broker, WORDS, 6_000, 0..N);
     let daemon = deployment.start_without_end();
     let (mut most_bytes, mut most_paused) = (0.0f64, 0.0f64);
     wait_for("all documents", || {
@@ -339,7 +340,7 @@ fn a_full_spool_pauses_partitions_and_changes_no_window() {
     assert_eq!(daemon.metric("winnowd_session_restarts_total"), 0.0);
     assert_eq!(daemon.get("/healthz").0, 200);
     let log = deployment.log();
-    assert!(most_paused == 7.0 && most_bytes <= MAX_BYTES, "{most_paused} paused, {most_bytes} bytes\n{log}");
+    assert!(most_paused == 11.0 && most_bytes <= MAX_BYTES, "{most_paused} paused, {most_bytes} bytes\n{log}");
     assert!(log.contains("alone is read until its window is decided"), "{log}");
     println!("at most {:.0} MiB of 52 on disk", most_bytes / (1 << 20) as f64);
     assert_eq!(daemon.stop(), Some(0));
@@ -352,17 +353,17 @@ fn a_full_spool_pauses_partitions_and_changes_no_window() {
 /// A window of several hundred megabytes under a budget of 128 MiB, on a real Kafka. Its documents come back one after the other.
 #[test]
 fn a_window_much_larger_than_the_memory() {
-    const WORDS: u64 = 100;
+    const WORDS: u64 = 40;
     const BUDGET_MIB: u64 = 128;
     /// What the process itself may take.
     const BESIDE_MIB: u64 = 130;
-    let n: u64 = if std::env::var_os("WINNOWD_TEST_STORM").is_some() { 500_000 } else { 100_000 };
+    let n: u64 = if std::env::var_os("WINNOWD_TEST_STORM").is_some() { 500_000 } else { 200_000 };
     let broker = Broker::with_topic("spooled-large", 1);
     if !broker.is_real() {
         eprintln!("skipped: the in-process cluster does not keep so much");
         return;
     }
-    produce(&broker, WORDS, 0..n);
+    produce_filled(&broker, WORDS, 600, 0..n);
     let extra = format!(
         "memory.budget = \"{BUDGET_MIB}MiB\"\nwindow.max_documents = {n}\nwindow.max_bytes = \"4GiB\"\nwindow.max_age = \"1d\"\n\
          selection.fraction = 0.5\nshard.max_rows = 1000000"
