@@ -8,6 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use rdkafka::consumer::Consumer;
 use support::*;
 use winnowd::catalog::{Access, CatalogReader, SqlCatalog};
 use winnowd::features::Scratch;
@@ -127,8 +128,9 @@ impl Oracle {
         let n = (interval.to - interval.from) as u64;
         assert!(n.is_multiple_of(10), "a tenth of {n} documents is no whole number");
         let (noise, mut scratch) = (Noise::new(SEED, at), Scratch::default());
-        let mut left: Vec<Candidate> =
-            (interval.from..interval.to).filter_map(|offset| self.candidate(at, offset, &noise, &mut scratch)).collect();
+        let mut left: Vec<Candidate> = (interval.from..interval.to)
+            .filter_map(|offset| self.candidate(at, offset, &noise, &mut scratch))
+            .collect();
         let coverage = window.coverage.as_ref().unwrap();
         assert_eq!(coverage.n_without_number, n - left.len() as u64);
         // The hardest tenth goes; of equal ones the later.
@@ -332,9 +334,7 @@ fn a_full_spool_pauses_partitions_and_changes_no_window() {
         most_paused = most_paused.max(daemon.metric("winnowd_spool_paused_partitions"));
         (deployment.totals().n_records as u64 >= N).then_some(())
     });
-    wait_for("all partitions to go on", || {
-        (daemon.metric("winnowd_spool_paused_partitions") == 0.0).then_some(())
-    });
+    wait_for("all partitions to go on", || (daemon.metric("winnowd_spool_paused_partitions") == 0.0).then_some(()));
     assert_eq!(daemon.metric("winnowd_spool_max_bytes"), MAX_BYTES);
     assert_eq!(daemon.metric("winnowd_windows_closed_total{reason=\"spool\"}"), 0.0, "{}", deployment.log());
     assert_eq!(daemon.metric("winnowd_session_restarts_total"), 0.0);

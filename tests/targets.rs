@@ -368,7 +368,8 @@ fn what_each_target_selected_is_weighed_against_and_counted_once() {
     verify(&deployment, published.windows.len());
 }
 
-const STRATA: &str = "selection.selector = \"coverage\"\nselection.importance = \"hard\"\nselection.strata = 5\nselection.cutoff = 0.1";
+const STRATA: &str =
+    "selection.selector = \"coverage\"\nselection.importance = \"hard\"\nselection.strata = 5\nselection.cutoff = 0.1";
 
 /// Sources, strata and targets together, each target against what it has selected: killed while documents wait on disk.
 #[test]
@@ -397,7 +398,10 @@ fn strata_of_every_source_are_shared_by_targets_against_what_each_has_selected()
     assert_once(&published, N);
     for window in published.windows.iter().filter(|window| window.closed_by == CloseReason::Documents) {
         let pools = &window.coverage.as_ref().unwrap().pools;
-        assert_eq!(pools.iter().map(|pool| pool.source.as_deref()).collect::<Vec<_>>(), [None, Some("books"), Some("web")]);
+        assert_eq!(
+            pools.iter().map(|pool| pool.source.as_deref()).collect::<Vec<_>>(),
+            [None, Some("books"), Some("web")]
+        );
         let selected = pools.iter().map(|pool| pool.strata.iter().map(|stratum| stratum.n_selected).sum::<u64>());
         assert_eq!(selected.collect::<Vec<_>>(), [6, 4, 10], "{window:?}");
         // Five strata with as many documents each as are wanted of them: two of each stratum of the web.
@@ -415,8 +419,14 @@ fn strata_of_every_source_are_shared_by_targets_against_what_each_has_selected()
 fn strata_that_several_targets_cannot_share_are_refused() {
     let broker = Broker::with_topic("targets-uniform", 1);
     for (settings, expected) in [
-        (STRATA.to_owned() + "\nselection.within = \"uniform\"", "selection.within = uniform: several targets choose by their weights"),
-        (STRATA.replace("\"hard\"", "\"weight\""), "a document has one `weight` for each of several targets; name a field"),
+        (
+            STRATA.to_owned() + "\nselection.within = \"uniform\"",
+            "selection.within = uniform: several targets choose by their weights",
+        ),
+        (
+            STRATA.replace("\"hard\"", "\"weight\""),
+            "a document has one `weight` for each of several targets; name a field",
+        ),
     ] {
         let deployment = deployment(&broker, &settings, None);
         for command in [&["check"][..], &["run"]] {

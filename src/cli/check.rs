@@ -51,8 +51,15 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     );
     if let Some(coverage) = &selector.coverage {
         println!("             {coverage}");
-        let folder = config.spool.folder.as_ref().map_or("the folder for temporary files".to_owned(), |folder| folder.display().to_string());
-        println!("             documents wait in {folder}, {} at most", bytesize::ByteSize(config.spool.max_bytes).display().iec());
+        let folder = config
+            .spool
+            .folder
+            .as_ref()
+            .map_or("the folder for temporary files".to_owned(), |folder| folder.display().to_string());
+        println!(
+            "             documents wait in {folder}, {} at most",
+            bytesize::ByteSize(config.spool.max_bytes).display().iec()
+        );
     }
     for (source, share) in &selector.quotas.sources {
         println!("             {:.1} % of source {source}", 100.0 * share);

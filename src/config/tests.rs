@@ -357,7 +357,10 @@ fn coverage_has_its_own_settings_as_on_files() {
     assert_eq!(tail("cutoff = 0.2\ncutoff_tail = \"low\""), Tail::Low);
     assert_eq!(tail("cutoff = 0.2\ncutoff_field = \"weight\""), Tail::Low);
     let far = of("cutoff = 0.2\ncutoff_field = \"weight\"\nwithin = \"uniform\"\nclip = 0\nstrata = 7");
-    assert_eq!((far.cutoff_by.clone(), far.settings.within, far.settings.strata), (Criterion::Weight, Within::Uniform, 7));
+    assert_eq!(
+        (far.cutoff_by.clone(), far.settings.within, far.settings.strata),
+        (Criterion::Weight, Within::Uniform, 7)
+    );
     assert_eq!(far.fields(), [Some("nll"), None]);
     assert!(load("").unwrap().selector.coverage.is_none());
 }

@@ -18,7 +18,9 @@ use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
 use crate::score::{NgramCounts, sample_ngrams};
 use crate::select::{Quantiles, SourceCounts};
-use crate::sink::{DeadLetterWriter, FinishedFile, FullDisk, ShardStore, ShardWriter, SinkError, Spool, WriterSettings};
+use crate::sink::{
+    DeadLetterWriter, FinishedFile, FullDisk, ShardStore, ShardWriter, SinkError, Spool, WriterSettings,
+};
 use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
 
 /// Windows that wait for a shard to fill roll it when there are so many.

@@ -444,7 +444,12 @@ mod tests {
                     let is_over = |d: &ScoredDocument| matches!(d.content, Content::PassedOver { .. });
                     n_passed_over += usize::from(record.outcome.as_ref().is_ok_and(is_over));
                     let partition = batch.get(i).at.partition as usize;
-                    spools[partition].extend(windows[partition].push(record, &self.weight, selector, &noises[partition]));
+                    spools[partition].extend(windows[partition].push(
+                        record,
+                        &self.weight,
+                        selector,
+                        &noises[partition],
+                    ));
                 }
             }
             let close = |((window, noise), spool): ((OpenWindow, &Noise), Vec<SpooledRow>)| {

@@ -393,7 +393,8 @@ impl Worker {
                 self.in_flight.wait(TICK);
                 continue;
             }
-            let fullest = waiting(&self.partitions).filter(|waiting| waiting.bytes > 0).max_by_key(|waiting| waiting.bytes);
+            let fullest =
+                waiting(&self.partitions).filter(|waiting| waiting.bytes > 0).max_by_key(|waiting| waiting.bytes);
             let Some(at) = fullest.map(|waiting| waiting.at.clone()) else { break };
             tracing::warn!(
                 topic = &*at.topic,

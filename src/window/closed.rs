@@ -250,7 +250,16 @@ impl OpenWindow {
             targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),
             coverage,
         };
-        Ok(ClosedWindow { summary, selected, waiting, dead_letters, raw_counts: raw, selected_counts, sources, weights })
+        Ok(ClosedWindow {
+            summary,
+            selected,
+            waiting,
+            dead_letters,
+            raw_counts: raw,
+            selected_counts,
+            sources,
+            weights,
+        })
     }
 }
 
