@@ -189,7 +189,10 @@ mod tests {
         let (raw_counts, selected_counts, sources) = (counts.clone(), vec![counts], SourceCounts::default());
         let (selected, dead_letters) = (vec![selected], vec![]);
         let weights = vec![];
-        (ClosedWindow { summary, selected, dead_letters, raw_counts, selected_counts, sources, weights }, row)
+        let waiting = vec![];
+        let window =
+            ClosedWindow { summary, selected, waiting, dead_letters, raw_counts, selected_counts, sources, weights };
+        (window, row)
     }
 
     #[test]

@@ -59,7 +59,16 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
     };
     let (counts, sources) = (NgramCounts::zero(2), SourceCounts::default());
     let (raw_counts, selected_counts) = (counts.clone(), vec![counts]);
-    ClosedWindow { summary, selected, dead_letters: vec![], raw_counts, selected_counts, sources, weights: vec![] }
+    ClosedWindow {
+        summary,
+        selected,
+        waiting: vec![],
+        dead_letters: vec![],
+        raw_counts,
+        selected_counts,
+        sources,
+        weights: vec![],
+    }
 }
 
 fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
