@@ -26,7 +26,7 @@
 //! | `store` | the URL of an object store and its options → the store |
 //! | `telemetry` | metrics, health, status and a page for people on one HTTP port; weights for those who ask; traces to a collector |
 //! | `source` | Kafka, to read and to write; schemas, from a registry; files of documents (JSONL, CSV, Parquet; here or in an object store), in order on all cores |
-//! | `sink` | Parquet shards, what is held out, and dead letters on an object store; selections of files |
+//! | `sink` | Parquet shards, what is held out, and dead letters on an object store; documents that wait on local disk; selections of files |
 //! | `catalog` | the database that is the authority on offsets and shards |
 //! | `sql` | expressions → which documents of the stream may be selected, and further columns of those that are; questions over published shards and files → batches; the scorers as functions |
 //! | `pipeline` | the wiring: worker, publisher, forwarder of dead letters, weights for the topic, shutdown |

@@ -282,6 +282,21 @@ fn a_full_scratch_disk_pauses_and_loses_nothing() {
     fill_often("full disk: scratch files", patient, &disk, &stalls, "nothing is read or published until there is room");
 }
 
+/// That of documents that wait for their window to be decided.
+#[test]
+fn a_full_spool_disk_pauses_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(folder.path(), "16m") else { return };
+    let broker = Broker::with_topic("full-spool", PARTITIONS);
+    let extra = format!(
+        "window.max_documents = 200\nselection.selector = \"coverage\"\nselection.importance = \"weight\"\nspool.folder = \"{}\"",
+        folder.path().display()
+    );
+    let patient = Patient::new(Deployment::new(&broker, &extra), broker);
+    let stalls = |patient: &Patient| is_stalled(patient, "write", "disk of the scratch folder is full");
+    fill_often("full disk: spool", patient, &disk, &stalls, "nothing is read or published until there is room");
+}
+
 #[test]
 fn a_full_disk_of_the_shards_pauses_and_loses_nothing() {
     let broker = Broker::with_topic("full-sink", PARTITIONS);

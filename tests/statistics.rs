@@ -52,6 +52,7 @@ impl Setting {
             filter: None,
             holdout: None,
             coverage_sample: 0,
+            coverage: None,
         };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
@@ -64,6 +65,7 @@ impl Setting {
                 content: Content::Whole(document),
                 score,
                 other_weights: Vec::new(),
+                numbers: [f64::NAN; 2],
                 buckets: Some(self.buckets.clone()),
                 is_counted: false,
                 refused_by: None,

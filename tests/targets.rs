@@ -72,7 +72,9 @@ fn model() -> Model {
 fn produce(broker: &Broker, numbers: std::ops::Range<u64>) {
     let producer = broker.producer();
     for n in numbers {
-        let payload = serde_json::json!({ "id": n.to_string(), "text": text(n), "source": source(n) }).to_string();
+        let hard = n * n % 101;
+        let payload = serde_json::json!({ "id": n.to_string(), "text": text(n), "source": source(n), "hard": hard });
+        let payload = payload.to_string();
         producer.send((n % PARTITIONS) as i32, Some(payload.as_bytes()));
     }
     producer.flush();
@@ -364,6 +366,75 @@ fn what_each_target_selected_is_weighed_against_and_counted_once() {
     assert_once(&published, N);
     check_versions(&deployment, &published);
     verify(&deployment, published.windows.len());
+}
+
+const STRATA: &str =
+    "selection.selector = \"coverage\"\nselection.importance = \"hard\"\nselection.strata = 5\nselection.cutoff = 0.1";
+
+/// Sources, strata and targets together, each target against what it has selected: killed while documents wait on disk.
+#[test]
+fn strata_of_every_source_are_shared_by_targets_against_what_each_has_selected() {
+    const N: u64 = 12_000;
+    let broker = Broker::with_topic("targets-strata", PARTITIONS as i32);
+    let kills = if broker.is_real() { 4 } else { 1 };
+    let proportions = "selection.proportions.code = 0.7\nselection.proportions.math = 0.3";
+    let extra = format!("window.max_documents = 200\n{QUOTAS}\n{AGAINST}\n{STRATA}\n{proportions}");
+    let deployment = deployment(&broker, &extra, None);
+    let check = deployment.winnowd(&["check"]);
+    let said = String::from_utf8_lossy(&check.stdout);
+    assert!(said.contains("without the 0.1 of highest hard, over 5 strata of hard, by weight inside"), "{said}");
+    let chunk = N / (kills + 1) / PARTITIONS * PARTITIONS;
+    for kill in 0..kills {
+        let daemon = deployment.start_without_end();
+        produce(&broker, kill * chunk..(kill + 1) * chunk);
+        let has_read = || (daemon.metric("winnowd_consumed_records_total") > 0.0).then_some(());
+        wait_for("the daemon to read", has_read);
+        daemon.kill_9();
+    }
+    let daemons = [deployment.start()];
+    produce_in_waves(&broker, &deployment, &daemons, kills * chunk..N);
+    daemons.into_iter().for_each(|daemon| assert_eq!(daemon.stop(), Some(0)));
+    let published = deployment.published();
+    assert_once(&published, N);
+    for window in published.windows.iter().filter(|window| window.closed_by == CloseReason::Documents) {
+        let pools = &window.coverage.as_ref().unwrap().pools;
+        assert_eq!(
+            pools.iter().map(|pool| pool.source.as_deref()).collect::<Vec<_>>(),
+            [None, Some("books"), Some("web")]
+        );
+        let selected = pools.iter().map(|pool| pool.strata.iter().map(|stratum| stratum.n_selected).sum::<u64>());
+        assert_eq!(selected.collect::<Vec<_>>(), [6, 4, 10], "{window:?}");
+        // Five strata with as many documents each as are wanted of them: two of each stratum of the web.
+        assert!(pools[2].strata.iter().all(|stratum| stratum.n_documents < 2 || stratum.n_selected >= 2), "{pools:?}");
+        let rows = published.rows.iter().filter(|row| row.window == window.id());
+        let for_code = rows.filter(|row| row.target.as_deref() == Some("code")).count();
+        assert!((13..=15).contains(&for_code), "7, 2.8 and 4.2 documents are {for_code}");
+    }
+    check_versions(&deployment, &published);
+    verify(&deployment, published.windows.len());
+}
+
+/// Where several targets choose, each by its weights, there must be weights to choose by.
+#[test]
+fn strata_that_several_targets_cannot_share_are_refused() {
+    let broker = Broker::with_topic("targets-uniform", 1);
+    for (settings, expected) in [
+        (
+            STRATA.to_owned() + "\nselection.within = \"uniform\"",
+            "selection.within = uniform: several targets choose by their weights",
+        ),
+        (
+            STRATA.replace("\"hard\"", "\"weight\""),
+            "a document has one `weight` for each of several targets; name a field",
+        ),
+    ] {
+        let deployment = deployment(&broker, &settings, None);
+        for command in [&["check"][..], &["run"]] {
+            let output = deployment.winnowd(command);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.code() == Some(64) && said.contains(expected), "{said}");
+        }
+    }
 }
 
 /// Two workers on one catalog: both weigh against what both have selected, and every window is what one would have decided.

@@ -245,6 +245,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
             content: Content::Whole(document),
             score,
             other_weights: Vec::new(),
+            numbers: [f64::NAN; 2],
             is_counted: false,
             refused_by: None,
             fingerprint: None,

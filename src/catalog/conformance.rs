@@ -9,7 +9,9 @@ use crate::config::CatalogUrl;
 use crate::manifest::DerivedSettings;
 use crate::score::{ExpectedLossVersion, SelectedVersion};
 use crate::select::{Diagnostics, Quantiles, Quotas, SelectorKind, SelectorSettings, SourceCounts};
-use crate::window::{CloseReason, SpreadSummary, TargetSummary, TurnSummary};
+use crate::window::{
+    CloseReason, CoverageSummary, PoolStrata, SpreadSummary, StratumSummary, TargetSummary, TurnSummary, WindowSummary,
+};
 
 /// A catalog under test, and what must live as long as it.
 struct Subject {
@@ -163,6 +165,7 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
             source_entropy_of_documents: 0.7,
             source_entropy_of_selected: 0.0,
         }),
+        coverage: None,
     }
 }
 
@@ -180,6 +183,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         filter: None,
         holdout: None,
         coverage_sample: 32,
+        coverage: None,
     };
     ShardManifest {
         shard: shard.into(),
@@ -380,7 +384,25 @@ async fn what_divided_a_window_is_kept<C: Catalog + CatalogReader>(catalog: &C) 
         diagnostics: None,
         ..window(0, 100, 110, 4)
     };
-    let mut manifest = manifest("s", vec![divided, window(0, 110, 120, 1)]);
+    let strata = |source: Option<&str>, range| PoolStrata {
+        source: source.map(str::to_owned),
+        range,
+        strata: vec![StratumSummary {
+            stratum: 7,
+            n_documents: 5,
+            n_selected: 1,
+            thresholds: vec![Some(0.1 + 0.2), None],
+        }],
+    };
+    let coverage = CoverageSummary {
+        n_without_number: 2,
+        n_cut: 1,
+        cut_at: Some(1.0 / 3.0),
+        shortfall: 3,
+        pools: vec![strata(None, Some((-1e-300, 2.0 / 3.0))), strata(Some("web \"2\""), None)],
+    };
+    let covered = WindowSummary { coverage: Some(coverage), ..window(0, 110, 120, 1) };
+    let mut manifest = manifest("s", vec![divided, covered]);
     manifest.selector.quotas = Quotas {
         sources: [("web \"2\"".to_owned(), 0.1 + 0.2)].into(),
         proportions: [("code".to_owned(), 1.0 / 3.0), ("math".to_owned(), 2.0 / 3.0)].into(),

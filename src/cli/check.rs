@@ -34,6 +34,7 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     }
     let config = arguments.config.load()?;
     let model = load_model(&config)?.divided_by(&config.selector.quotas)?;
+    model.check_selector(&config.selector)?;
     let bootstrap = match &config.kafka.bootstrap {
         Bootstrap::Embedded { .. } => "the in-process cluster",
         Bootstrap::Servers(servers) => servers,
@@ -53,11 +54,23 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     println!(
         "  selects    {} of every window by {}{}, temperature {}, seed {}",
         selector.fraction,
-        selector.kind.as_str(),
+        if selector.coverage.is_some() { "coverage" } else { selector.kind.as_str() },
         if selector.length_normalise { " of mean weights" } else { "" },
         selector.temperature,
         selector.seed
     );
+    if let Some(coverage) = &selector.coverage {
+        println!("             {coverage}");
+        let folder = config
+            .spool
+            .folder
+            .as_ref()
+            .map_or("the folder for temporary files".to_owned(), |folder| folder.display().to_string());
+        println!(
+            "             documents wait in {folder}, {} at most",
+            bytesize::ByteSize(config.spool.max_bytes).display().iec()
+        );
+    }
     for (source, share) in &selector.quotas.sources {
         println!("             {:.1} % of source {source}", 100.0 * share);
     }

@@ -18,7 +18,7 @@ use crate::pipeline::{DaemonError, Replay, Replayed, differences};
 use crate::record::TopicPartition;
 use crate::sink::{PublishedRow, ShardReader, ShardStore};
 use crate::sql::DerivedColumns;
-use crate::window::{ClosedWindow, WindowSummary};
+use crate::window::{ClosedWindow, CoverageSummary, PoolStrata, StratumSummary, WindowSummary};
 
 /// Differences of one window that are shown.
 const MAX_SHOWN: usize = 10;
@@ -379,6 +379,9 @@ fn as_table(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow)
             None => writeln!(text)?,
         }
     }
+    if let Some(coverage) = &summary.coverage {
+        text += &strata(coverage)?;
+    }
     let several = !summary.targets.is_empty();
     writeln!(
         text,
@@ -399,6 +402,39 @@ fn as_table(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow)
     for letter in dead_letters {
         let (offset, reason, detail) = (letter.offset, letter.reject.reason.as_str(), &letter.reject.detail);
         writeln!(text, "{offset:>12}  dead letter: {reason}: {detail}")?;
+    }
+    Ok(text)
+}
+
+/// How the window was spread over strata.
+fn strata(coverage: &CoverageSummary) -> Result<String, std::fmt::Error> {
+    let CoverageSummary { n_without_number, n_cut, cut_at, shortfall, pools } = coverage;
+    let mut text = format!("{n_without_number} documents without a number; {n_cut} removed by the cut-off");
+    match cut_at {
+        Some(at) => writeln!(text, ", the last at {at}")?,
+        None => writeln!(text)?,
+    }
+    if *shortfall > 0 {
+        writeln!(text, "{shortfall} documents fewer than wanted")?;
+    }
+    for PoolStrata { source, range, strata } in pools {
+        let pool = match source {
+            Some(name) => format!("source {name}"),
+            None if pools.len() > 1 => "all other sources".to_owned(),
+            None => "all documents".to_owned(),
+        };
+        match range {
+            Some((low, high)) => writeln!(text, "strata of {pool}, from {low} to {high}")?,
+            None => writeln!(text, "no documents of {pool}")?,
+        }
+        for StratumSummary { stratum, n_documents, n_selected, thresholds } in strata {
+            write!(text, "  stratum {stratum}: {n_selected} of {n_documents} documents")?;
+            let left: Vec<String> = thresholds.iter().flatten().map(|key| format!("{key:.6}")).collect();
+            match left.is_empty() {
+                true => writeln!(text)?,
+                false => writeln!(text, ", highest key left {}", left.join(", "))?,
+            }
+        }
     }
     Ok(text)
 }

@@ -60,8 +60,13 @@ pub(super) fn check(r: &mut Reader) -> Config {
         let problem = format!("must be at most an eighth of memory.budget ({})", shown(budget));
         r.error("documents.max_bytes", &shown(max), problem);
     }
+    let quotas = quotas(r);
+    let kind = selector(r);
+    // Every source with a share is a pool, and so are all others together.
+    let n_pools = quotas.sources.len() as u64 + 1;
+    let coverage = coverage::coverage(r, &kind, &decoder.fields, n_pools);
     let selector = SelectorSettings {
-        kind: match r.choice("selection.selector", &SelectorKind::NAMES).as_str() {
+        kind: match kind.as_str() {
             "top_k" => SelectorKind::TopK,
             _ => SelectorKind::ImportanceResampling,
         },
@@ -70,11 +75,12 @@ pub(super) fn check(r: &mut Reader) -> Config {
         length_normalise: r.boolean("selection.length_normalise"),
         min_tokens: r.integer("selection.min_tokens", 0..=u64::from(u32::MAX)) as u32,
         seed: r.integer("selection.seed", 0..=u64::MAX),
-        quotas: quotas(r),
+        quotas,
         loss: losses::term(r, decoder.fields.loss.is_some()),
         filter,
         holdout: holdout(r),
         coverage_sample: r.integer("selection.coverage_sample", 0..=10_000) as u32,
+        coverage,
     };
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());
@@ -105,6 +111,8 @@ pub(super) fn check(r: &mut Reader) -> Config {
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
+    let limits = (window.max_bytes, memory_budget_bytes as u64);
+    let spool = coverage::spool(r, sink.scratch_dir.as_ref(), selector.coverage.is_some(), limits);
     let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
     let losses = losses::losses(r, &kafka.topics, memory_budget_bytes);
     let level = r.parse("log.level", tracing::Level::INFO, |value| {
@@ -122,6 +130,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         raw: raw(r),
         against: against(r),
         selector,
+        spool,
         window,
         idle_timeout,
         shard,
@@ -146,6 +155,17 @@ fn holdout(r: &mut Reader) -> Option<Fraction> {
 }
 
 const HOLDOUT: &str = "expected a decimal from 0 to below 1, such as 0.01";
+
+/// Its name, `coverage` among them.
+fn selector(r: &mut Reader) -> String {
+    let [importance_resampling, top_k] = SelectorKind::NAMES;
+    r.parse("selection.selector", importance_resampling.to_owned(), |value| match value {
+        "coverage" => Ok(value.to_owned()),
+        value if value == importance_resampling || value == top_k => Ok(value.to_owned()),
+        "sensitivity" => Err("works on files only (`winnowd select --selector sensitivity`)".to_owned()),
+        _ => Err(format!("expected one of: {importance_resampling}, {top_k}, coverage")),
+    })
+}
 
 fn dead_letters(r: &mut Reader, kafka: &KafkaConfig) -> DeadLetterConfig {
     let topic = r.optional("dead_letters.topic");

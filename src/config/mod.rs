@@ -4,6 +4,7 @@
 
 mod checked;
 mod documents;
+mod coverage;
 mod feedback;
 mod filter;
 mod losses;
@@ -50,6 +51,7 @@ pub struct Config {
     pub raw: RawDistribution,
     pub against: Against,
     pub selector: SelectorSettings,
+    pub spool: SpoolConfig,
     pub window: WindowPolicy,
     pub idle_timeout: Duration,
     pub shard: ShardConfig,
@@ -211,6 +213,16 @@ pub struct SinkConfig {
     pub shuffle: bool,
     /// What is written beside the manifest for loaders of other projects.
     pub side_files: Vec<SideFile>,
+}
+
+/// Where documents wait on local disk until their window is decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// `None`: the system's folder for temporary files.
+    pub folder: Option<PathBuf>,
+    pub max_bytes: u64,
+    /// Of that: for the window that goes on when all others wait, and for what was read before they do.
+    pub reserve_bytes: u64,
 }
 
 #[derive(Debug, Clone)]

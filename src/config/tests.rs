@@ -1,6 +1,7 @@
 use super::*;
 use crate::features::Featuriser;
 use crate::score::{LossStrategy, LossTerm, Model, NgramCounts, Side, Target};
+use crate::select::{CoverageSelector, CoverageSettings, Criterion, Tail, Within};
 
 fn load(toml: &str) -> Result<Config, ConfigErrors> {
     Config::from_toml(toml, [])
@@ -199,7 +200,31 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[selection]\nselector = \"best\"",
-        "`selection.selector` = `best`: expected one of: importance_resampling, top_k",
+        "`selection.selector` = `best`: expected one of: importance_resampling, top_k, coverage",
+    ),
+    ("[selection]\nselector = \"sensitivity\"", "`selection.selector` = `sensitivity`: works on files only"),
+    ("[selection]\nselector = \"coverage\"", "`selection.importance` = ``: must name a field that says how hard"),
+    ("[selection]\nimportance = \"loss\"", "`selection.importance` = `loss`: has no effect without selection.selector"),
+    ("[selection]\ncutoff = 0.1", "`selection.cutoff` = `0.1`: has no effect without selection.selector = coverage"),
+    (
+        "[selection]\nselector = \"coverage\"\nimportance = \"text\"",
+        "`selection.importance` = `text`: is no field of numbers",
+    ),
+    (
+        "[selection]\nselector = \"coverage\"\nimportance = \"l\"\ncutoff_field = \"m\"",
+        "`selection.cutoff_field` = `m`: has no effect without selection.cutoff",
+    ),
+    ("[selection]\ncutoff = 1", "`selection.cutoff` = `1`: expected a decimal from 0 to below 1"),
+    ("[selection]\nclip = 0.5", "`selection.clip` = `0.5`: expected a number from 0 to below 0.5"),
+    ("[selection]\nstrata = 0", "`selection.strata` = `0`: expected an integer from 1"),
+    (
+        "[selection]\nselector = \"coverage\"\nimportance = \"l\"\nstrata = 6000\n[selection.sources]\nweb = 0.5",
+        "`selection.strata` = `6000`: with 2 pools of sources there are 12000 strata",
+    ),
+    ("[spool]\nfolder = \"/no/such\"", "`spool.folder` = `/no/such`: is not a folder"),
+    (
+        "[selection]\nselector = \"coverage\"\nimportance = \"l\"\n[window]\nmax_bytes = \"10GiB\"",
+        "`spool.max_bytes` = `16.0 GiB`: must be at least 20.3 GiB: twice window.max_bytes (10.0 GiB)",
     ),
     ("[selection]\nfraction = 1.5", "`selection.fraction` = `1.5`: expected a decimal above 0 and at most 1"),
     ("[selection]\nfraction = 0", "`selection.fraction` = `0`: expected a decimal above 0"),
@@ -316,6 +341,28 @@ fn every_mistake_names_key_and_value() {
         assert!(found.iter().any(|m| m.contains(expected)), "{toml:?} gives {found:#?}, expected `{expected}`");
         assert!(found.iter().all(|m| !m.contains("hunter2")));
     }
+}
+
+#[test]
+fn coverage_has_its_own_settings_as_on_files() {
+    let of = |more: &str| {
+        let toml = format!("[selection]\nselector = \"coverage\"\nimportance = \"nll\"\n{more}");
+        load(&toml).unwrap().selector.coverage.unwrap()
+    };
+    let default = CoverageSettings { strata: 50, cutoff: None, within: Within::Weighted, clip: 0.005 };
+    let nll = || Criterion::Field("nll".to_owned());
+    assert_eq!(of(""), CoverageSelector { settings: default, importance: nll(), cutoff_by: nll() });
+    let tail = |more: &str| of(more).settings.cutoff.unwrap().tail;
+    assert_eq!(tail("cutoff = 0.2"), Tail::High);
+    assert_eq!(tail("cutoff = 0.2\ncutoff_tail = \"low\""), Tail::Low);
+    assert_eq!(tail("cutoff = 0.2\ncutoff_field = \"weight\""), Tail::Low);
+    let far = of("cutoff = 0.2\ncutoff_field = \"weight\"\nwithin = \"uniform\"\nclip = 0\nstrata = 7");
+    assert_eq!(
+        (far.cutoff_by.clone(), far.settings.within, far.settings.strata),
+        (Criterion::Weight, Within::Uniform, 7)
+    );
+    assert_eq!(far.fields(), [Some("nll"), None]);
+    assert!(load("").unwrap().selector.coverage.is_none());
 }
 
 #[test]

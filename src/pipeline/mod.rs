@@ -21,6 +21,7 @@ mod scoring;
 mod session;
 mod side_files;
 mod spans;
+mod spooling;
 mod weights;
 mod worker;
 
@@ -39,7 +40,7 @@ use crate::record::TopicPartition;
 use crate::score::{
     ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
 };
-use crate::select::{Division, FilterSettings, Quotas};
+use crate::select::{Division, FilterSettings, Quotas, SelectorSettings};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SchemaRegistry, SourceError, SourceLimits};
@@ -63,6 +64,8 @@ pub enum DaemonError {
     Model { path: String, source: ModelError },
     #[error("selection.proportions{}: {problem}", name.as_ref().map(|name| format!(".{name}")).unwrap_or_default())]
     Proportions { name: Option<String>, problem: String },
+    #[error("{0}")]
+    Coverage(&'static str),
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
@@ -93,6 +96,7 @@ impl DaemonError {
             | DaemonError::Proportions { .. }
             | DaemonError::Filter { .. }
             | DaemonError::Column { .. }
+            | DaemonError::Coverage(_)
             | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
             DaemonError::Catalog(error) => catalog_exit_code(error),
             DaemonError::Internal(_) => 70,
@@ -139,6 +143,15 @@ impl LoadedModel {
         match self.division.targets() {
             [] => vec![String::new()],
             several => several.to_vec(),
+        }
+    }
+
+    /// Whether its targets can be selected for so.
+    pub fn check_selector(&self, selector: &SelectorSettings) -> Result<(), DaemonError> {
+        let coverage = selector.coverage.as_ref().filter(|_| self.model.targets.len() > 1);
+        match coverage.and_then(|coverage| coverage.problem_of_targets()) {
+            Some(problem) => Err(DaemonError::Coverage(problem)),
+            None => Ok(()),
         }
     }
 
@@ -229,6 +242,7 @@ impl Daemon {
     /// Opens everything that the configuration names. Nothing is consumed yet.
     pub async fn open(mut config: Config, model: LoadedModel) -> Result<Self, DaemonError> {
         let model = model.divided_by(&config.selector.quotas)?;
+        model.check_selector(&config.selector)?;
         // Recorded with every shard.
         config.selector.quotas = config.selector.quotas.of_model(&model.model);
         let filter = document_filter(config.selector.filter.as_ref())?;

@@ -19,7 +19,7 @@ use crate::record::{RejectReason, TopicPartition};
 use crate::score::{NgramCounts, sample_ngrams};
 use crate::select::{Quantiles, SourceCounts};
 use crate::sink::{
-    DeadLetterWriter, FinishedFile, FullDisk, SPLIT, ShardStore, ShardWriter, SinkError, Split, WriterSettings,
+    DeadLetterWriter, FinishedFile, FullDisk, SPLIT, ShardStore, ShardWriter, SinkError, Split, Spool, WriterSettings,
 };
 use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
 
@@ -27,8 +27,8 @@ use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
 const MAX_PENDING_WINDOWS: usize = 10_000;
 /// So does a file of dead letters of this size: whoever reads it takes it whole.
 const MAX_DEAD_LETTER_FILE_BYTES: u64 = 32 << 20;
-const DERIVED_ROWS: usize = 256;
-const DERIVED_BYTES: usize = 4 << 20;
+const ROWS_TOGETHER: usize = 256;
+const BYTES_TOGETHER: usize = 4 << 20;
 
 pub(super) struct OpenShard {
     id: String,
@@ -87,14 +87,22 @@ impl OpenShard {
         }
     }
 
-    /// Compression takes its time, and so does a full disk: to be called where a thread may be blocked.
-    pub fn append(&mut self, window: ClosedWindow, owner_epoch: i64, shared: &Shared) -> Result<(), String> {
+    /// `spool`: the selected documents that the window does not hold, in order. They come one after the other. Compression takes
+    /// its time, and so does a full disk: to be called where a thread may be blocked.
+    pub fn append(
+        &mut self,
+        window: ClosedWindow,
+        spool: Option<Spool>,
+        owner_epoch: i64,
+        shared: &Shared,
+    ) -> Result<(), String> {
         let at = window.summary.at.clone();
         if *self.epochs.entry(at.clone()).or_insert(owner_epoch) != owner_epoch {
             return Err(format!("partition {at} was lost and came back while its windows waited for publication"));
         }
         self.progress.append(&at, window.summary.interval).map_err(|e| e.to_string())?;
-        self.append_files(&window, shared).map_err(|e| e.to_string())?;
+        self.append_selection(&window, spool, shared).map_err(|e| e.to_string())?;
+        self.append_dead_letters(&window, shared).map_err(|e| e.to_string())?;
         let Config { raw, against, .. } = shared.config;
         // Sums of whole numbers: the order of windows within a publication does not matter.
         let mut add = |kind, target, counts| match self.counts.entry(kind).or_default().entry(target) {
@@ -108,39 +116,70 @@ impl OpenShard {
             let targets = shared.model.target_names().into_iter().zip(&window.selected_counts);
             targets.for_each(|(target, counts)| add(CountsKind::Selected, target, counts));
         }
-        if let Some(feedback) = &shared.config.feedback {
-            let featuriser = &shared.model.model.featuriser;
-            // No loss is joined to what is held out: it must not say what is selected next.
-            for document in window.selected.iter().filter(|document| !document.held_out) {
-                let (key, facts) = facts(document, featuriser, feedback.ngrams, &mut self.scratch);
+        self.sources.merge(&window.sources);
+        self.windows.push(window.summary);
+        Ok(())
+    }
+
+    fn append_selection(
+        &mut self,
+        window: &ClosedWindow,
+        spool: Option<Spool>,
+        shared: &Shared,
+    ) -> Result<(), SinkError> {
+        let (at, id) = (&window.summary.at, window.summary.id());
+        let mut rest = &window.selected[..];
+        while !rest.is_empty() {
+            let (rows, others) = rest.split_at(at_a_time(rest));
+            self.append_rows(rows, at, &id, shared)?;
+            rest = others;
+        }
+        let Some(spool) = spool else { return Ok(()) };
+        let numbers: Vec<u32> = (0..spool.n_rows()).collect();
+        let mut decisions = window.waiting.iter();
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        spool.rows(&numbers, |row| {
+            let decision = decisions.next().expect("rows of a spool are those that were selected");
+            let row = decision.of(row, &shared.config.selector);
+            bytes += row.document.size_bytes();
+            rows.push(row);
+            if rows.len() < ROWS_TOGETHER && bytes < BYTES_TOGETHER {
+                return Ok(());
+            }
+            bytes = 0;
+            self.append_rows(&std::mem::take(&mut rows), at, &id, shared)
+        })?;
+        self.append_rows(&rows, at, &id, shared)
+    }
+
+    /// Some of what a window has selected.
+    fn append_rows(
+        &mut self,
+        rows: &[SelectedDocument],
+        at: &TopicPartition,
+        window: &str,
+        shared: &Shared,
+    ) -> Result<(), SinkError> {
+        for split in [Split::Train, Split::Validation] {
+            let rows: Vec<_> = rows.iter().filter(|row| row.held_out == (split == Split::Validation)).collect();
+            self.append_side(&rows, split, at, window, shared)?;
+        }
+        // What is held out says nothing of what trainers see, and no loss is joined to it: it must not say what is selected next.
+        for row in rows.iter().filter(|row| !row.held_out) {
+            self.log_importance_weights.push(row.score.log_importance_weight);
+            if let Some(feedback) = &shared.config.feedback {
+                let featuriser = &shared.model.model.featuriser;
+                let (key, facts) = facts(row, featuriser, feedback.ngrams, &mut self.scratch);
                 self.document_bytes +=
                     size_of_val(&(key, &facts)) + size_of::<DocumentFacts>() + facts.ngrams.held_bytes();
                 self.documents.push((key, facts));
             }
         }
-        self.sources.merge(&window.sources);
-        let for_training = window.selected.iter().filter(|row| !row.held_out);
-        self.log_importance_weights.extend(for_training.map(|row| row.score.log_importance_weight));
-        self.windows.push(window.summary);
         Ok(())
     }
 
-    fn append_selection(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
-        let (at, id) = (&window.summary.at, window.summary.id());
-        let mut rest = &window.selected[..];
-        while !rest.is_empty() {
-            let (rows, others) = rest.split_at(at_a_time(rest));
-            rest = others;
-            for split in [Split::Train, Split::Validation] {
-                let rows: Vec<_> = rows.iter().filter(|row| row.held_out == (split == Split::Validation)).collect();
-                self.append_rows(&rows, split, at, &id, shared)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Documents of one side that a window has selected.
-    fn append_rows(
+    /// Those of one side.
+    fn append_side(
         &mut self,
         rows: &[&SelectedDocument],
         split: Split,
@@ -163,8 +202,7 @@ impl OpenShard {
         writer.append(rows, at, window, &shared.model.id, &derived)
     }
 
-    fn append_files(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
-        self.append_selection(window, shared)?;
+    fn append_dead_letters(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
         let config = &shared.config;
         let scratch_dir = config.sink.scratch_dir.as_deref();
         for letter in &window.dead_letters {
@@ -316,12 +354,12 @@ fn shard_writer(id: &str, shared: &Shared, full_disk: &Arc<dyn FullDisk>) -> Res
     ShardWriter::create(id, scratch_dir, settings, model.division.targets(), &derived, full_disk.clone())
 }
 
-/// How many documents from the first one their columns are computed of together, which copies them.
+/// How many documents from the first one are written together: their derived columns are computed of a copy.
 fn at_a_time(documents: &[SelectedDocument]) -> usize {
     let mut bytes = 0;
-    let fits = documents.iter().take(DERIVED_ROWS).take_while(|selected| {
+    let fits = documents.iter().take(ROWS_TOGETHER).take_while(|selected| {
         bytes += selected.document.size_bytes();
-        bytes <= DERIVED_BYTES
+        bytes <= BYTES_TOGETHER
     });
     fits.count().max(1)
 }

@@ -21,7 +21,7 @@ use crate::crash;
 use crate::manifest::ShardManifest;
 use crate::publish::{Event, Publication, Step};
 use crate::record::TopicPartition;
-use crate::sink::{FinishedFile, FullDisk, ShardStore, SinkError};
+use crate::sink::{FinishedFile, FullDisk, ShardStore, SinkError, Spool};
 use crate::source::OffsetMirror;
 use crate::telemetry::{Step as TimedStep, context_of, failed};
 use crate::window::{ClosedWindow, WindowSummary};
@@ -41,6 +41,8 @@ const MANIFEST_ATTEMPTS: u32 = 5;
 pub(super) enum ToPublisher {
     Window {
         window: Box<ClosedWindow>,
+        /// The selected documents that it does not hold.
+        spool: Option<Spool>,
         owner_epoch: i64,
         held_bytes: usize,
     },
@@ -101,10 +103,11 @@ impl Publisher {
             let mut flushed = None;
             let step = match message {
                 None => Ok(()),
-                Some(ToPublisher::Window { window, owner_epoch, held_bytes }) => {
+                Some(ToPublisher::Window { window, spool, owner_epoch, held_bytes }) => {
                     let shard = open.get_or_insert_with(|| OpenShard::new(full_disk.clone()));
                     // Other tasks of this thread move elsewhere meanwhile.
-                    let appended = tokio::task::block_in_place(|| shard.append(*window, owner_epoch, &self.shared));
+                    let append = || shard.append(*window, spool, owner_epoch, &self.shared);
+                    let appended = tokio::task::block_in_place(append);
                     self.in_flight.release(held_bytes);
                     appended
                 }

@@ -65,6 +65,8 @@ impl Quality {
         let metrics = &shared.telemetry.metrics;
         let summary = &closed.summary;
         metrics.windows_closed.with_label_values(&[summary.closed_by.as_str()]).inc();
+        let without_number = summary.coverage.as_ref().map_or(0, |coverage| coverage.n_without_number);
+        metrics.documents_without_number.inc_by(without_number);
         self.raw.merge(&closed.raw_counts);
         closed.selected_counts.iter().for_each(|counts| self.selected.merge(counts));
         self.sources.merge(&closed.sources);

@@ -24,9 +24,10 @@ use crate::manifest::{DerivedSettings, ShardManifest};
 use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Division, FilterSettings, Noise, Quotas};
+use crate::sink::{GiveUp, SinkError, SpoolFolder};
 use crate::source::{Batch, Probe, RangeReader, Record, SchemaRegistry, SourceError};
 use crate::sql::DerivedColumns;
-use crate::window::{ClosedWindow, OpenWindow, ScoredRecord, WindowPolicy, WindowSummary};
+use crate::window::{ClosedWindow, OpenWindow, ScoredRecord, SpooledRow, WindowPolicy, WindowSummary};
 use explained::Asked;
 use witness::Witness;
 
@@ -217,7 +218,7 @@ impl Replay {
         basis: &Basis,
         noise: &Noise,
         mut look: impl FnMut(Record<'_>, &Schemas, &ScoredRecord),
-    ) -> Result<ClosedWindow, SourceError> {
+    ) -> Result<ClosedWindow, DaemonError> {
         let WindowSummary { at, interval, closed_by, .. } = window;
         let Basis { model, weight, division } = basis;
         let selector = &manifest.selector;
@@ -229,6 +230,7 @@ impl Replay {
         };
         let buckets = model.model.featuriser.buckets as usize;
         let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, division, buckets);
+        let mut spool = SpoolFolder::new(self.config.spool.folder.clone(), Arc::new(GiveUp)).open();
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
             let schemas = schemas_of(self.registry.as_ref(), &batch)?;
@@ -241,11 +243,25 @@ impl Replay {
             // All are ours, so that none is left out.
             for (i, record) in scored.records.into_iter().flatten().enumerate() {
                 look(batch.get(i), &schemas, &record);
-                open.push(record, weight, selector, noise);
+                if let Some(row) = open.push(record, weight, selector, noise) {
+                    spool.push(&row)?;
+                }
             }
         }
         open.advance_to(interval.to);
-        Ok(open.close(*closed_by, selector, noise, &model.target))
+        // All its rows are held, and nobody asks for their texts but the columns that are computed of them.
+        let are_asked_for = !manifest.columns.is_empty();
+        let mut rows = Vec::new();
+        let mut closed = open.close_with(*closed_by, selector, noise, &model.target, |numbers, look| {
+            spool.rows(numbers, |row| {
+                look(&row);
+                rows.push(if are_asked_for { row } else { without_texts(row) });
+                Ok::<_, SinkError>(())
+            })
+        })?;
+        let decided = closed.waiting.iter().zip(rows);
+        closed.selected.extend(decided.map(|(decision, row)| decision.of(row, selector)));
+        Ok(closed)
     }
 
     /// The model of a shard, in the proportions of the shard.
@@ -323,15 +339,21 @@ fn schemas_of(registry: Option<&SchemaRegistry>, batch: &Batch) -> Result<Schema
 }
 
 /// The inner error: the records are gone.
-fn possible(closed: Result<ClosedWindow, SourceError>) -> Result<Result<ClosedWindow, String>, DaemonError> {
+fn possible(closed: Result<ClosedWindow, DaemonError>) -> Result<Result<ClosedWindow, String>, DaemonError> {
     match closed {
         Ok(closed) => Ok(Ok(closed)),
-        Err(SourceError::OffsetsLost(lost)) => {
+        Err(DaemonError::Source(SourceError::OffsetsLost(lost))) => {
             let (low, high) = lost.first().map_or((0, 0), |lost| (lost.low, lost.high));
             Ok(Err(format!("its records are deleted: the log holds {low}..{high}")))
         }
-        Err(e) => Err(e.into()),
+        Err(e) => Err(e),
     }
+}
+
+fn without_texts(mut row: SpooledRow) -> SpooledRow {
+    row.document.text = String::new();
+    row.document.metadata = None;
+    row
 }
 
 fn forgotten_feedback(version: i64) -> String {

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 
 use crate::features::{BucketList, Featuriser, Scratch};
-use crate::record::{Decoder, DocumentRef, Reject, Schemas, TextScratch};
+use crate::record::{Decoder, DocumentRef, FieldNames, Reject, Schemas, TextScratch};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Division, Noise, Reservoir, SelectorSettings};
+use crate::select::{CoverageSelector, Division, Noise, Reservoir, SelectorSettings};
 use crate::source::{Batch, Record};
 use crate::sql::{DocumentFilter, Verdict};
 use crate::window::{
@@ -62,7 +62,8 @@ impl<'a> Destinations<'a> {
 
     /// The same of one that only opens within the batch, and will be divided so.
     pub fn coming(&mut self, division: &Division, weight: Arc<VersionedWeight>, noise: &'a Noise) -> u32 {
-        self.window(None, !division.is_whole(), weight, noise)
+        let is_divided = !division.is_whole() || self.selector.coverage.is_some();
+        self.window(None, is_divided, weight, noise)
     }
 
     fn window(
@@ -346,6 +347,8 @@ impl Job<'_> {
             }
         });
         let score = Score { loss: document.loss, ..of_text };
+        let fields = self.selector.coverage.as_ref().map_or([None; 2], CoverageSelector::fields);
+        let numbers = fields.map(|field| number(document, field, &self.scorer.decoder.fields));
         let kept = |buckets: &mut BucketList, features: &Scratch| {
             if is_one_chunk {
                 buckets.extend(features.last_chunk());
@@ -361,7 +364,16 @@ impl Job<'_> {
             let other_weights = weight.for_others(&document.text, buckets.as_ref(), features);
             let fingerprint =
                 is_sampled.then(|| Fingerprint::of(buckets.as_ref(), &document.text, featuriser, features));
-            return ScoredDocument { content, score, other_weights, buckets, is_counted, refused_by, fingerprint };
+            return ScoredDocument {
+                content,
+                score,
+                other_weights,
+                numbers,
+                buckets,
+                is_counted,
+                refused_by,
+                fingerprint,
+            };
         }
         let source = document.source.as_deref().map(str::to_owned);
         let buckets = if is_counted && !is_sampled { None } else { kept(buckets, features) };
@@ -370,6 +382,7 @@ impl Job<'_> {
             content: Content::PassedOver { source },
             score,
             other_weights: Vec::new(),
+            numbers,
             buckets: buckets.filter(|_| !is_counted),
             is_counted,
             refused_by,
@@ -386,15 +399,33 @@ impl Job<'_> {
     }
 }
 
+/// A number that came with the document; NaN where there is none, or where none is wanted. As in files, other values than
+/// numbers count as none, and a field that stands twice as it stands last.
+fn number(document: &DocumentRef<'_>, field: Option<&str>, names: &FieldNames) -> f64 {
+    let Some(field) = field else { return f64::NAN };
+    // Losses are no members: the decoder has taken them.
+    let given = if Some(field) == names.loss.as_deref() {
+        document.given_losses[0]
+    } else if Some(field) == names.reference_loss.as_deref() {
+        document.given_losses[1]
+    } else {
+        let value = document.members.iter().rev().find(|(name, _)| name == field);
+        value.and_then(|(_, json)| serde_json::from_str(json).ok())
+    };
+    given.unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
     use crate::config::Config;
     use crate::features::Featuriser;
     use crate::record::{Parts, RejectReason, TopicPartition};
     use crate::score::{ImportanceWeight, Model, NgramCounts, Side, Target, TargetDistribution, WeightVersion};
     use crate::select::{FilterSettings, Quotas};
-    use crate::window::{CloseReason, ClosedWindow};
+    use crate::window::{CloseReason, ClosedWindow, SpooledRow};
 
     struct Setting {
         config: Config,
@@ -433,7 +464,9 @@ mod tests {
                 let n = if i == 70 { LONG_TEXT_BYTES / 4 } else { i % 23 };
                 let text = format!("good {} words {}", "bad ".repeat(n), i % 7);
                 let (source, loss) = (format!("s{}", i % 3), i % 7);
-                Some(serde_json::json!({ "text": text, "source": source, "loss": loss }).to_string().into_bytes())
+                let hard = if i % 11 == 0 { "unknown".into() } else { serde_json::json!(i * i % 101) };
+                let document = serde_json::json!({ "text": text, "source": source, "loss": loss, "hard": hard });
+                Some(document.to_string().into_bytes())
             }
         };
         Setting {
@@ -458,6 +491,7 @@ mod tests {
             let compile = |filter| Arc::new(DocumentFilter::compile(filter).unwrap());
             scorer.filter_by(selector.filter.as_ref().map(compile));
             let (mut next, mut n_passed_over) = ([0, 0], 0);
+            let mut spools = [Vec::new(), Vec::new()];
             for records in self.records.chunks(batch_records) {
                 let mut batch = Batch::default();
                 for (partition, payload) in records {
@@ -490,12 +524,27 @@ mod tests {
                     let is_over = |d: &ScoredDocument| matches!(d.content, Content::PassedOver { .. });
                     n_passed_over += usize::from(record.outcome.as_ref().is_ok_and(is_over));
                     let partition = batch.get(i).at.partition as usize;
-                    windows[partition].push(record, &self.weight, selector, &noises[partition]);
+                    spools[partition].extend(windows[partition].push(
+                        record,
+                        &self.weight,
+                        selector,
+                        &noises[partition],
+                    ));
                 }
             }
-            let closed = windows.into_iter().zip(&noises);
-            let closed = closed.map(|(w, noise)| w.close(CloseReason::Idle, selector, noise, &self.target)).collect();
-            (closed, n_passed_over)
+            let close = |((window, noise), spool): ((OpenWindow, &Noise), Vec<SpooledRow>)| {
+                let mut kept = Vec::new();
+                let rows = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
+                    kept = numbers.iter().map(|number| spool[*number as usize].clone()).collect();
+                    kept.iter().for_each(look);
+                    Ok(())
+                };
+                let Ok(mut closed) = window.close_with(CloseReason::Idle, selector, noise, &self.target, rows);
+                let waited = closed.waiting.iter().zip(kept).map(|(decision, row)| decision.of(row, selector));
+                closed.selected.extend(waited);
+                closed
+            };
+            (windows.into_iter().zip(&noises).zip(spools).map(close).collect(), n_passed_over)
         }
     }
 
@@ -512,7 +561,8 @@ mod tests {
         );
         for batch_records in [3, 40, 150, 400] {
             let (found, n_passed_over) = setting.decide(batch_records);
-            let is_expected = if setting.division.is_whole() { n_passed_over > 100 } else { n_passed_over == 0 };
+            let is_whole = setting.division.is_whole() && setting.config.selector.coverage.is_none();
+            let is_expected = if is_whole { n_passed_over > 100 } else { n_passed_over == 0 };
             assert!(is_expected, "{n_passed_over} of 400");
             for (found, expected) in found.iter().zip(&expected) {
                 assert_eq!(found.summary, expected.summary);
@@ -579,5 +629,28 @@ mod tests {
     fn also_where_targets_and_sources_divide_them() {
         check(&setting(64, true));
         check(&setting(1 << 16, true));
+    }
+
+    /// Documents that wait elsewhere, by a number of the record and by its loss, with and without targets and shares.
+    #[test]
+    fn also_where_they_are_spread_over_strata() {
+        for (buckets, is_divided, importance) in [(64, false, "loss"), (1 << 16, true, "hard"), (64, true, "loss")] {
+            let mut setting = setting(buckets, is_divided);
+            let toml = format!(
+                "model.path = \"none\"\ndocuments.loss_field = \"loss\"\n[selection]\nselector = \"coverage\"\nimportance = \"{importance}\"\n\
+                 strata = 4\ncutoff = 0.1\ncutoff_field = \"hard\""
+            );
+            setting.config.selector.coverage = Config::from_toml(&toml, []).unwrap().selector.coverage;
+            check(&setting);
+            let (windows, _) = setting.decide(40);
+            for ClosedWindow { summary, selected, waiting, .. } in &windows {
+                let coverage = summary.coverage.as_ref().unwrap();
+                assert!(!selected.is_empty() && selected.len() == waiting.len() && coverage.n_cut > 0);
+                // Records 50 and 60 are none; every eleventh has no number.
+                assert!(coverage.n_without_number >= 6, "{coverage:?}");
+                let strata = coverage.pools.iter().flat_map(|pool| &pool.strata);
+                assert_eq!(strata.map(|stratum| stratum.n_selected).sum::<u64>(), summary.n_selected);
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! One session: from the checkpoints until something ends it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -12,11 +12,14 @@ use super::assignments::{CatalogAssignments, Claims};
 use super::forward::Forwarder;
 use super::memory::InFlight;
 use super::publisher::{Publisher, PublisherEnd};
+use super::room::FullScratch;
 use super::side_files::extend_side_files;
+use super::spooling::Spooling;
 use super::worker::{Worker, WorkerEnd};
 use super::{DaemonError, Shared, adaptive, lost};
 use crate::catalog::CatalogError;
-use crate::sink::SinkError;
+use crate::config::Config;
+use crate::sink::{SinkError, SpoolFolder};
 use crate::source::{KafkaSource, LostOffset, SourceError, queue};
 use crate::telemetry::Step;
 
@@ -68,6 +71,15 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     let (newest, in_force) = watch::channel(in_force);
     let (to_forwarder, shards) = mpsc::unbounded_channel();
     let forwarder = tokio::spawn(Forwarder::new(shared.clone(), shards, stopped.clone()).run());
+    let full_disk = Arc::new(FullScratch {
+        shared: shared.clone(),
+        shutdown: stopped.clone(),
+        runtime: Handle::current(),
+        since: Mutex::default(),
+    });
+    let Config { spool, selector, .. } = &shared.config;
+    let spools = SpoolFolder::new(spool.folder.clone(), full_disk);
+    let spooling = Spooling::new(spools.clone(), spool, selector);
     let publisher = Publisher {
         shared: shared.clone(),
         windows,
@@ -78,7 +90,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         in_force: newest,
     };
     let mut publisher = tokio::spawn(publisher.run());
-    let worker = Worker::new(shared.clone(), from_source, to_publisher, in_flight, in_force);
+    let worker = Worker::new(shared.clone(), from_source, to_publisher, in_flight, in_force, spooling);
     let (runtime, worker_stopped) = (Handle::current(), stop.subscribe());
     let mut worker = tokio::task::spawn_blocking(move || worker.run(&runtime, &worker_stopped));
 
@@ -128,6 +140,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
     let partitions: Vec<_> = shared.telemetry.status().partitions.keys().cloned().collect();
     shared.telemetry.forget(&partitions);
     shared.telemetry.metrics.assigned_partitions.set(0);
+    shared.telemetry.forget_spool(spools.take_errors());
     // Whoever is in the group knows better.
     shared.telemetry.forget_unowned(&shared.config.kafka.topics);
     // Whatever failed belonged to a publication that is dropped.
@@ -206,6 +219,7 @@ fn worker_end(end: Result<WorkerEnd, tokio::task::JoinError>) -> Option<PartEnd>
         Ok(WorkerEnd::SourceFailed(error @ SourceError::TopicRecreated { .. })) => Some(PartEnd::Fatal(error.into())),
         Ok(WorkerEnd::SourceFailed(error)) => Some(PartEnd::Restart(error.to_string())),
         Ok(WorkerEnd::Fatal(error)) => Some(PartEnd::Fatal(error)),
+        Ok(WorkerEnd::SpoolFailed(error)) => Some(PartEnd::Restart(error.to_string())),
         Ok(WorkerEnd::OutOfOrder(reason)) => Some(PartEnd::Restart(reason)),
         Err(e) => Some(PartEnd::Fatal(DaemonError::Internal(e.to_string()))),
     }

@@ -12,14 +12,16 @@ use super::memory::InFlight;
 use super::publisher::ToPublisher;
 use super::quality::Quality;
 use super::scoring::{Destinations, ScoredBatch, Scorer};
+use super::spooling::{Spooling, Waiting};
 use super::{DaemonError, Shared, schemas};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
 use crate::score::VersionedWeight;
 use crate::select::{Division, Noise};
+use crate::sink::{SinkError, Spool};
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
-use crate::window::{CloseReason, Forecast, OpenWindow, ScoredRecord, WindowTally};
+use crate::window::{CloseReason, Forecast, OpenWindow, ScoredRecord, SpooledRow, WindowTally};
 
 /// How often idle windows are looked for.
 const TICK: Duration = Duration::from_millis(100);
@@ -32,6 +34,8 @@ pub(super) enum WorkerEnd {
     SourceFailed(SourceError),
     /// Offsets came in an order that must not be.
     OutOfOrder(String),
+    /// Rows that wait for their window cannot be written or read.
+    SpoolFailed(SinkError),
     /// A person must settle it.
     Fatal(DaemonError),
 }
@@ -82,12 +86,15 @@ pub(super) struct Worker {
     /// How windows are divided that open from now on.
     division: Arc<Division>,
     dead_letters: DeadLetterRatio,
+    spooling: Spooling,
 }
 
 struct Partition {
     owner_epoch: i64,
     noise: Noise,
     window: OpenWindow,
+    /// Rows of the window that wait on disk; `None` until there is one.
+    spool: Option<Spool>,
     /// Since when the end of the partition has been reached and nothing came.
     idle_since: Option<Instant>,
 }
@@ -99,6 +106,7 @@ impl Worker {
         publisher: mpsc::Sender<ToPublisher>,
         in_flight: Arc<InFlight>,
         in_force: watch::Receiver<InForce>,
+        spooling: Spooling,
     ) -> Self {
         let quality = Quality::new(&shared.model.model);
         let division = in_force.borrow().division.clone();
@@ -115,6 +123,7 @@ impl Worker {
             in_force,
             division,
             dead_letters: DeadLetterRatio::default(),
+            spooling,
         }
     }
 
@@ -126,7 +135,7 @@ impl Worker {
             }
             let next = runtime.block_on(async { tokio::time::timeout(TICK, self.queue.next()).await });
             let result = match next {
-                Err(_elapsed) => self.close_idle(),
+                Err(_elapsed) => self.close_idle().and_then(|()| self.relieve_spool()),
                 Ok(None) => Err(WorkerEnd::Disconnected),
                 Ok(Some(event)) => self.on_event(event, runtime, stopped).and_then(|()| self.close_idle()),
             };
@@ -184,6 +193,7 @@ impl Worker {
             owner_epoch,
             noise: Noise::new(self.shared.config.selector.seed, &at),
             window: self.open_window(&at, next_offset),
+            spool: None,
             idle_since: None,
         };
         let status = PartitionStatus {
@@ -219,6 +229,7 @@ impl Worker {
             }
         }
         self.show_consumed();
+        self.relieve_spool()?;
         self.relieve_memory()
     }
 
@@ -329,7 +340,10 @@ impl Worker {
             partition = same;
         }
         self.scorer.count(counts, &mut partition.window);
-        partition.window.push(record, scored_with, &self.shared.config.selector, &partition.noise);
+        let waits = partition.window.push(record, scored_with, &self.shared.config.selector, &partition.noise);
+        if let Some(row) = waits {
+            self.spooling.push(&mut partition.spool, &row).map_err(WorkerEnd::SpoolFailed)?;
+        }
         match partition.window.extent().closes_now(&policy) {
             Some(reason) => self.close(at, reason),
             None => Ok(()),
@@ -375,6 +389,36 @@ impl Worker {
         }
     }
 
+    /// Keeps documents that wait within their share of the disk: beyond most of it one partition alone is read, until windows
+    /// that are decided give room back. Only what was read before can be too much all the same: then it is waited for the
+    /// publisher, and if that does not help the fullest window closes early.
+    fn relieve_spool(&mut self) -> Result<(), WorkerEnd> {
+        while self.spooling.is_beyond_budget() {
+            if self.publisher.is_closed() {
+                return Err(WorkerEnd::Disconnected);
+            }
+            if self.in_flight.bytes() > 0 {
+                self.in_flight.wait(TICK);
+                continue;
+            }
+            let fullest =
+                waiting(&self.partitions).filter(|waiting| waiting.bytes > 0).max_by_key(|waiting| waiting.bytes);
+            let Some(at) = fullest.map(|waiting| waiting.at.clone()) else { break };
+            tracing::warn!(
+                topic = &*at.topic,
+                partition = at.partition,
+                "documents of open windows take more than spool.max_bytes: closing the window of partition {at} early; raise \
+                 spool.max_bytes or lower window.max_documents"
+            );
+            self.close(&at, CloseReason::Spool)?;
+        }
+        let waiting = waiting(&self.partitions);
+        if let Some(only) = self.spooling.next(waiting) {
+            self.queue.read_only(only);
+        }
+        Ok(())
+    }
+
     fn close(&mut self, at: &TopicPartition, reason: CloseReason) -> Result<(), WorkerEnd> {
         let Some(partition) = self.partitions.get(at) else { return Ok(()) };
         let next = self.open_window(at, partition.window.next_offset());
@@ -382,12 +426,20 @@ impl Worker {
         let (owner_epoch, noise) = (partition.owner_epoch, partition.noise.clone());
         let window = std::mem::replace(&mut partition.window, next);
         self.shared.telemetry.show_window(at, &partition.window);
-        let held_bytes = window.held_bytes();
-        let closed = window.close(reason, &self.shared.config.selector, &noise, &self.shared.model.target);
-        let held_bytes = held_bytes + closed.selected_counts_bytes();
+        let (waiting, held_bytes) = (partition.spool.take(), window.held_bytes());
+        let mut spool = None;
+        let rows = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| {
+            self.spooling.keep(waiting, numbers, look).map(|kept| spool = kept)
+        };
+        let closed = window.close_with(reason, &self.shared.config.selector, &noise, &self.shared.model.target, rows);
+        let closed = closed.map_err(WorkerEnd::SpoolFailed)?;
+        let held_bytes = match &spool {
+            Some(spool) => closed.held_bytes() + spool.held_bytes(),
+            None => held_bytes + closed.selected_counts_bytes(),
+        };
         self.quality.observe(&closed, &self.shared);
         self.in_flight.add(held_bytes);
-        self.send(ToPublisher::Window { window: Box::new(closed), owner_epoch, held_bytes })
+        self.send(ToPublisher::Window { window: Box::new(closed), spool, owner_epoch, held_bytes })
     }
 
     fn open_window(&self, at: &TopicPartition, from: i64) -> OpenWindow {
@@ -407,7 +459,8 @@ impl Worker {
     }
 
     fn open_bytes(&self) -> usize {
-        self.partitions.values().map(|p| p.window.held_bytes()).sum()
+        let of_partition = |p: &Partition| p.window.held_bytes() + p.spool.as_ref().map_or(0, Spool::held_bytes);
+        self.partitions.values().map(of_partition).sum()
     }
 
     fn show_partitions(&self) {
@@ -417,6 +470,15 @@ impl Worker {
     fn show_memory(&self) {
         let held = &self.shared.telemetry.metrics.held_bytes;
         held.with_label_values(&["queue"]).set(self.queue.queued_bytes() as i64);
+        self.spooling.show(&self.shared.telemetry, self.partitions.len());
         held.with_label_values(&["windows"]).set((self.open_bytes() + self.in_flight.bytes()) as i64);
     }
+}
+
+/// Windows with documents on disk.
+fn waiting(partitions: &BTreeMap<TopicPartition, Partition>) -> impl Iterator<Item = Waiting<'_>> {
+    partitions.iter().filter_map(|(at, partition)| {
+        let bytes = partition.spool.as_ref()?.bytes();
+        Some(Waiting { at, bytes, is_at_end: partition.idle_since.is_some() })
+    })
 }

@@ -17,6 +17,7 @@
 
 mod edges;
 mod plan;
+mod selector;
 mod sketch;
 mod stream;
 
@@ -26,6 +27,7 @@ use super::{BudgetedSelection, Fraction, SelectorSettings};
 
 pub use edges::Edges;
 pub use plan::{CoveragePlan, PlannedCell, plan_coverage};
+pub use selector::{CoverageSelector, Criterion};
 pub use sketch::{QuantileSketch, QuantileSketchError};
 pub use stream::{CoveredWindow, FixedCutoff, StratumReservoirs, StratumSelection};
 

@@ -29,9 +29,10 @@ pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
 pub use apportion::{Rounding, apportion};
 pub use budget::{BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
 pub use coverage::{
-    CoveragePlan, CoverageRequest, CoverageSettings, Covered, CoveredPool, CoveredWindow, Cutoff, DEFAULT_CLIP,
-    DEFAULT_STRATA, DocumentScores, Edges, FixedCutoff, PlannedCell, QuantileSketch, QuantileSketchError, Stratum,
-    StratumReservoirs, StratumSelection, Tail, Within, plan_coverage, select_coverage, water_fill,
+    CoveragePlan, CoverageRequest, CoverageSelector, CoverageSettings, Covered, CoveredPool, CoveredWindow, Criterion,
+    Cutoff, DEFAULT_CLIP, DEFAULT_STRATA, DocumentScores, Edges, FixedCutoff, PlannedCell, QuantileSketch,
+    QuantileSketchError, Stratum, StratumReservoirs, StratumSelection, Tail, Within, plan_coverage, select_coverage,
+    water_fill,
 };
 pub use diagnostics::{
     Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
@@ -104,6 +105,9 @@ pub struct SelectorSettings {
     /// is recorded since the outcome is.
     #[serde(default)]
     pub coverage_sample: u32,
+    /// Spreads the selection over strata, inside which `kind` decides; `None`: the highest keys of the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<CoverageSelector>,
 }
 
 impl SelectorSettings {
@@ -127,6 +131,11 @@ impl SelectorSettings {
     /// Whether the document with this id is held out of training.
     pub fn is_held_out(&self, id: &str) -> bool {
         self.holdout.is_some_and(|share| is_held_out(id, share))
+    }
+
+    /// Whether the weights say nothing of which documents are selected.
+    pub fn is_uniform(&self) -> bool {
+        self.coverage.as_ref().is_some_and(|coverage| coverage.settings.within == Within::Uniform)
     }
 
     /// The key by which documents are ranked, highest first.

@@ -152,6 +152,10 @@ impl Division {
         &self.targets
     }
 
+    pub fn pool_shares(&self) -> &[f64] {
+        &self.pool_shares
+    }
+
     pub fn target_shares(&self) -> &[f64] {
         &self.target_shares
     }

@@ -9,6 +9,7 @@ mod read;
 mod selection;
 mod scratch;
 mod shard;
+mod spool;
 mod store;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub use read::{PublishedRow, SPLIT, ShardReader};
 pub use scratch::{FinishedFile, ScratchFile};
 pub use selection::{SelectedRow, SelectionColumns, SelectionWriter};
 pub use shard::{COLUMNS, ShardWriter, Split, WriterSettings, is_shard_column, schema};
+pub use spool::{Spool, SpoolFolder};
 pub use store::ShardStore;
 
 #[derive(Debug, thiserror::Error)]

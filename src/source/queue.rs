@@ -9,10 +9,17 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Batch, SourceEvent};
+use crate::record::TopicPartition;
 
 /// Gives the two ends of a queue for up to `limit_bytes` of batches. A single larger batch passes when it is empty.
 pub fn queue(limit_bytes: usize) -> (QueueSender, QueueReceiver) {
-    let room = Room { queued: Mutex::new(0), freed: Condvar::new(), limit_bytes, spare: Mutex::default() };
+    let room = Room {
+        queued: Mutex::new(0),
+        freed: Condvar::new(),
+        limit_bytes,
+        spare: Mutex::default(),
+        only: Mutex::default(),
+    };
     let room = Arc::new(room);
     let (sender, receiver) = mpsc::unbounded_channel();
     (QueueSender { sender, room: room.clone() }, QueueReceiver { receiver, room })
@@ -28,6 +35,14 @@ struct Room {
     freed: Condvar,
     limit_bytes: usize,
     spare: Mutex<Vec<Batch>>,
+    only: Mutex<Only>,
+}
+
+/// What alone is to be read, and how often that was said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Only {
+    pub partition: Option<TopicPartition>,
+    pub version: u64,
 }
 
 impl Room {
@@ -37,6 +52,10 @@ impl Room {
 
     fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Batch>> {
         self.spare.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn only(&self) -> std::sync::MutexGuard<'_, Only> {
+        self.only.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn has_room(&self, queued: usize, bytes: usize) -> bool {
@@ -82,6 +101,11 @@ impl QueueSender {
         self.sender.send(event).map_err(|_| Closed)
     }
 
+    /// What alone is to be read.
+    pub fn only(&self) -> Only {
+        self.room.only().clone()
+    }
+
     pub fn is_half_empty(&self) -> bool {
         *self.room.queued() <= self.room.limit_bytes / 2
     }
@@ -110,6 +134,12 @@ impl QueueReceiver {
         }
         *self.room.queued() -= bytes;
         self.room.freed.notify_one();
+    }
+
+    /// Has all other partitions paused from now on, or with `None` no partition. What was read before still comes.
+    pub fn read_only(&self, partition: Option<TopicPartition>) {
+        let mut only = self.room.only();
+        *only = Only { partition, version: only.version + 1 };
     }
 
     pub fn queued_bytes(&self) -> usize {
@@ -152,6 +182,17 @@ mod tests {
         assert!(matches!(receiver.next().await, Some(SourceEvent::ReachedEnd(_))));
         drop(receiver);
         assert_eq!(sender.control(SourceEvent::ReachedEnd(Vec::new())), Err(Closed));
+    }
+
+    #[test]
+    fn what_alone_is_read_is_known_at_the_other_end() {
+        let (sender, receiver) = queue(1000);
+        assert_eq!(sender.only(), Only::default());
+        let at = TopicPartition::new("t", 3);
+        receiver.read_only(Some(at.clone()));
+        assert_eq!(sender.only(), Only { partition: Some(at), version: 1 });
+        receiver.read_only(None);
+        assert_eq!(sender.only(), Only { partition: None, version: 2 });
     }
 
     #[tokio::test]

@@ -21,7 +21,8 @@ pub use metrics::{BAD, LateGauge, Metrics, STALE, SchemaMetrics, Step};
 pub use page_status::{OpenWindowStatus, ShardStatus, WeightsStatus, WindowLimits};
 pub use server::{HttpServer, TelemetryError};
 pub use status::{
-    BatchStatus, CoverageStatus, FeedbackStatus, Lack, PartitionStatus, Readiness, Status, TargetStatus, Telemetry,
+    BatchStatus, CoverageStatus, FeedbackStatus, Lack, PartitionStatus, Readiness, SpoolStatus, Status, TargetStatus,
+    Telemetry,
 };
 pub use target_metrics::TargetMetrics;
 pub use traces::{Traces, TracesError, context_of, continue_from, continue_from_headers, current_ids, failed};

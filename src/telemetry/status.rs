@@ -79,6 +79,9 @@ pub struct Status {
     pub last_batch: Option<BatchStatus>,
     /// What trainers reported; `null` where they are not listened to.
     pub feedback: Option<FeedbackStatus>,
+    /// Documents on disk that wait for their window to be decided; nothing where the selector holds what it can select.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool: Option<SpoolStatus>,
     /// The last error that ended a session, until a publication succeeds.
     pub last_error: Option<String>,
 }
@@ -133,6 +136,16 @@ pub struct FeedbackStatus {
     pub learnt: Option<FeedbackSummary>,
     /// Why nothing is taken, until something is.
     pub problem: Option<String>,
+}
+
+/// Documents of open windows on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct SpoolStatus {
+    pub bytes: u64,
+    pub max_bytes: u64,
+    pub files: u64,
+    /// Partitions that are not read until another one's window is decided.
+    pub paused_partitions: u64,
 }
 
 /// A bucket of which the selection has too little.
@@ -349,6 +362,25 @@ impl Telemetry {
             effective_sample_size: batch.effective_sample_size,
             weights,
         });
+    }
+
+    /// `n_errors`: that have come since the last call.
+    pub fn show_spool(&self, spool: SpoolStatus, n_errors: u64) {
+        let metrics = &self.metrics;
+        metrics.spool_bytes.set(spool.bytes as i64);
+        metrics.spool_max_bytes.set(spool.max_bytes as i64);
+        metrics.spool_files.set(spool.files as i64);
+        metrics.spool_paused_partitions.set(spool.paused_partitions as i64);
+        metrics.spool_errors.inc_by(n_errors);
+        self.status().spool = Some(spool);
+    }
+
+    /// At the end of a session everything that waited is gone.
+    pub fn forget_spool(&self, n_errors: u64) {
+        let spool = self.status().spool;
+        if let Some(SpoolStatus { max_bytes, .. }) = spool {
+            self.show_spool(SpoolStatus { max_bytes, ..SpoolStatus::default() }, n_errors);
+        }
     }
 
     /// Shows the newest of the catalog's gaps.

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use super::TurnSummary;
+use super::covered::CoveredCandidates;
+use super::{CoverageSummary, TurnSummary};
 use crate::features::BucketList;
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    BudgetedReservoirs, Chosen, ChosenFor, Division, Noise, Reservoir, Rounding, SelectorSettings, Turn,
+    self, BudgetedReservoirs, ChosenFor, Division, Noise, Reservoir, Rounding, SelectorSettings, Turn,
 };
 
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub(super) struct Candidate {
     pub other_weights: Vec<f64>,
     pub buckets: Option<BucketList>,
     /// Among the candidates of the window.
-    pub number: usize,
+    pub number: u32,
 }
 
 impl Candidate {
@@ -42,6 +43,8 @@ impl Candidate {
 pub(super) enum Candidates {
     Whole(Reservoir<Candidate>),
     Divided(Box<Divided>),
+    /// Only numbers are held; the documents wait elsewhere until all have come.
+    Covered(Box<CoveredCandidates>),
 }
 
 #[derive(Debug)]
@@ -64,7 +67,9 @@ pub(super) struct Deciding<'a> {
 
 /// The candidates that are chosen, by ascending offset.
 pub(super) struct Choice {
-    pub chosen: Vec<ChosenCandidate>,
+    pub chosen: Vec<Chosen>,
+    /// Of each chosen one, unless it waits elsewhere: then nothing of any.
+    pub candidates: Vec<Candidate>,
     /// See [`super::WindowSummary`].
     pub threshold: Option<f64>,
     pub turns: Vec<TurnSummary>,
@@ -72,19 +77,26 @@ pub(super) struct Choice {
     pub other_log_weights: Vec<Vec<f64>>,
     /// Names of several targets; nothing of one.
     pub targets: Vec<String>,
+    pub coverage: Option<CoverageSummary>,
 }
 
-pub(super) struct ChosenCandidate {
+/// What is decided of a candidate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chosen {
+    /// Among the candidates of the window.
+    pub number: u32,
     pub offset: i64,
-    pub target: usize,
+    pub target: u32,
     pub key: f64,
     pub inclusion_probability: f64,
-    pub candidate: Candidate,
 }
 
 impl Candidates {
     /// From which at most `at_most` will be chosen.
-    pub fn new(division: &Arc<Division>, at_most: u64) -> Self {
+    pub fn new(division: &Arc<Division>, at_most: u64, selector: &SelectorSettings) -> Self {
+        if let Some(coverage) = &selector.coverage {
+            return Candidates::Covered(Box::new(CoveredCandidates::new(division, coverage)));
+        }
         if division.is_whole() {
             return Candidates::Whole(Reservoir::new(at_most as usize));
         }
@@ -109,6 +121,7 @@ impl Candidates {
                 reservoir.offer(offset, key(total_log_weight), candidate).into_iter().for_each(out);
             }
             Candidates::Divided(divided) => divided.offer(offset, candidate, of_score, key, out),
+            Candidates::Covered(_) => unreachable!("documents of strata wait elsewhere"),
         }
     }
 
@@ -116,17 +129,18 @@ impl Candidates {
     pub fn might_hold(&self, key: f64) -> bool {
         match self {
             Candidates::Whole(reservoir) => reservoir.might_hold(key),
-            Candidates::Divided(_) => true,
+            Candidates::Divided(_) | Candidates::Covered(_) => true,
         }
     }
 
-    /// Bytes of what is remembered of every candidate, chosen or not.
+    /// Bytes of what is remembered of every candidate, chosen or not, and of what deciding them will take.
     pub fn held_bytes(&self) -> usize {
         match self {
             Candidates::Whole(_) => 0,
             Candidates::Divided(divided) => {
                 divided.other_log_weights.iter().map(|weights| weights.capacity() * size_of::<f64>()).sum()
             }
+            Candidates::Covered(covered) => covered.held_bytes(),
         }
     }
 
@@ -134,6 +148,7 @@ impl Candidates {
         match self {
             Candidates::Whole(reservoir) => whole(reservoir, by),
             Candidates::Divided(divided) => divided.choose(by),
+            Candidates::Covered(covered) => covered.choose(by),
         }
     }
 }
@@ -145,16 +160,20 @@ fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
     let threshold = selection.threshold;
     // Whether there is a selection at all was left to chance where the share is less than one document.
     let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
-    let chosen = selection.chosen.into_iter().map(|Chosen { offset, key, item: candidate }| {
-        let probability = selector.inclusion_probability(log_weights[candidate.number], threshold);
-        ChosenCandidate { offset, target: 0, key, inclusion_probability: chance * probability, candidate }
+    let chosen = selection.chosen.into_iter().map(|select::Chosen { offset, key, item: candidate }| {
+        let probability = selector.inclusion_probability(log_weights[candidate.number as usize], threshold);
+        let inclusion_probability = chance * probability;
+        (Chosen { number: candidate.number, offset, target: 0, key, inclusion_probability }, candidate)
     });
+    let (chosen, candidates) = chosen.unzip();
     Choice {
-        chosen: chosen.collect(),
+        chosen,
+        candidates,
         threshold,
         turns: Vec::new(),
         other_log_weights: Vec::new(),
         targets: Vec::new(),
+        coverage: None,
     }
 }
 
@@ -192,9 +211,9 @@ impl Divided {
         };
         let n_targets = division.n_targets();
         let (chosen, turns) = reservoirs.select(&budgets);
-        let log_weight = |target: usize, number: usize| match target.checked_sub(1) {
-            None => log_weights[number],
-            Some(other) => other_log_weights[other][number],
+        let log_weight = |target: usize, number: u32| match target.checked_sub(1) {
+            None => log_weights[number as usize],
+            Some(other) => other_log_weights[other][number as usize],
         };
         let to_candidate = |chosen: ChosenFor<Candidate>| {
             let ChosenFor { offset, pool, target, key, item: candidate } = chosen;
@@ -205,10 +224,12 @@ impl Divided {
             let best = of_pool.iter().filter(|turn| turn.count > 0).map(of_turn).fold(0.0, f64::max);
             // Whether anything of its pool is chosen at all may have been left to chance.
             let inclusion_probability = chances[pool] * best;
-            ChosenCandidate { offset, target, key, inclusion_probability, candidate }
+            let target = target as u32;
+            (Chosen { number: candidate.number, offset, target, key, inclusion_probability }, candidate)
         };
-        let chosen = chosen.into_iter().map(to_candidate).collect();
+        let (chosen, candidates) = chosen.into_iter().map(to_candidate).unzip();
         let turns = turns.iter().map(summary).collect();
-        Choice { chosen, threshold: None, turns, other_log_weights, targets: division.targets().to_vec() }
+        let targets = division.targets().to_vec();
+        Choice { chosen, candidates, threshold: None, turns, other_log_weights, targets, coverage: None }
     }
 }

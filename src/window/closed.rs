@@ -1,16 +1,18 @@
 //! What a window comes to: the selection with its probabilities, and the sums that the catalog keeps.
 
+use std::convert::Infallible;
+
 use serde::{Deserialize, Serialize};
 
-use super::candidates::{Candidate, Choice, ChosenCandidate, Deciding};
+use super::candidates::{Candidate, Choice, Chosen, Deciding};
 use super::spread::{self, Fingerprint, Sample, SpreadSummary};
 use super::statistics::Statistics;
-use super::{CloseReason, DeadLetter, Extent, OpenWindow};
+use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SpooledRow};
 use crate::checkpoint::Interval;
-use crate::features::Scratch;
+use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, TopicPartition};
 use crate::score::{ExpectedLossVersion, NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
-use crate::select::{Diagnostics, Noise, SelectorSettings, SourceCounts, WeightHistogram};
+use crate::select::{Diagnostics, Noise, SelectorKind, SelectorSettings, SourceCounts, WeightHistogram};
 
 /// A document of the selection.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,11 +35,25 @@ pub struct SelectedDocument {
     pub held_out: bool,
 }
 
+/// What was decided of a selected document that waits elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Decision {
+    pub offset: i64,
+    /// As [`SelectedDocument`] has them.
+    pub target: u32,
+    pub tenth: u8,
+    pub selection_key: f64,
+    pub inclusion_probability: f64,
+}
+
 /// A decided window, ready for a shard.
 #[derive(Debug)]
 pub struct ClosedWindow {
     pub summary: WindowSummary,
+    /// Nothing where they wait elsewhere.
     pub selected: Vec<SelectedDocument>,
+    /// In the order of the rows that [`OpenWindow::close_with`] has asked for.
+    pub waiting: Vec<Decision>,
     pub dead_letters: Vec<DeadLetter>,
     /// N-grams of all documents, and of those that each target has selected for training.
     pub raw_counts: NgramCounts,
@@ -98,6 +114,9 @@ pub struct WindowSummary {
     /// What the selection covers, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread: Option<SpreadSummary>,
+    /// Where the selection was spread over strata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<CoverageSummary>,
 }
 
 /// What one target chose from one pool.
@@ -132,7 +151,10 @@ impl WindowSummary {
 }
 
 impl OpenWindow {
-    /// Decides the window.
+    /// Decides a window whose rows are all in it.
+    ///
+    /// # Panics
+    /// If rows wait elsewhere: they are given by [`OpenWindow::close_with`].
     pub fn close(
         self,
         closed_by: CloseReason,
@@ -140,6 +162,28 @@ impl OpenWindow {
         noise: &Noise,
         target: &TargetDistribution,
     ) -> ClosedWindow {
+        let none = |numbers: &[u32], _: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
+            assert!(numbers.is_empty(), "{} rows wait outside of the window", numbers.len());
+            Ok(())
+        };
+        let Ok(closed) = self.close_with(closed_by, selector, noise, target, none);
+        closed
+    }
+
+    /// Decides the window. `rows` shows those of the rows that [`OpenWindow::push`] has given away which are chosen, one after
+    /// the other by ascending numbers; it is called once. They are looked at and not kept: with
+    /// [`ClosedWindow::waiting`] they make the selection.
+    ///
+    /// # Panics
+    /// If it shows more or fewer of them.
+    pub fn close_with<E>(
+        self,
+        closed_by: CloseReason,
+        selector: &SelectorSettings,
+        noise: &Noise,
+        target: &TargetDistribution,
+        rows: impl FnOnce(&[u32], &mut dyn FnMut(&SpooledRow)) -> Result<(), E>,
+    ) -> Result<ClosedWindow, E> {
         let interval = self.interval();
         let OpenWindow {
             at,
@@ -157,62 +201,48 @@ impl OpenWindow {
             ..
         } = self;
         let by = Deciding { selector, noise, from, n_documents, log_weights: &log_weights };
-        let Choice { chosen, threshold, turns, other_log_weights, targets: names } = candidates.choose(&by);
+        let Choice { chosen, candidates, threshold, turns, other_log_weights, targets: names, coverage } =
+            candidates.choose(&by);
         let n_targets = names.len().max(1);
         let mut numbers = vec![Vec::new(); n_targets];
+        chosen.iter().for_each(|chosen| numbers[chosen.target as usize].push(chosen.number as usize));
         let log_weights: Vec<&[f64]> =
             std::iter::once(&log_weights).chain(&other_log_weights).map(Vec::as_slice).collect();
-        let ranked: Vec<Vec<f64>> = log_weights.iter().map(|weights| ranked(weights)).collect();
-        let mut scratch = Scratch::default();
+        let decisions = decisions(&chosen, &log_weights);
         let sample = sample.filter(|sample| sample.is_measured(closed_by, n_documents, from, noise));
         let n_compared = |sample: &Sample| sample.n_compared(n_tokens.len(), chosen.len());
         let offsets = chosen.iter().map(|chosen| chosen.offset);
         let compared = spread::compared(offsets, sample.as_ref().map_or(0, n_compared), noise);
-        let mut fingerprints = Vec::with_capacity(compared.len());
-        let mut selected_counts = vec![NgramCounts::zero(target.featuriser().buckets as usize); n_targets];
-        let to_selected = |ChosenCandidate { offset, target: of, key, inclusion_probability, candidate }| {
-            let Candidate { document, score, other_weights, buckets, number } = candidate;
-            numbers[of].push(number);
-            // What is held out must not say what is selected next.
-            let held_out = selector.is_held_out(&document.id);
-            if compared.binary_search(&offset).is_ok() {
-                let featuriser = target.featuriser();
-                fingerprints.push(Fingerprint::of(buckets.as_ref(), &document.text, featuriser, &mut scratch));
-            }
-            match buckets {
-                _ if held_out => {}
-                Some(buckets) => selected_counts[of].add_list(&buckets),
-                None => {
-                    selected_counts[of].add_text(&document.text, target.featuriser(), &mut scratch);
-                }
-            }
-            sources.selected(document.source.as_deref());
-            let (score, log_importance_weights) = for_target(of, score, &other_weights);
-            let selection_key = key;
-            SelectedDocument {
-                offset,
-                document,
-                score,
-                target: of,
-                log_importance_weights,
-                selection_key,
-                inclusion_probability,
-                loss_weight: selector.loss.map(|term| term.log_weight(score.loss)),
-                tenth: tenth_of(log_weights[of][number], &ranked[of]),
-                held_out,
+        let mut counter = SelectionCounter {
+            counts: vec![NgramCounts::zero(target.featuriser().buckets as usize); n_targets],
+            sources: &mut sources,
+            fingerprints: Vec::with_capacity(compared.len()),
+            compared,
+            selector,
+            featuriser: target.featuriser(),
+            scratch: Scratch::default(),
+        };
+        let n_selected = chosen.len() as u64;
+        let (selected, waiting) = match coverage {
+            None => (counter.whole(candidates, decisions), Vec::new()),
+            Some(_) => {
+                counter.waiting(&chosen, rows)?;
+                (Vec::new(), decisions)
             }
         };
-        let selected: Vec<_> = chosen.into_iter().map(to_selected).collect();
+        let SelectionCounter { counts: selected_counts, fingerprints, .. } = counter;
+        let spread = sample.and_then(|sample| sample.measure(fingerprints, &sources));
 
         let draws = log_weights.iter().zip(&numbers);
+        // Where weights do not decide, no draw by them can collapse.
+        let kind = if selector.is_uniform() { SelectorKind::TopK } else { selector.kind };
+        let selector = &SelectorSettings { kind, ..selector.clone() };
         let diagnostics: Vec<_> =
             draws.map(|(weights, numbers)| Diagnostics::of(selector, weights, &n_tokens, numbers)).collect();
         let weights = log_weights.iter().zip(&numbers).map(|(of, numbers)| WeightHistogram::of(of, numbers)).collect();
         let raw_divergence = target.divergence_from(&raw);
         let reduction =
             |counts: &NgramCounts| (counts.total() > 0).then(|| raw_divergence - target.divergence_from(counts));
-        let n_selected = selected.len() as u64;
-        let spread = sample.and_then(|sample| sample.measure(fingerprints, &sources));
         let version = pinned.map_or_else(WeightVersion::default, |pinned| pinned.version);
         let summary = WindowSummary {
             at,
@@ -239,8 +269,18 @@ impl OpenWindow {
             turns,
             targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),
             spread,
+            coverage,
         };
-        ClosedWindow { summary, selected, dead_letters, raw_counts: raw, selected_counts, sources, weights }
+        Ok(ClosedWindow {
+            summary,
+            selected,
+            waiting,
+            dead_letters,
+            raw_counts: raw,
+            selected_counts,
+            sources,
+            weights,
+        })
     }
 }
 
@@ -248,6 +288,104 @@ impl ClosedWindow {
     /// Bytes of the counts that were made when it closed.
     pub fn selected_counts_bytes(&self) -> usize {
         self.selected_counts.iter().map(|counts| size_of_val(counts.as_slice())).sum()
+    }
+
+    /// Bytes that it holds where its documents wait elsewhere.
+    pub fn held_bytes(&self) -> usize {
+        self.selected_counts_bytes()
+            + size_of_val(self.raw_counts.as_slice())
+            + self.sources.held_bytes()
+            + self.waiting.capacity() * size_of::<Decision>()
+            + self.dead_letters.iter().map(DeadLetter::size_bytes).sum::<usize>()
+    }
+}
+
+impl Decision {
+    /// The selected document, with the row that has come back.
+    pub fn of(&self, row: SpooledRow, selector: &SelectorSettings) -> SelectedDocument {
+        let SpooledRow { document, score, other_weights } = row;
+        let Decision { offset, target, tenth, selection_key, inclusion_probability } = *self;
+        let target = target as usize;
+        let (score, log_importance_weights) = for_target(target, score, &other_weights);
+        let loss_weight = selector.loss.map(|term| term.log_weight(score.loss));
+        let held_out = selector.is_held_out(&document.id);
+        SelectedDocument {
+            offset,
+            document,
+            score,
+            target,
+            log_importance_weights,
+            selection_key,
+            inclusion_probability,
+            loss_weight,
+            tenth,
+            held_out,
+        }
+    }
+}
+
+/// `log_weights`: of all candidates, for each target.
+fn decisions(chosen: &[Chosen], log_weights: &[&[f64]]) -> Vec<Decision> {
+    let ranked: Vec<Vec<f64>> = log_weights.iter().map(|weights| ranked(weights)).collect();
+    let decision = |&Chosen { number, offset, target, key, inclusion_probability }: &Chosen| {
+        let tenth = tenth_of(log_weights[target as usize][number as usize], &ranked[target as usize]);
+        Decision { offset, target, tenth, selection_key: key, inclusion_probability }
+    };
+    chosen.iter().map(decision).collect()
+}
+
+/// Counts what was selected: sources, and n-grams by target.
+struct SelectionCounter<'a> {
+    counts: Vec<NgramCounts>,
+    sources: &'a mut SourceCounts,
+    /// Of the documents at the offsets `compared`.
+    fingerprints: Vec<Fingerprint>,
+    compared: Vec<i64>,
+    selector: &'a SelectorSettings,
+    featuriser: &'a Featuriser,
+    scratch: Scratch,
+}
+
+impl SelectionCounter<'_> {
+    fn whole(&mut self, candidates: Vec<Candidate>, decisions: Vec<Decision>) -> Vec<SelectedDocument> {
+        let selected = |(candidate, decision): (Candidate, Decision)| {
+            let Candidate { document, score, other_weights, buckets, .. } = candidate;
+            self.count(decision.target, decision.offset, &document, buckets.as_ref());
+            decision.of(SpooledRow { document, score, other_weights }, self.selector)
+        };
+        candidates.into_iter().zip(decisions).map(selected).collect()
+    }
+
+    fn waiting<E>(
+        &mut self,
+        chosen: &[Chosen],
+        rows: impl FnOnce(&[u32], &mut dyn FnMut(&SpooledRow)) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let numbers: Vec<u32> = chosen.iter().map(|chosen| chosen.number).collect();
+        let mut left = chosen.iter();
+        rows(&numbers, &mut |row| {
+            let chosen = left.next().expect("no more rows come back than were asked for");
+            self.count(chosen.target, chosen.offset, &row.document, None);
+        })?;
+        assert_eq!(left.len(), 0, "rows that were asked for did not come back");
+        Ok(())
+    }
+
+    fn count(&mut self, target: u32, offset: i64, document: &Document, buckets: Option<&BucketList>) {
+        let SelectionCounter { featuriser, scratch, .. } = self;
+        if self.compared.binary_search(&offset).is_ok() {
+            self.fingerprints.push(Fingerprint::of(buckets, &document.text, featuriser, scratch));
+        }
+        let counts = &mut self.counts[target as usize];
+        match buckets {
+            // What is held out must not say what is selected next.
+            _ if self.selector.is_held_out(&document.id) => {}
+            Some(buckets) => counts.add_list(buckets),
+            None => {
+                counts.add_text(&document.text, featuriser, scratch);
+            }
+        }
+        self.sources.selected(document.source.as_deref());
     }
 }
 

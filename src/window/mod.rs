@@ -6,6 +6,7 @@
 
 mod candidates;
 mod closed;
+mod covered;
 mod extent;
 mod spread;
 mod statistics;
@@ -14,7 +15,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use closed::{ClosedWindow, SelectedDocument, TargetSummary, TurnSummary, WindowSummary};
+pub use closed::{ClosedWindow, Decision, SelectedDocument, TargetSummary, TurnSummary, WindowSummary};
+pub use covered::{CoverageSummary, PoolStrata, SpooledRow, StratumSummary};
 pub use extent::{Extent, Forecast};
 pub use spread::{Fingerprint, SpreadSummary};
 pub use statistics::WindowTally;
@@ -49,11 +51,19 @@ pub enum CloseReason {
     Idle,
     /// The memory budget was reached.
     Memory,
+    /// The disk budget for rows that wait was reached.
+    Spool,
 }
 
 impl CloseReason {
-    pub const ALL: [CloseReason; 5] =
-        [CloseReason::Documents, CloseReason::Bytes, CloseReason::Age, CloseReason::Idle, CloseReason::Memory];
+    pub const ALL: [CloseReason; 6] = [
+        CloseReason::Documents,
+        CloseReason::Bytes,
+        CloseReason::Age,
+        CloseReason::Idle,
+        CloseReason::Memory,
+        CloseReason::Spool,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -62,6 +72,7 @@ impl CloseReason {
             CloseReason::Age => "age",
             CloseReason::Idle => "idle",
             CloseReason::Memory => "memory",
+            CloseReason::Spool => "spool",
         }
     }
 }
@@ -82,6 +93,8 @@ pub struct ScoredDocument {
     pub score: Score,
     /// Log importance weights for the other targets, in the model's order; nothing of one target.
     pub other_weights: Vec<f64>,
+    /// What it has in the fields of a coverage selector, see [`crate::select::CoverageSelector::fields`]; NaN where there is none.
+    pub numbers: [f64; 2],
     /// Buckets of its n-grams, for the counts of the window. `None` of a text so long that nobody wants to hold them: the
     /// window finds them again.
     pub buckets: Option<BucketList>,
@@ -199,7 +212,7 @@ impl OpenWindow {
             n_filtered: 0,
             held_bytes: 0,
             dead_letters: Vec::new(),
-            candidates: Candidates::new(division, at_most),
+            candidates: Candidates::new(division, at_most, selector),
             quota_version: division.version(),
             statistics: Statistics::new(buckets, selector),
             sample: Sample::new(selector),
@@ -245,6 +258,9 @@ impl OpenWindow {
     /// Takes the next record, whose score was made by `scored_with`. The first record pins that version of
     /// the weights; records that were scored with another one are scored again.
     ///
+    /// Out: a row that waits outside of a window which must see all its documents before it is decided. Such rows are
+    /// numbered as they come, from 0; [`OpenWindow::close_with`] looks at some of them.
+    ///
     /// # Panics
     /// If its offset is below the window's next one: it would be decided twice. If it must be scored again and was passed
     /// over, so that there is nothing left to be scored.
@@ -254,7 +270,7 @@ impl OpenWindow {
         scored_with: &Arc<VersionedWeight>,
         selector: &SelectorSettings,
         noise: &Noise,
-    ) {
+    ) -> Option<SpooledRow> {
         let ScoredRecord { offset, record_timestamp_ms, payload_bytes, outcome } = record;
         self.advance_to(offset);
         self.next_offset = offset + 1;
@@ -264,12 +280,13 @@ impl OpenWindow {
             Err(dead_letter) => {
                 self.held_bytes += dead_letter.size_bytes();
                 self.dead_letters.push(dead_letter);
+                None
             }
             Ok(mut scored) => {
                 if pinned.version != scored_with.version {
                     scored.score_again(pinned);
                 }
-                self.take(offset, scored, scored_with, selector, noise);
+                self.take(offset, scored, scored_with, selector, noise)
             }
         }
     }
@@ -281,21 +298,26 @@ impl OpenWindow {
         scored_with: &VersionedWeight,
         selector: &SelectorSettings,
         noise: &Noise,
-    ) {
+    ) -> Option<SpooledRow> {
         let featuriser = scored_with.weight.featuriser();
         self.n_documents += 1;
         self.statistics.sources.document(scored.content.source());
         if !scored.is_counted {
             self.statistics.count(offset, noise, |count| scored.for_each_chunk(featuriser, count));
         }
-        let ScoredDocument { content, score, other_weights, buckets, refused_by, fingerprint, .. } = scored;
+        let ScoredDocument { content, score, other_weights, numbers, buckets, refused_by, fingerprint, .. } = scored;
         if refused_by.is_some() {
             self.n_filtered += 1;
-            return;
+            return None;
         }
         if score.n_tokens < selector.min_tokens {
             self.n_too_short += 1;
-            return;
+            return None;
+        }
+        if let Candidates::Covered(covered) = &mut self.candidates
+            && !covered.accepts(&numbers)
+        {
+            return None;
         }
         if let (Some(sample), Some(fingerprint)) = (&mut self.sample, fingerprint) {
             sample.offer(offset, noise, fingerprint);
@@ -303,12 +325,16 @@ impl OpenWindow {
         let of_score = |score: &Score| selector.total_log_weight(score, featuriser);
         let total_log_weight = of_score(&score);
         let number = self.statistics.candidate(&score, total_log_weight);
-        let Content::Whole(document) = content else { return };
+        let Content::Whole(document) = content else { return None };
         let candidate = Candidate { document, score, other_weights, buckets, number };
+        if let Candidates::Covered(covered) = &mut self.candidates {
+            return Some(covered.take(offset, candidate, numbers, of_score));
+        }
         self.held_bytes += candidate.size_bytes();
         let key = |total_log_weight| selector.key(noise, offset, total_log_weight);
         let Self { candidates, held_bytes, .. } = self;
         candidates.offer(offset, candidate, total_log_weight, of_score, key, |out| *held_bytes -= out.size_bytes());
+        None
     }
 
     /// Whether a document with this key may still be selected. Once it may not, it never may again, whatever comes. Of a
@@ -323,9 +349,9 @@ impl OpenWindow {
         self.sample.as_ref().is_some_and(|sample| sample.might_hold(number))
     }
 
-    /// Whether several targets or quotas divide it.
+    /// Whether it looks at all its documents whole: several targets, quotas or strata divide it.
     pub fn is_divided(&self) -> bool {
-        matches!(self.candidates, Candidates::Divided(_))
+        !matches!(self.candidates, Candidates::Whole(_))
     }
 
     /// Takes the n-grams of documents that say they are counted.

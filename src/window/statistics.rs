@@ -49,10 +49,10 @@ impl Statistics {
     }
 
     /// Remembers a candidate and gives its number, from 0.
-    pub fn candidate(&mut self, score: &Score, total_log_weight: f64) -> usize {
+    pub fn candidate(&mut self, score: &Score, total_log_weight: f64) -> u32 {
         self.log_weights.push(total_log_weight);
         self.n_tokens.push(score.n_tokens);
-        self.log_weights.len() - 1
+        self.log_weights.len() as u32 - 1
     }
 
     pub fn held_bytes(&self) -> usize {

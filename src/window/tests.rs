@@ -1,3 +1,4 @@
+mod covered;
 mod divided;
 mod spread;
 
@@ -41,6 +42,7 @@ fn selector(fraction: &str) -> SelectorSettings {
         filter: None,
         holdout: None,
         coverage_sample: 0,
+        coverage: None,
     }
 }
 
@@ -58,6 +60,7 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
         content: Content::Whole(document),
         score,
         other_weights: Vec::new(),
+        numbers: [f64::NAN; 2],
         is_counted: false,
         refused_by: None,
         fingerprint: None,
@@ -378,7 +381,7 @@ fn close_in_batches(
         });
         let records: Vec<_> = records.collect();
         tallies.iter().for_each(|tally| window.add(tally));
-        records.into_iter().for_each(|record| window.push(record, &weight, selector, &noise));
+        records.into_iter().for_each(|record| drop(window.push(record, &weight, selector, &noise)));
     }
     (window.close(CloseReason::Idle, selector, &noise, &model.target_distribution()), n_passed_over)
 }

@@ -46,6 +46,14 @@
 {{- printf "scratch.size = %s: must be twice config.shard.target_bytes (%d MiB) at least"
   .Values.scratch.size (div $shard 1048576) | fail -}}
 {{- end -}}
+{{- if and (eq "coverage" (include "winnowd.config" (dict "root" . "key" "selection.selector")))
+  (not (include "winnowd.config" (dict "root" . "key" "spool.folder"))) -}}
+{{- $spool := include "winnowd.bytes" (dict "name" "config.spool.max_bytes" "value" (include "winnowd.config" (dict "root" . "key" "spool.max_bytes"))) | int64 -}}
+{{- if lt $scratch (add $spool (mul 2 $shard)) -}}
+{{- printf "scratch.size = %s: must be config.spool.max_bytes (%d MiB) and twice config.shard.target_bytes (%d MiB) at least"
+  .Values.scratch.size (div $spool 1048576) (div $shard 1048576) | fail -}}
+{{- end -}}
+{{- end -}}
 {{- if and (eq .Values.autoscaling.by "hpa") (not (dig "requests" "cpu" "" .Values.resources)) -}}
 {{- fail "autoscaling.by = hpa needs resources.requests.cpu" -}}
 {{- end -}}

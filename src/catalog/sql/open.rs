@@ -29,6 +29,7 @@ const SQLITE: &Migrations = &[
     (9, "counts by target", include_str!("../../../migrations/sqlite/0009_counts_by_target.sql")),
     (10, "feedback", include_str!("../../../migrations/sqlite/0010_feedback.sql")),
     (12, "spread", include_str!("../../../migrations/sqlite/0012_spread.sql")),
+    (13, "coverage", include_str!("../../../migrations/sqlite/0013_coverage.sql")),
 ];
 const POSTGRES: &Migrations = &[
     (1, "catalog", include_str!("../../../migrations/postgres/0001_catalog.sql")),
@@ -42,6 +43,7 @@ const POSTGRES: &Migrations = &[
     (9, "counts by target", include_str!("../../../migrations/postgres/0009_counts_by_target.sql")),
     (10, "feedback", include_str!("../../../migrations/postgres/0010_feedback.sql")),
     (12, "spread", include_str!("../../../migrations/postgres/0012_spread.sql")),
+    (13, "coverage", include_str!("../../../migrations/postgres/0013_coverage.sql")),
 ];
 
 const MAX_CONNECTIONS: u32 = 4;

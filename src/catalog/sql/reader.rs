@@ -115,6 +115,10 @@ impl CatalogReader for SqlCatalog {
                 Ok(spread) => spread,
                 Err(problem) => return Ok(Err(problem)),
             };
+            let coverage = match of_json(row.get(25)?, "coverage") {
+                Ok(coverage) => coverage,
+                Err(problem) => return Ok(Err(problem)),
+            };
             let (selected_version, selected_share): (Option<i64>, Option<f64>) = (row.get(16)?, row.get(17)?);
             let (expected_version, coefficient): (Option<i64>, Option<f64>) = (row.get(20)?, row.get(21)?);
             Ok(Ok(WindowSummary {
@@ -143,13 +147,14 @@ impl CatalogReader for SqlCatalog {
                 turns,
                 targets,
                 spread,
+                coverage,
             }))
         };
         let windows = self.select(
             r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
                    n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics,
                    selected_version, selected_share, turns, targets, expected_loss_version, expected_loss_coefficient,
-                   quota_version, n_filtered, spread
+                   quota_version, n_filtered, spread, coverage
                FROM windows WHERE pipeline = $1 ORDER BY topic, "partition", from_offset"#,
             values![pipeline],
             window,

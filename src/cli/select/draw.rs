@@ -110,6 +110,7 @@ pub fn settings(
         filter: None,
         holdout: None,
         coverage_sample: 0,
+        coverage: None,
     };
     Ok((requested, settings))
 }

@@ -56,6 +56,10 @@ pub fn differences(
         }
     }
     // Numbers are written such that they are read back to the last bit.
+    let strata = |window: &WindowSummary| serde_json::to_string(&window.coverage).unwrap_or_default();
+    if strata(published) != strata(now) {
+        differ("strata", &strata(published), &strata(now));
+    }
     let json = |window: &WindowSummary| serde_json::to_string(&window.spread).unwrap_or_default();
     if json(published) != json(now) {
         differ("what the selection covers", &json(published), &json(now));
@@ -206,6 +210,7 @@ mod tests {
             turns: vec![turn("code", 0.5), turn("math", 0.25)],
             targets: vec![],
             spread: None,
+            coverage: None,
         };
         let (id, window) = ("d".to_owned(), summary.id());
         let document = Document { id: id.clone(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
@@ -240,7 +245,10 @@ mod tests {
         let (raw_counts, selected_counts, sources) = (counts.clone(), vec![counts], SourceCounts::default());
         let (selected, dead_letters) = (vec![selected], vec![]);
         let weights = vec![];
-        (ClosedWindow { summary, selected, dead_letters, raw_counts, selected_counts, sources, weights }, row)
+        let waiting = vec![];
+        let window =
+            ClosedWindow { summary, selected, waiting, dead_letters, raw_counts, selected_counts, sources, weights };
+        (window, row)
     }
 
     #[test]

@@ -39,6 +39,7 @@ fn selector() -> SelectorSettings {
         filter: None,
         holdout: None,
         coverage_sample: 0,
+        coverage: None,
     }
 }
 

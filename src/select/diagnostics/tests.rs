@@ -17,6 +17,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
         filter: None,
         holdout: None,
         coverage_sample: 0,
+        coverage: None,
     }
 }
 

@@ -58,10 +58,20 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         turns: vec![],
         targets: vec![],
         spread: None,
+        coverage: None,
     };
     let (counts, sources) = (NgramCounts::zero(2), SourceCounts::default());
     let (raw_counts, selected_counts) = (counts.clone(), vec![counts]);
-    ClosedWindow { summary, selected, dead_letters: vec![], raw_counts, selected_counts, sources, weights: vec![] }
+    ClosedWindow {
+        summary,
+        selected,
+        waiting: vec![],
+        dead_letters: vec![],
+        raw_counts,
+        selected_counts,
+        sources,
+        weights: vec![],
+    }
 }
 
 fn append(writer: &mut ShardWriter, window: &ClosedWindow, derived: &[ArrayRef]) {

@@ -16,7 +16,7 @@ use super::context::{Owned, PollContext, REQUEST_TIMEOUT, is_of_connection};
 use super::parts::push_parts;
 use crate::config::KafkaConfig;
 use crate::record::{Parts, RecordPart, TopicPartition};
-use crate::source::queue::{Closed, QueueSender};
+use crate::source::queue::{Closed, Only, QueueSender};
 use crate::source::{Assigned, Batch, LostOffset, Record, SourceError, SourceEvent};
 
 pub(super) const BATCH_BYTES: usize = 2 << 20;
@@ -40,6 +40,8 @@ pub(super) struct Poller {
     paused: bool,
     /// Of the assignment that was last paused or resumed.
     seen_generation: u64,
+    /// What alone is read, as it was last looked at.
+    only: Only,
     topics: Vec<String>,
     /// Wanted of every record beside its value.
     parts: Vec<RecordPart>,
@@ -67,6 +69,7 @@ impl Poller {
             ends,
             paused: false,
             seen_generation: 0,
+            only: Only::default(),
             topics: kafka.topics.clone(),
             parts: kafka.parts.clone(),
             rejoin,
@@ -228,13 +231,27 @@ impl Poller {
     fn pause_or_resume(&mut self) {
         let is_stuck = self.pending_since.is_some_and(|since| since.elapsed() >= PATIENCE);
         let generation = self.consumer.context().state().generation;
-        let is_new = std::mem::replace(&mut self.seen_generation, generation) != generation;
+        let mut is_new = std::mem::replace(&mut self.seen_generation, generation) != generation;
+        let only = self.queue.only();
+        if only.version != self.only.version {
+            self.only = only;
+            is_new = true;
+            if self.only.partition.is_some() {
+                // At once: what comes meanwhile is too much.
+                self.on_assignment("paused, but for one", |consumer, all| consumer.pause(all));
+                self.paused = true;
+            }
+        }
         if is_stuck && (is_new || !self.paused) {
             self.on_assignment("paused", |consumer, all| consumer.pause(all));
             self.paused = true;
         } else if !is_stuck && (is_new || self.paused) && self.queue.is_half_empty() {
             // Also after a rebalance: a partition that was paused when it went comes back paused.
-            self.on_assignment("resumed", |consumer, all| consumer.resume(all));
+            let only = self.only.partition.as_ref();
+            self.on_assignment("resumed", |consumer, all| match only {
+                None => consumer.resume(all),
+                Some(at) => resume_only(consumer, all, at),
+            });
             self.paused = false;
         } else if is_new {
             // Not yet half empty: look again in the next round.
@@ -326,4 +343,21 @@ impl Poller {
             self.consumer.context().log_error(format!("offsets were not mirrored to the group: {e}"));
         }
     }
+}
+
+/// Pauses all partitions but one.
+fn resume_only(
+    consumer: &BaseConsumer<PollContext>,
+    all: &TopicPartitionList,
+    at: &TopicPartition,
+) -> Result<(), KafkaError> {
+    let (mut others, mut one) = (TopicPartitionList::new(), TopicPartitionList::new());
+    for element in all.elements() {
+        let is_one = element.topic() == &*at.topic && element.partition() == at.partition;
+        let list = if is_one { &mut one } else { &mut others };
+        list.add_partition(element.topic(), element.partition());
+    }
+    consumer.pause(&others)?;
+    // It may just have been given up: then nothing is read until the worker hears of it.
+    if one.count() > 0 { consumer.resume(&one) } else { Ok(()) }
 }

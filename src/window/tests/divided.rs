@@ -42,6 +42,7 @@ fn scored(offset: i64, text: &str, weight: &VersionedWeight, scratch: &mut Scrat
         content,
         score,
         other_weights,
+        numbers: [f64::NAN; 2],
         buckets,
         is_counted: false,
         refused_by: None,

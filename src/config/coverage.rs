@@ -1,0 +1,106 @@
+//! A selection that is spread over strata, and where its documents wait.
+
+use std::path::PathBuf;
+
+use super::SpoolConfig;
+use super::checked::{GIB, MIB};
+use super::reader::Reader;
+use crate::record::FieldNames;
+use crate::select::{CoverageSelector, CoverageSettings, Criterion, Cutoff, Fraction, Tail, Within};
+
+const MAX_STRATA: u64 = 10_000;
+
+/// `None`: another selector. `n_pools`: sources with shares have strata of their own, and manifests name each.
+pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_pools: u64) -> Option<CoverageSelector> {
+    let importance = r.optional("selection.importance");
+    let cutoff = r.parse("selection.cutoff", None, |value| match value {
+        "0" | "0.0" => Ok(None),
+        rate => match rate.parse::<Fraction>() {
+            Ok(rate) if rate.as_f64() < 1.0 => Ok(Some(rate)),
+            _ => Err("expected a decimal from 0 to below 1".to_owned()),
+        },
+    });
+    let cutoff_field = r.optional("selection.cutoff_field");
+    let cutoff_tail = r.choice("selection.cutoff_tail", &["", "low", "high"]);
+    let within = match r.choice("selection.within", &["weighted", "uniform"]).as_str() {
+        "uniform" => Within::Uniform,
+        _ => Within::Weighted,
+    };
+    let strata = r.integer("selection.strata", 1..=MAX_STRATA);
+    let clip = r.parse("selection.clip", 0.0, |value| {
+        let clip = value.parse::<f64>().ok().filter(|clip| (0.0..0.5).contains(clip));
+        clip.ok_or("expected a number from 0 to below 0.5".to_owned())
+    });
+    if selector != "coverage" {
+        let rate = cutoff.map(|rate| rate.to_string());
+        for (key, value) in [
+            ("selection.importance", &importance),
+            ("selection.cutoff", &rate),
+            ("selection.cutoff_field", &cutoff_field),
+        ] {
+            if let Some(value) = value {
+                r.error(key, value, "has no effect without selection.selector = coverage");
+            }
+        }
+        return None;
+    }
+    let Some(importance) = importance else {
+        r.error("selection.importance", "", "must name a field that says how hard a document is, or be `weight`");
+        return None;
+    };
+    if cutoff.is_none()
+        && let Some(name) = &cutoff_field
+    {
+        r.error("selection.cutoff_field", name, "has no effect without selection.cutoff");
+    }
+    let cells = strata * n_pools;
+    if cells > MAX_STRATA {
+        let problem =
+            format!("with {n_pools} pools of sources there are {cells} strata, at most {MAX_STRATA} can be named");
+        r.error("selection.strata", &strata.to_string(), problem);
+    }
+    let mut criterion = |key: &str, name: String| {
+        let is_text = |field: &Option<String>| field.as_ref() == Some(&name);
+        if name == fields.text || [&fields.id, &fields.source, &fields.timestamp].into_iter().any(is_text) {
+            r.error(key, &name, "is no field of numbers: [documents] says what it is");
+        }
+        if name == "weight" { Criterion::Weight } else { Criterion::Field(name) }
+    };
+    let importance = criterion("selection.importance", importance);
+    let cutoff_by = cutoff_field.map_or_else(|| importance.clone(), |name| criterion("selection.cutoff_field", name));
+    let tail = match (cutoff_tail.as_str(), &cutoff_by) {
+        ("low", _) | ("", Criterion::Weight) => Tail::Low,
+        _ => Tail::High,
+    };
+    let cutoff = cutoff.map(|rate| Cutoff { rate, tail });
+    let settings = CoverageSettings { strata: strata as u32, cutoff, within, clip };
+    Some(CoverageSelector { settings, importance, cutoff_by })
+}
+
+/// `scratch_dir`: where documents wait unless it is said otherwise. `window_bytes`: the most that a window takes.
+pub(super) fn spool(
+    r: &mut Reader,
+    scratch_dir: Option<&PathBuf>,
+    is_wanted: bool,
+    (window_bytes, memory_bytes): (u64, u64),
+) -> SpoolConfig {
+    let folder = r.optional("spool.folder").map(PathBuf::from);
+    if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
+        r.error("spool.folder", &folder.display().to_string(), "is not a folder");
+    }
+    let max_bytes = r.bytes("spool.max_bytes", MIB..=64 * 1024 * GIB);
+    // The queue to the worker is an eighth of the memory, and a batch is being filled.
+    let reserve_bytes = window_bytes + memory_bytes / 4;
+    if is_wanted && max_bytes < 2 * reserve_bytes {
+        let shown = |n| bytesize::ByteSize(n).display().iec().to_string();
+        let problem = format!(
+            "must be at least {}: twice window.max_bytes ({}), since one window is completed while others wait, and half of \
+             memory.budget ({})",
+            shown(2 * reserve_bytes),
+            shown(window_bytes),
+            shown(memory_bytes)
+        );
+        r.error("spool.max_bytes", &shown(max_bytes), problem);
+    }
+    SpoolConfig { folder: folder.or_else(|| scratch_dir.cloned()), max_bytes, reserve_bytes }
+}

@@ -1,0 +1,73 @@
+//! A selection over strata as it is recorded: with the numbers of a document that it looks at.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CoverageSettings, Cutoff, Tail, Within};
+
+/// A number of a document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Criterion {
+    /// The total log weight.
+    Weight,
+    /// A field of the record.
+    Field(String),
+}
+
+impl Criterion {
+    fn field(&self) -> Option<&str> {
+        match self {
+            Criterion::Weight => None,
+            Criterion::Field(name) => Some(name),
+        }
+    }
+}
+
+/// How a window is selected from, and by which numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CoverageSelector {
+    #[serde(flatten)]
+    pub settings: CoverageSettings,
+    pub importance: Criterion,
+    /// What the cut-off looks at, if there is one.
+    pub cutoff_by: Criterion,
+}
+
+impl fmt::Display for Criterion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.field().unwrap_or("weight"))
+    }
+}
+
+impl fmt::Display for CoverageSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let CoverageSelector { settings, importance, cutoff_by } = self;
+        if let Some(Cutoff { rate, tail }) = settings.cutoff {
+            let tail = if tail == Tail::Low { "lowest" } else { "highest" };
+            write!(f, "without the {rate} of {tail} {cutoff_by}, ")?;
+        }
+        let within = if settings.within == Within::Uniform { "all alike" } else { "by weight" };
+        write!(f, "over {} strata of {importance}, {within} inside", settings.strata)
+    }
+}
+
+impl CoverageSelector {
+    /// The fields that a document must have a number in: for the importance, and for the cut-off.
+    pub fn fields(&self) -> [Option<&str>; 2] {
+        let cutoff_by = self.settings.cutoff.and_then(|_| self.cutoff_by.field());
+        [self.importance.field(), cutoff_by]
+    }
+
+    /// What speaks against it where several targets choose.
+    pub fn problem_of_targets(&self) -> Option<&'static str> {
+        if self.settings.within == Within::Uniform {
+            return Some("selection.within = uniform: several targets choose by their weights; use weighted");
+        }
+        let is_weight = self.importance == Criterion::Weight
+            || (self.settings.cutoff.is_some() && self.cutoff_by == Criterion::Weight);
+        is_weight
+            .then_some("selection.importance: a document has one `weight` for each of several targets; name a field")
+    }
+}

@@ -1,0 +1,111 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::sink::GiveUp;
+
+fn folder() -> (tempfile::TempDir, Arc<SpoolFolder>) {
+    let place = tempfile::tempdir().unwrap();
+    let of = SpoolFolder::new(Some(place.path().to_owned()), Arc::new(GiveUp));
+    (place, of)
+}
+
+fn rows(spool: &Spool, numbers: &[u32]) -> Result<Vec<SpooledRow>, SinkError> {
+    let mut rows = Vec::new();
+    let take = |row| {
+        rows.push(row);
+        Ok::<_, SinkError>(())
+    };
+    spool.rows(numbers, take).map(|()| rows)
+}
+
+fn row() -> impl Strategy<Value = SpooledRow> {
+    let text = prop_oneof![4 => "\\PC{0,40}".boxed(), 1 => (0usize..200_000).prop_map(|n| "é".repeat(n)).boxed()];
+    let parts = (text, ".{0,9}", proptest::option::of(".{0,9}"), proptest::option::of("[{}\":a]{0,30}"));
+    let number = || proptest::option::of(proptest::num::f64::NORMAL);
+    let numbers = (any::<u32>(), proptest::num::f64::NORMAL, number(), proptest::num::f64::NORMAL, number());
+    let others = proptest::collection::vec(proptest::num::f64::NORMAL, 0..4);
+    let all = (parts, numbers, proptest::option::of(any::<i64>()), others);
+    all.prop_map(|((text, id, source, metadata), numbers, timestamp_ms, other_weights)| {
+        let (n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss) = numbers;
+        let score = Score { n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
+        SpooledRow { document: Document { id, text, source, timestamp_ms, metadata }, score, other_weights }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever rows come, whichever are wanted, and however often: those come back as they were, in order.
+    #[test]
+    fn chosen_rows_come_back(wanted in proptest::collection::vec((row(), any::<bool>()), 0..30)) {
+        let (_place, folder) = folder();
+        let mut spool = folder.open();
+        wanted.iter().for_each(|(row, _)| spool.push(row).unwrap());
+        let numbers: Vec<u32> = (0..wanted.len() as u32).filter(|&i| wanted[i as usize].1).collect();
+        let expected: Vec<&SpooledRow> = wanted.iter().filter(|(_, is)| *is).map(|(row, _)| row).collect();
+        for _ in 0..2 {
+            let found = rows(&spool, &numbers).unwrap();
+            prop_assert_eq!(found.iter().collect::<Vec<_>>(), expected.clone());
+        }
+        prop_assert_eq!((folder.used_bytes(), spool.n_rows()), (spool.bytes(), wanted.len() as u32));
+        prop_assert_eq!(folder.n_files(), u64::from(spool.bytes() > 0));
+        let beyond = rows(&spool, &[wanted.len() as u32]).unwrap_err().to_string();
+        prop_assert!(beyond.contains(&format!("row {0} of {0} cannot be read", wanted.len())), "{}", beyond);
+        prop_assert_eq!(folder.take_errors(), 1);
+        drop(spool);
+        prop_assert_eq!((folder.used_bytes(), folder.n_files(), folder.take_errors()), (0, 0, 0));
+    }
+}
+
+fn plain(text: String) -> SpooledRow {
+    let document = Document { id: "d".into(), text, source: None, timestamp_ms: None, metadata: None };
+    SpooledRow { document, score: Score::default(), other_weights: vec![] }
+}
+
+#[test]
+fn a_file_has_no_name_and_there_is_none_until_it_is_needed() {
+    let (place, folder) = folder();
+    let mut spool = folder.open();
+    let (small, large) = (plain("x".into()), plain("x".repeat(CHUNK_BYTES)));
+    spool.push(&small).unwrap();
+    assert_eq!((folder.n_files(), folder.used_bytes()), (0, 0));
+    spool.push(&large).unwrap();
+    let mut other = folder.open();
+    other.push(&large).unwrap();
+    assert_eq!((folder.n_files(), folder.used_bytes()), (2, spool.bytes() + other.bytes()));
+    assert!(spool.held_bytes() <= 2 * CHUNK_BYTES + 4 * size_of::<Chunk>(), "{}", spool.held_bytes());
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "the file of an open spool can be seen");
+    spool.push(&small).unwrap();
+    assert_eq!(rows(&spool, &[0, 1, 2]).unwrap(), [small.clone(), large, small]);
+}
+
+#[test]
+fn damage_is_an_error_that_names_the_folder() {
+    let (place, folder) = folder();
+    let mut spool = folder.open();
+    spool.push(&plain((0..CHUNK_BYTES).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect())).unwrap();
+    let (mut byte, file) = ([0], &spool.file.as_ref().unwrap().file);
+    file.read_exact_at(&mut byte, spool.bytes() / 2).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], spool.bytes() / 2).unwrap();
+    let error = rows(&spool, &[0]).unwrap_err().to_string();
+    assert!(error.contains(&place.path().display().to_string()), "{error}");
+    let mut missing = SpoolFolder::new(Some("/no/such/folder".into()), Arc::new(GiveUp)).open();
+    let error = missing.push(&plain("x".repeat(CHUNK_BYTES))).unwrap_err().to_string();
+    assert!(error.contains("/no/such/folder") && missing.of.take_errors() == 1, "{error}");
+}
+
+#[test]
+fn a_full_disk_is_waited_for_and_then_told() {
+    struct Waits(AtomicU64);
+    impl FullDisk for Waits {
+        fn wait(&self, _: &std::path::Path, _: &io::Error) -> bool {
+            self.0.fetch_add(1, Ordering::Relaxed) < 2
+        }
+        fn is_over(&self) {}
+    }
+    // A device that is always full, as the kernel has it.
+    let full_disk = Arc::new(Waits(AtomicU64::new(0)));
+    let (patience, _abandon) = Patience::new("/dev".into(), full_disk.clone());
+    let file = File::options().write(true).open("/dev/full").unwrap();
+    let error = SpoolFile { _abandon, patience, file }.write(b"row", 0).unwrap_err();
+    assert_eq!((error.kind(), full_disk.0.load(Ordering::Relaxed)), (io::ErrorKind::StorageFull, 3));
+}

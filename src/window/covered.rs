@@ -1,0 +1,205 @@
+//! A window that is spread over strata: their edges are known when all documents have come, so that only numbers are held
+//! until then, and the documents wait elsewhere.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::candidates::{Candidate, Choice, Chosen, Deciding};
+use crate::record::Document;
+use crate::score::Score;
+use crate::select::{
+    CoverageRequest, CoverageSelector, Covered, Criterion, Division, DocumentScores, Pick, select_coverage,
+};
+
+/// What deciding allocates for a candidate meanwhile, rounded up: numbers in pools and strata, scores and keys to be sorted.
+const DECIDING_BYTES: usize = 48;
+
+/// What is left of a document that waits outside of its window, and comes back if it is chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpooledRow {
+    pub document: Document,
+    pub score: Score,
+    /// See [`super::ScoredDocument::other_weights`].
+    pub other_weights: Vec<f64>,
+}
+
+/// How a window was spread over strata.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CoverageSummary {
+    /// Documents that are long enough but lack a number. They are rejected.
+    pub n_without_number: u64,
+    /// Documents that the cut-off removed, and the score of the last one.
+    pub n_cut: u64,
+    pub cut_at: Option<f64>,
+    /// How many documents fewer than requested there are.
+    pub shortfall: u64,
+    /// One of all documents, or by source where sources have shares.
+    pub pools: Vec<PoolStrata>,
+}
+
+/// The strata of one pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolStrata {
+    /// The source that is a pool of its own; `None`: the pool of all others.
+    pub source: Option<String>,
+    /// Where the first stratum begins and the last one ends; `None` of a pool without documents.
+    pub range: Option<(f64, f64)>,
+    /// Those that have documents.
+    pub strata: Vec<StratumSummary>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StratumSummary {
+    /// From 0 on.
+    pub stratum: u32,
+    /// After the cut-off.
+    pub n_documents: u64,
+    pub n_selected: u64,
+    /// For each target in turn the highest key that it left; `None` when nothing was left, or nothing was to be chosen.
+    pub thresholds: Vec<Option<f64>>,
+}
+
+/// Numbers of the candidates, by number; the total log weights for the first target are among the window's statistics.
+#[derive(Debug)]
+pub(super) struct CoveredCandidates {
+    division: Arc<Division>,
+    /// Which of a document's numbers are needed.
+    needed: [bool; 2],
+    offsets: Vec<i64>,
+    /// Importance and score of the cut-off: empty where that is the weight, or not wanted.
+    numbers: [Vec<f64>; 2],
+    /// Empty where there is only one.
+    pools: Vec<u16>,
+    other_log_weights: Vec<Vec<f64>>,
+    n_without_number: u64,
+}
+
+impl CoveredCandidates {
+    pub fn new(division: &Arc<Division>, coverage: &CoverageSelector) -> Self {
+        CoveredCandidates {
+            needed: coverage.fields().map(|field| field.is_some()),
+            offsets: Vec::new(),
+            numbers: [Vec::new(), Vec::new()],
+            pools: Vec::new(),
+            other_log_weights: vec![Vec::new(); division.n_targets() - 1],
+            division: division.clone(),
+            n_without_number: 0,
+        }
+    }
+
+    /// Whether a document has the numbers that it needs; counts it if not.
+    pub fn accepts(&mut self, numbers: &[f64; 2]) -> bool {
+        let lacks = self.needed.iter().zip(numbers).any(|(needed, number)| *needed && !number.is_finite());
+        self.n_without_number += u64::from(lacks);
+        !lacks
+    }
+
+    /// Keeps the numbers of the next candidate, and gives the rest away.
+    pub fn take(
+        &mut self,
+        offset: i64,
+        candidate: Candidate,
+        numbers: [f64; 2],
+        of_score: impl Fn(&Score) -> f64,
+    ) -> SpooledRow {
+        let totals = candidate.total_log_weights(of_score).skip(1);
+        self.other_log_weights.iter_mut().zip(totals).for_each(|(weights, total)| weights.push(total));
+        let Candidate { document, score, other_weights, .. } = candidate;
+        self.offsets.push(offset);
+        let needed = self.numbers.iter_mut().zip(self.needed).zip(numbers);
+        needed.filter(|((_, needed), _)| *needed).for_each(|((kept, _), number)| kept.push(number));
+        if self.division.n_pools() > 1 {
+            self.pools.push(self.division.pool_of(document.source.as_deref()) as u16);
+        }
+        SpooledRow { document, score, other_weights }
+    }
+
+    /// What is held, and what deciding takes beside it. The documents never come back all together.
+    pub fn held_bytes(&self) -> usize {
+        let numbers = self.numbers.iter().chain(&self.other_log_weights).map(Vec::capacity).sum::<usize>();
+        numbers * size_of::<f64>()
+            + self.offsets.capacity() * size_of::<i64>()
+            + self.offsets.len() * DECIDING_BYTES
+            + self.pools.capacity() * size_of::<u16>()
+    }
+
+    pub fn choose(self, by: &Deciding<'_>) -> Choice {
+        let Deciding { selector, noise, from, n_documents, log_weights } = *by;
+        let coverage = selector.coverage.as_ref().expect("the window was opened for a coverage selector");
+        let total = |document: u32, target: usize| match target.checked_sub(1) {
+            None => log_weights[document as usize],
+            Some(other) => self.other_log_weights[other][document as usize],
+        };
+        let is_uniform = selector.is_uniform();
+        let key = |document: u32, target: usize| {
+            let weight = if is_uniform { 0.0 } else { total(document, target) };
+            selector.key(noise, self.offsets[document as usize], weight)
+        };
+        let value = |criterion: &Criterion, which: usize, document: u32| match criterion {
+            Criterion::Weight => total(document, 0),
+            Criterion::Field(_) => self.numbers[which][document as usize],
+        };
+        let importance = |document| value(&coverage.importance, 0, document);
+        let cutoff = |document| value(&coverage.cutoff_by, 1, document);
+        let pool_of = |document: u32| self.pools.get(document as usize).map_or(0, |pool| usize::from(*pool));
+        let mut pools = vec![Vec::new(); self.division.n_pools()];
+        (0..self.offsets.len() as u32).for_each(|document| pools[pool_of(document)].push(document));
+        let request = CoverageRequest {
+            count: selector.fraction.of(n_documents, noise.rounding(from)),
+            settings: coverage.settings,
+            pool_shares: self.division.pool_shares(),
+            target_shares: self.division.target_shares(),
+        };
+        let scores = DocumentScores { cutoff: &cutoff, importance: &importance, key: &key };
+        let mut covered = select_coverage(&request, pools, &scores);
+        let picks = std::mem::take(&mut covered.selection.picks);
+        // Whether there is a selection at all was left to chance where the share is less than one document.
+        let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
+        let chosen = picks.into_iter().map(|Pick { document: number, target, key }| {
+            let cell = covered.cell(pool_of(number), importance(number)).expect("a chosen document has a stratum");
+            let of_target = |target| total(number, target);
+            let probability = covered.inclusion_probability(selector, coverage.settings.within, cell, of_target);
+            let offset = self.offsets[number as usize];
+            Chosen { number, offset, target: target as u32, key, inclusion_probability: chance * probability }
+        });
+        Choice {
+            chosen: chosen.collect(),
+            candidates: Vec::new(),
+            threshold: None,
+            turns: Vec::new(),
+            coverage: Some(self.summary(&covered)),
+            targets: self.division.targets().to_vec(),
+            other_log_weights: self.other_log_weights,
+        }
+    }
+
+    fn summary(&self, covered: &Covered) -> CoverageSummary {
+        let of_pool = |(pool, strata): (usize, &crate::select::CoveredPool)| {
+            let occupied = strata.strata.iter().enumerate().filter(|(_, stratum)| stratum.documents > 0);
+            let of_stratum = |(number, stratum): (usize, &crate::select::Stratum)| {
+                let cell = pool * strata.strata.len() + number;
+                let turns = &covered.selection.turns;
+                let turns = turns[turns.partition_point(|turn| turn.pool < cell)..].iter();
+                StratumSummary {
+                    stratum: number as u32,
+                    n_documents: stratum.documents,
+                    n_selected: stratum.budget,
+                    thresholds: turns.take_while(|turn| turn.pool == cell).map(|turn| turn.threshold).collect(),
+                }
+            };
+            PoolStrata {
+                source: self.division.source_of(pool).map(str::to_owned),
+                range: strata.edges.map(|edges| edges.range()),
+                strata: occupied.map(of_stratum).collect(),
+            }
+        };
+        CoverageSummary {
+            n_without_number: self.n_without_number,
+            n_cut: covered.cut.len() as u64,
+            cut_at: covered.cut_at,
+            shortfall: covered.shortfall,
+            pools: covered.pools.iter().enumerate().map(of_pool).collect(),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Windows over strata, beside the selection of files.
+
+use std::convert::Infallible;
+
+use super::*;
+use crate::select::{
+    CoverageRequest, CoverageSelector, CoverageSettings, Criterion, Cutoff, DocumentScores, Tail, Within,
+    select_coverage,
+};
+
+fn covering(within: Within, cutoff: bool, strata: u32, fraction: &str) -> SelectorSettings {
+    let cutoff = cutoff.then(|| Cutoff { rate: "0.2".parse().unwrap(), tail: Tail::Low });
+    let settings = CoverageSettings { strata, cutoff, within, clip: 0.0 };
+    let importance = Criterion::Field("hard".to_owned());
+    let coverage = Some(CoverageSelector { settings, importance, cutoff_by: Criterion::Weight });
+    SelectorSettings { coverage, ..selector(fraction) }
+}
+
+proptest! {
+    /// The same documents, probabilities and strata as the pure selection that files use, with the noise of the positions.
+    #[test]
+    fn a_window_over_strata_equals_the_selection_of_files(
+        hard in proptest::collection::vec(proptest::option::weighted(0.9, -3i32..9), 0..20),
+        is_uniform in any::<bool>(),
+        has_cutoff in any::<bool>(),
+        has_pools in any::<bool>(),
+        strata in 1u32..6,
+        tenths in 1u32..=10,
+    ) {
+        let model = model();
+        let weight = weight(&model);
+        let within = if is_uniform { Within::Uniform } else { Within::Weighted };
+        let selector = covering(within, has_cutoff, strata, &format!("{}.{}", tenths / 10, tenths % 10));
+        let shares = if has_pools { vec![("s1".to_owned(), 0.5)] } else { vec![] };
+        let quotas = Quotas { sources: shares.into_iter().collect(), ..Quotas::default() };
+        let division = Arc::new(Division::of(&quotas, &model));
+        let at = TopicPartition::new("docs", 1);
+        let noise = Noise::new(selector.seed, &at);
+        let mut window = OpenWindow::new(at, 100, &policy(), &selector, &division, BUCKETS as usize);
+        let mut rows = Vec::new();
+        let mut candidates = Vec::new();
+        for (offset, hard) in (100..).zip(&hard) {
+            let text = "good bad noise ".repeat(1 + offset as usize % 4);
+            let mut record = record(offset, &text, &model);
+            let scored = record.outcome.as_mut().unwrap();
+            scored.numbers[0] = hard.map_or(f64::NAN, f64::from);
+            let total = selector.total_log_weight(&scored.score, &model.featuriser);
+            if let Some(hard) = hard {
+                candidates.push((offset, f64::from(*hard), total));
+            }
+            rows.extend(window.push(record, &weight, &selector, &noise));
+        }
+        prop_assert_eq!(rows.len(), candidates.len());
+        prop_assert!(window.might_select(f64::MIN) && window.is_divided());
+        let target = model.target_distribution();
+        let mut kept = Vec::new();
+        let show = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
+            kept = numbers.iter().map(|number| rows[*number as usize].clone()).collect();
+            kept.iter().for_each(look);
+            Ok(())
+        };
+        let Ok(closed) = window.close_with(CloseReason::Idle, &selector, &noise, &target, show);
+        prop_assert!(closed.selected.is_empty() && closed.waiting.len() == kept.len());
+        let joined = closed.waiting.iter().zip(kept).map(|(decision, row)| decision.of(row, &selector));
+        let selected: Vec<SelectedDocument> = joined.collect();
+
+        let coverage = selector.coverage.as_ref().unwrap().settings;
+        let pool = |offset: i64| usize::from(has_pools && offset % 3 == 1);
+        let mut pools = vec![Vec::new(); 1 + usize::from(has_pools)];
+        let numbered = candidates.iter().enumerate();
+        numbered.for_each(|(i, (offset, ..))| pools[pool(*offset)].push(i as u32));
+        let count = selector.fraction.of(hard.len() as u64, noise.rounding(100));
+        let pool_shares = if has_pools { vec![0.5, 0.5] } else { vec![1.0] };
+        let request =
+            CoverageRequest { count, settings: coverage, pool_shares: &pool_shares, target_shares: &[1.0] };
+        let key = |i: u32, _| {
+            let (offset, _, total) = candidates[i as usize];
+            (if is_uniform { 0.0 } else { total }) + noise.gumbel(offset)
+        };
+        let scores = DocumentScores {
+            cutoff: &|i| candidates[i as usize].2,
+            importance: &|i| candidates[i as usize].1,
+            key: &key,
+        };
+        let expected = select_coverage(&request, pools, &scores);
+        let expected_picks: Vec<_> =
+            expected.selection.picks.iter().map(|pick| (candidates[pick.document as usize].0, pick.key)).collect();
+        let picks: Vec<_> = selected.iter().map(|row| (row.offset, row.selection_key)).collect();
+        prop_assert_eq!(picks, expected_picks);
+        for (row, pick) in selected.iter().zip(&expected.selection.picks) {
+            let (offset, hard, total) = candidates[pick.document as usize];
+            let cell = expected.cell(pool(offset), hard).unwrap();
+            let probability = expected.inclusion_probability(&selector, within, cell, |_| total);
+            let chance = (selector.fraction.as_f64() * candidates.len().max(1) as f64).min(1.0);
+            prop_assert!(row.inclusion_probability <= probability && row.document.id == offset.to_string());
+            prop_assert!(chance < 1.0 || row.inclusion_probability == probability);
+        }
+        let mut counts = NgramCounts::zero(BUCKETS as usize);
+        for row in &selected {
+            counts.add_text(&row.document.text, &model.featuriser, &mut Scratch::default());
+        }
+        prop_assert_eq!(&closed.selected_counts, &[counts]);
+        let s = &closed.summary;
+        let summary = s.coverage.as_ref().unwrap();
+        prop_assert_eq!(summary.n_without_number as usize, hard.len() - candidates.len());
+        prop_assert_eq!((summary.n_cut as usize, summary.cut_at), (expected.cut.len(), expected.cut_at));
+        prop_assert_eq!(summary.shortfall, expected.shortfall);
+        let sums = summary.pools.iter().flat_map(|pool| &pool.strata);
+        let sums = sums.fold((0, 0), |(n, m), stratum| (n + stratum.n_documents, m + stratum.n_selected));
+        prop_assert_eq!(sums, (candidates.len() as u64 - summary.n_cut, s.n_selected));
+        prop_assert_eq!(s.n_records, s.n_selected + s.n_rejected + s.n_dead_letters);
+    }
+}
+
+/// Only numbers are held, open and closed.
+#[test]
+fn what_waits_elsewhere_is_not_held() {
+    let model = model();
+    let weight = weight(&model);
+    let selector = covering(Within::Weighted, false, 3, "0.05");
+    let (mut window, noise) = open(&selector);
+    let empty = window.held_bytes();
+    let text = "good words ".repeat(2_000);
+    let mut rows = Vec::new();
+    for offset in 100..120 {
+        let mut record = record(offset, &text, &model);
+        record.outcome.as_mut().unwrap().numbers[0] = 1.0;
+        rows.extend(window.push(record, &weight, &selector, &noise));
+    }
+    let held = window.held_bytes() - empty;
+    assert!(rows.len() == 20 && held < 20 * 200, "{held} bytes are held of 20 texts of {}", text.len());
+    let show = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
+        numbers.iter().for_each(|number| look(&rows[*number as usize]));
+        Ok(())
+    };
+    let Ok(closed) = window.close_with(CloseReason::Idle, &selector, &noise, &model.target_distribution(), show);
+    let held = closed.held_bytes();
+    assert!(closed.waiting.len() == 1 && held < 20 * 200, "{held} bytes are held of a text of {}", text.len());
+}
+
+#[test]
+fn rows_that_cannot_be_read_decide_nothing() {
+    let model = model();
+    let selector = covering(Within::Uniform, false, 3, "1");
+    let (mut window, noise) = open(&selector);
+    let mut record = record(100, "good words", &model);
+    record.outcome.as_mut().unwrap().numbers[0] = 1.0;
+    assert!(window.push(record, &weight(&model), &selector, &noise).is_some());
+    let fail = |_: &[u32], _: &mut dyn FnMut(&SpooledRow)| Err("gone");
+    let closed = window.close_with(CloseReason::Idle, &selector, &noise, &model.target_distribution(), fail);
+    assert_eq!(closed.err(), Some("gone"));
+}
