@@ -15,7 +15,7 @@ from feeds import ask_for_weights, limit_consumers
 from stage import free_port, given_up, in_the_way, wait_for
 
 # What a worker that ends or is started anew may bring with it for some seconds, the longer the slower the machine is.
-WHILE_AWAY = {"WinnowdDown", "WinnowdNoPartitions", "WinnowdNothingPublished"}
+WHILE_AWAY = {"WinnowdDown", "WinnowdNoPartitions", "WinnowdNothingPublished", "WinnowdPartitionWithoutOwner"}
 # Below what is produced, whatever the machine can do.
 SLOW_BYTES_PER_SECOND = 20_000
 # Of one request for weights. What it takes in memory is many times that.

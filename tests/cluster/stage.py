@@ -30,11 +30,11 @@ WORK, SHORT_WORK = "600 *", "20 *"
 given_up = threading.Event()
 
 
-def wait_for(what, ready, seconds=PATIENCE):
+def wait_for(what, ready, seconds=PATIENCE, instead=lambda: ""):
     deadline = time.monotonic() + seconds
     while not (value := ready()):
         if given_up.is_set() or time.monotonic() > deadline:
-            sys.exit(f"live: {what} did not happen within {seconds} s")
+            sys.exit(f"live: {what} did not happen within {seconds} s {instead()}".rstrip())
         time.sleep(0.3)
     return value
 
