@@ -56,7 +56,16 @@ fn text(r: &mut Reader, format: &str, fields: &FieldNames) -> TextFormat {
 }
 
 fn registry(r: &mut Reader, format: &str, is_wanted: bool) -> Option<RegistryConfig> {
-    let url = r.parse("documents.registry.url", None, registry_url);
+    let given = r.optional("documents.registry.url");
+    let is_given = given.is_some();
+    let url = given.and_then(|value| match registry_url(&value) {
+        Ok(url) => Some(url),
+        Err(problem) => {
+            // What stands before an @ may be a password.
+            r.error("documents.registry.url", if value.contains('@') { "***" } else { &value }, problem);
+            None
+        }
+    });
     let user = r.optional("documents.registry.user");
     let password = r.optional("documents.registry.password").map(Secret::new);
     let timeout = r.duration("documents.registry.timeout", Duration::from_millis(10)..=HOUR);
@@ -64,7 +73,7 @@ fn registry(r: &mut Reader, format: &str, is_wanted: bool) -> Option<RegistryCon
     let unknown_for = r.duration("documents.registry.unknown_for", Duration::ZERO..=DAY);
     let shown = url.as_ref().map(url::Url::to_string);
     match &shown {
-        None if is_wanted && r.is_empty("documents.registry.url") => {
+        None if is_wanted && !is_given => {
             r.error("documents.registry.url", "", format!("must be set with documents.format = {format}"));
         }
         Some(url) if !is_wanted => {
@@ -82,10 +91,7 @@ fn registry(r: &mut Reader, format: &str, is_wanted: bool) -> Option<RegistryCon
 }
 
 /// Paths are appended to it, so that it may have one of its own.
-fn registry_url(value: &str) -> Result<Option<url::Url>, String> {
-    if value.is_empty() {
-        return Ok(None);
-    }
+fn registry_url(value: &str) -> Result<url::Url, String> {
     let url = url::Url::parse(value).map_err(|e| format!("{e}; expected http://HOST:8081 or https://…"))?;
     if !["http", "https"].contains(&url.scheme()) || url.host_str().is_none() {
         return Err("expected http://HOST:8081 or https://…".to_owned());
@@ -93,7 +99,7 @@ fn registry_url(value: &str) -> Result<Option<url::Url>, String> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err("names a user: use documents.registry.user and .password".to_owned());
     }
-    Ok(Some(url))
+    Ok(url)
 }
 
 fn fields(r: &mut Reader) -> FieldNames {
@@ -187,7 +193,7 @@ mod tests {
         }
         assert!(!said.contains("hunter2"), "{said}");
         let said = mistakes("documents.format = \"avro\"\ndocuments.registry.url = \"http://u:hunter2@r\"");
-        assert!(said.contains("names a user"), "{said}");
+        assert!(said.contains("names a user") && !said.contains("hunter2"), "{said}");
         assert!(
             mistakes("documents.format = \"avro\"\ndocuments.registry.url = \"r:8081\"").contains("expected http://")
         );

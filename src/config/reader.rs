@@ -76,11 +76,6 @@ impl Reader {
         }
     }
 
-    /// Whether nothing is set.
-    pub fn is_empty(&mut self, key: &str) -> bool {
-        self.string(key).is_empty()
-    }
-
     /// `None` for the empty string.
     pub fn optional(&mut self, key: &str) -> Option<String> {
         Some(self.string(key)).filter(|s| !s.is_empty())

@@ -117,7 +117,8 @@ impl SchemaRegistry {
                 }
             }
         }
-        let fetched = stream::iter(missing).map(|id| async move { Ok((id, self.fetch(id, told).await?)) });
+        let fetched =
+            stream::iter(missing).map(|id| async move { Ok::<_, SourceError>((id, self.fetch(id, told).await?)) });
         let fetched: Vec<_> = fetched.buffer_unordered(PARALLEL).try_collect().await?;
         schemas.extend(fetched);
         Ok(schemas.into_iter().collect())

@@ -49,7 +49,7 @@ fn push_map<'a>(
 ) -> Result<(), Reject> {
     let of_values = kind.as_message().map_or(Kind::Bool, |entry| entry.map_entry_value_field().kind());
     let mut entries: Vec<_> = entries.into_iter().collect();
-    entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    entries.sort_unstable_by_key(|(key, _)| *key);
     json.push_raw("{")?;
     for (i, (key, value)) in entries.into_iter().enumerate() {
         json.push_raw(if i > 0 { "," } else { "" })?;
