@@ -19,6 +19,8 @@ use crate::source::{OutgoingRecord, Probe, SourceError, TopicWriter, create_topi
 
 /// For the answer which topics there are.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(15);
+/// Of a record, its wait in memory included: brokers that are slow, or restart, are waited for.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(300);
 /// After so many bytes everything is waited for, so that it is known how far it came whatever happens then.
 const BYTES_BETWEEN_FLUSHES: u64 = 64 << 20;
 
@@ -81,7 +83,7 @@ pub fn produce(arguments: &ProduceArguments) -> anyhow::Result<()> {
     files.settings.types = of_filter.chain(&config.columns.fields).map(|(name, of)| (name.clone(), *of)).collect();
 
     let n_partitions = partitions(arguments, &config, servers, &topic)?;
-    let writer = TopicWriter::connect(&config.kafka, servers).map_err(DaemonError::from)?;
+    let writer = TopicWriter::connect_with(&config.kafka, servers, DELIVERY_TIMEOUT).map_err(DaemonError::from)?;
     let progress = Progress::new("produced", total_bytes(&inputs));
     let began = Instant::now();
     let mut sending = Sending::new(&writer, &files, &topic, arguments.skip);

@@ -1,17 +1,17 @@
 //! Files as a table: JSONL, CSV, Parquet, here or in an object store.
 
-use std::io::BufReader;
+use std::io::{BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::array::new_null_array;
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use arrow::record_batch::RecordBatch;
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::catalog::TableProvider;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::DataFusionError;
 use datafusion::datasource::file_format::FileFormat;
-use datafusion::datasource::file_format::csv::CsvFormat;
 use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
@@ -55,8 +55,10 @@ impl FileTable {
     }
 
     pub(super) async fn register(self, name: &str, context: &SessionContext) -> Result<(), SqlError> {
-        let is_compressed = self.files.iter().any(|file| file.compression != Compression::None);
-        let table = if is_compressed { self.unpacked().await? } else { self.listed(context).await? };
+        // DataFusion cuts CSV at line breaks, and texts have some.
+        let is_one_stream = |file: &Input| file.compression != Compression::None || file.format == Format::Csv;
+        let is_unpacked = self.files.iter().any(is_one_stream);
+        let table = if is_unpacked { self.unpacked().await? } else { self.listed(context).await? };
         context.register_table(name, table)?;
         Ok(())
     }
@@ -64,10 +66,8 @@ impl FileTable {
     /// Files that can be read at any place, and Parquet files by the conditions of a question.
     async fn listed(&self, context: &SessionContext) -> Result<Arc<dyn TableProvider>, SqlError> {
         let format: Arc<dyn FileFormat> = match self.format {
-            Format::Jsonl => Arc::new(JsonFormat::default()),
             Format::Parquet => Arc::new(ParquetFormat::default()),
-            // Texts have lines.
-            Format::Csv => Arc::new(CsvFormat::default().with_has_header(true).with_newlines_in_values(true)),
+            Format::Jsonl | Format::Csv => Arc::new(JsonFormat::default()),
         };
         for object in self.files.iter().filter_map(|file| file.object.as_ref()) {
             context.register_object_store(&object.bucket.url, object.bucket.store.clone());
@@ -120,7 +120,7 @@ fn url(file: &Input) -> Result<ListingTableUrl, SqlError> {
 
 /// What its first rows hold.
 fn infer(file: &Input, format: Format) -> Result<Schema, ArrowError> {
-    let reader = file.open().map_err(|e| ArrowError::ExternalError(Box::new(e)))?;
+    let reader = open(file, format)?;
     let (schema, _) = match format {
         Format::Csv => csv_format().infer_schema(reader, Some(ROWS_FOR_TYPES))?,
         Format::Jsonl | Format::Parquet => {
@@ -128,6 +128,36 @@ fn infer(file: &Input, format: Format) -> Result<Schema, ArrowError> {
         }
     };
     Ok(schema)
+}
+
+/// Without what marks CSV as Unicode.
+fn open(file: &Input, format: Format) -> Result<Box<dyn Read + Send>, ArrowError> {
+    const MARK: &[u8] = b"\xEF\xBB\xBF";
+    let mut reader = file.open().map_err(|e| ArrowError::ExternalError(Box::new(e)))?;
+    if format != Format::Csv {
+        return Ok(reader);
+    }
+    let mut first = Vec::new();
+    reader.by_ref().take(MARK.len() as u64).read_to_end(&mut first)?;
+    let first = if first == MARK { Vec::new() } else { first };
+    Ok(Box::new(Cursor::new(first).chain(reader)))
+}
+
+/// The columns of a CSV file in its own order, of the types of the table.
+fn csv_schema(file: &Input, table: &Schema) -> Result<SchemaRef, ArrowError> {
+    let (found, _) = csv_format().infer_schema(open(file, Format::Csv)?, Some(0))?;
+    let fields = found.fields().iter().map(|field| table.field_with_name(field.name()).cloned());
+    Ok(Arc::new(Schema::new(fields.collect::<Result<Vec<_>, _>>()?)))
+}
+
+/// The columns of a table; those that the file lacks are null.
+fn as_table(batch: &RecordBatch, table: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let column = |field: &Arc<Field>| match batch.column_by_name(field.name()) {
+        Some(column) => column.clone(),
+        None => new_null_array(field.data_type(), batch.num_rows()),
+    };
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(table.clone(), table.fields().iter().map(column).collect(), &options)
 }
 
 fn csv_format() -> arrow::csv::reader::Format {
@@ -168,7 +198,6 @@ fn read(
     batch_rows: usize,
     mut deliver: impl FnMut(RecordBatch) -> bool,
 ) -> Result<(), ArrowError> {
-    let reader = input.open().map_err(|e| ArrowError::ExternalError(Box::new(e)))?;
     let mut all = |batches: &mut dyn Iterator<Item = Result<RecordBatch, ArrowError>>| {
         for batch in batches {
             if !deliver(batch?) {
@@ -179,12 +208,13 @@ fn read(
     };
     match format {
         Format::Csv => {
-            let csv = arrow::csv::ReaderBuilder::new(schema.clone()).with_format(csv_format());
-            all(&mut csv.with_batch_size(batch_rows).build(reader)?)
+            let csv = arrow::csv::ReaderBuilder::new(csv_schema(input, schema)?).with_format(csv_format());
+            let batches = csv.with_batch_size(batch_rows).build(open(input, format)?)?;
+            all(&mut batches.map(|batch| as_table(&batch?, schema)))
         }
         Format::Jsonl | Format::Parquet => {
             let json = arrow::json::ReaderBuilder::new(schema.clone()).with_batch_size(batch_rows);
-            all(&mut json.build(BufReader::new(reader))?)
+            all(&mut json.build(BufReader::new(open(input, format)?))?)
         }
     }
 }
