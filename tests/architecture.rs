@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// In the order in which a document passes them; each may use only itself and what stands before it.
-const MODULES: [&str; 18] = [
+const MODULES: [&str; 19] = [
     "record",
     "features",
     "score",
@@ -17,6 +17,7 @@ const MODULES: [&str; 18] = [
     "publish",
     "crash",
     "config",
+    "store",
     "source",
     "sink",
     "catalog",

@@ -8,28 +8,57 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{INTERRUPTED, Interrupted, UsageError};
+use crate::config::{STORE_SCHEMES, Secret, is_store_option};
 use crate::features::{Featuriser, NgramHash};
 use crate::record::{Decoder, FieldNames};
 use crate::score::Model;
 use crate::source::files::{ExtraFields, Input, ReadSettings, Reader, expand, in_order};
+use crate::store::StoreOptions;
+
+#[derive(clap::Args)]
+pub struct StoreArguments {
+    /// A setting of the object store of s3://, gs:// and az:// inputs, such as aws_endpoint=http://minio:9000, as in sink.options;
+    /// others come from the environment (AWS_ACCESS_KEY_ID, AWS_REGION, …), where secrets belong
+    #[arg(long = "store-option", value_name = "KEY=VALUE", help_heading = "Reading")]
+    store_option: Vec<String>,
+}
+
+impl StoreArguments {
+    pub fn options(&self) -> Result<StoreOptions, UsageError> {
+        let option = |given: &String| {
+            let (key, value) = given.split_once('=').unwrap_or((given, ""));
+            // Without the value, which may be a secret.
+            if !given.contains('=') {
+                return Err(UsageError(format!("--store-option {key}: expected KEY=VALUE")));
+            }
+            if !STORE_SCHEMES.iter().any(|scheme| is_store_option(scheme, key)) {
+                return Err(UsageError(format!("--store-option {key}: is no setting of a store")));
+            }
+            Ok((key.to_owned(), Secret::new(value)))
+        };
+        self.store_option.iter().map(option).collect()
+    }
+}
 
 #[derive(clap::Args)]
 pub struct ReadArguments {
-    /// Field or column that holds the text
-    #[arg(long, value_name = "NAME", default_value = "text", help_heading = "Reading")]
-    text_field: String,
-    /// Field or column that holds the id; a document without one is called FILE/0/LINE
-    #[arg(long, value_name = "NAME", default_value = "id", help_heading = "Reading")]
-    id_field: String,
-    /// Field or column that says where a document comes from
-    #[arg(long, value_name = "NAME", default_value = "source", help_heading = "Reading")]
-    source_field: String,
+    /// Field or column that holds the text [default: text]
+    #[arg(long, value_name = "NAME", help_heading = "Reading")]
+    text_field: Option<String>,
+    /// Field or column that holds the id; a document without one is called FILE/0/LINE [default: id]
+    #[arg(long, value_name = "NAME", help_heading = "Reading")]
+    id_field: Option<String>,
+    /// Field or column that says where a document comes from [default: source]
+    #[arg(long, value_name = "NAME", help_heading = "Reading")]
+    source_field: Option<String>,
     /// Count and pass over lines that are no documents; without it the first one is an error
     #[arg(long, help_heading = "Reading")]
     skip_bad_lines: bool,
     /// Number of threads; the outcome does not depend on it [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Reading", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    #[command(flatten)]
+    store: StoreArguments,
 }
 
 #[derive(clap::Args)]
@@ -54,16 +83,30 @@ impl LossFieldArguments {
 }
 
 impl ReadArguments {
+    /// The named files; those that are read twice must not be pipes.
+    pub fn inputs(&self, paths: &[PathBuf], is_read_twice: bool) -> anyhow::Result<Vec<Input>> {
+        let inputs = expand(paths, &self.store.options()?)?;
+        if let Some(pipe) = inputs.iter().find(|input| is_read_twice && !input.is_regular) {
+            let problem = format!("`{}` is no regular file, and it is read twice", pipe.path.display());
+            return Err(UsageError(problem).into());
+        }
+        Ok(inputs)
+    }
+
+    /// The names that were given, and others for those that were not.
+    pub fn fields_like(&self, others: &FieldNames) -> FieldNames {
+        let mut fields = others.clone();
+        if let Some(text) = &self.text_field {
+            fields.text.clone_from(text);
+        }
+        fields.id = self.id_field.clone().or(fields.id);
+        fields.source = self.source_field.clone().or(fields.source);
+        fields
+    }
+
     fn settings(&self) -> ReadSettings {
         // A timestamp has no column of its own in what is written: it travels along in the metadata.
-        let fields = FieldNames {
-            text: self.text_field.clone(),
-            id: Some(self.id_field.clone()),
-            source: Some(self.source_field.clone()),
-            timestamp: None,
-            loss: None,
-            reference_loss: None,
-        };
+        let fields = FieldNames { timestamp: None, ..self.fields_like(&Decoder::for_files().fields) };
         let threads = self
             .threads
             .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
@@ -198,16 +241,6 @@ fn stop_on_signal() -> anyhow::Result<&'static AtomicBool> {
 
 pub fn total_bytes(inputs: &[Input]) -> u64 {
     inputs.iter().map(|input| input.bytes).sum()
-}
-
-/// The named files; those that are read twice must not be pipes.
-pub fn inputs(paths: &[PathBuf], is_read_twice: bool) -> anyhow::Result<Vec<Input>> {
-    let inputs = expand(paths)?;
-    if let Some(pipe) = inputs.iter().find(|input| is_read_twice && !input.is_regular) {
-        let problem = format!("`{}` is no regular file, and it is read twice", pipe.path.display());
-        return Err(UsageError(problem).into());
-    }
-    Ok(inputs)
 }
 
 /// Readers see the old file or the whole new one.

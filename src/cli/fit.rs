@@ -6,7 +6,7 @@ mod ngrams;
 use std::path::PathBuf;
 
 use super::UsageError;
-use super::files::{FeaturiserArguments, Files, ReadArguments, inputs, write_atomically};
+use super::files::{FeaturiserArguments, Files, ReadArguments, write_atomically};
 use crate::features::Featuriser;
 use crate::score::{Model, ModelId, Target};
 use crate::source::files::Input;
@@ -36,7 +36,7 @@ pub struct FitArguments {
 
 #[derive(clap::Args)]
 pub struct TargetArguments {
-    /// Documents like those that are wanted: JSONL (plain, .gz, .zst), Parquet, or folders of them. Files given the same
+    /// Documents like those that are wanted: JSONL and CSV (plain, .gz, .zst) or Parquet; folders, patterns, s3://BUCKET/PREFIX. Files given the same
     /// NAME are one target; without names all are
     #[arg(long, value_name = "[NAME=]PATH", num_args = 1..)]
     pub target: Vec<String>,
@@ -81,7 +81,7 @@ pub struct TargetFiles {
 
 impl TargetArguments {
     /// Every target with its share and its files, in the order in which they were first named.
-    pub fn checked(&self) -> anyhow::Result<Vec<TargetFiles>> {
+    pub fn checked(&self, read: &ReadArguments) -> anyhow::Result<Vec<TargetFiles>> {
         let mut named: Vec<(String, Vec<PathBuf>)> = Vec::new();
         for value in &self.target {
             let (name, path) = split_name(value);
@@ -96,7 +96,7 @@ impl TargetArguments {
         }
         let proportions = self.proportions(&named)?;
         let target = |((name, paths), proportion): ((String, Vec<PathBuf>), f64)| {
-            Ok(TargetFiles { name, proportion, inputs: inputs(&paths, false)? })
+            Ok(TargetFiles { name, proportion, inputs: read.inputs(&paths, false)? })
         };
         named.into_iter().zip(proportions).map(target).collect()
     }
@@ -154,8 +154,8 @@ fn split_name(value: &str) -> (&str, PathBuf) {
 
 pub fn fit(arguments: &FitArguments) -> anyhow::Result<()> {
     let plan = FitPlan {
-        targets: arguments.targets.checked()?,
-        raw: inputs(&arguments.raw, matches!(arguments.sample.checked()?, Sampling::Count { .. }))?,
+        targets: arguments.targets.checked(&arguments.read)?,
+        raw: arguments.read.inputs(&arguments.raw, matches!(arguments.sample.checked()?, Sampling::Count { .. }))?,
         sampling: arguments.sample.checked()?,
         featuriser: arguments.featuriser.checked()?.0,
         smoothing: arguments.featuriser.checked()?.1,

@@ -8,6 +8,7 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use futures::StreamExt;
 
+use super::files::StoreArguments;
 use super::{ConfigArguments, INTERNAL, Interrupted, UNAVAILABLE, USAGE, UsageError, runtime};
 use crate::catalog::{Access, CatalogReader, SqlCatalog};
 use crate::config::Config;
@@ -23,9 +24,12 @@ pub struct QueryArguments {
     question: String,
     #[command(flatten)]
     config: ConfigArguments,
-    /// Ask about a file instead, or a folder of files, the table `input`: JSONL, Parquet or CSV. May be given again
+    /// Ask about files instead, the table `input`: JSONL and CSV (plain, .gz, .zst) or Parquet; a file, a folder, a pattern,
+    /// s3://BUCKET/PREFIX. May be given again
     #[arg(long, value_name = "PATH", conflicts_with_all = ["config", "at"])]
     input: Vec<PathBuf>,
+    #[command(flatten)]
+    store: StoreArguments,
     /// As it was when this shard of manifest.jsonl had just been published
     #[arg(long, value_name = "SEQUENCE", value_parser = clap::value_parser!(i64).range(1..))]
     at: Option<i64>,
@@ -71,7 +75,8 @@ pub fn query(arguments: &QueryArguments) -> anyhow::Result<()> {
     if *format == Format::Parquet && out.is_none() {
         return Err(UsageError("--format parquet needs --out FILE".to_owned()).into());
     }
-    let files = (!arguments.input.is_empty()).then(|| FileTable::of(&arguments.input)).transpose()?;
+    let options = arguments.store.options()?;
+    let files = (!arguments.input.is_empty()).then(|| FileTable::of(&arguments.input, &options)).transpose()?;
     let config = files.is_none().then(|| arguments.config.load()).transpose()?;
     let scratch_dir = config.as_ref().and_then(|config| config.sink.scratch_dir.clone());
     let limits = Limits { memory_bytes: memory.as_u64() as usize, disk_bytes: disk.as_u64(), scratch_dir };
@@ -112,7 +117,7 @@ async fn published(config: &Config, at: Option<i64>) -> anyhow::Result<Published
     catalog.close().await;
     let store = ShardStore::open(&config.sink).map_err(DaemonError::from)?.objects();
     let newest = shards.last().map(|(sequence, _)| *sequence);
-    let (schema, dead_letter_schema) = (schema(&[]), dead_letter_schema());
+    let (schema, dead_letter_schema) = (schema(&[], &[]), dead_letter_schema());
     let published = Published { store, shards, windows, dead_letters, schema, dead_letter_schema };
     match at {
         None => Ok(published),

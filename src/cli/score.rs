@@ -13,7 +13,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
-use super::files::{Files, LossFieldArguments, ReadArguments, inputs, persist, scratch_file_for, total_bytes};
+use super::files::{Files, LossFieldArguments, ReadArguments, persist, scratch_file_for, total_bytes};
 use super::progress::Progress;
 use super::{UsageError, print};
 use crate::features::Scratch;
@@ -26,7 +26,7 @@ pub struct ScoreArguments {
     /// A model that `winnowd fit` made
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
-    /// Documents: JSONL (plain, .gz, .zst), Parquet, or folders of them
+    /// Documents: JSONL and CSV (plain, .gz, .zst) or Parquet; folders, patterns, s3://BUCKET/PREFIX
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// Where to write id, source, n_tokens and log_importance_weight (of several targets, log_importance_weight_NAME):
@@ -41,7 +41,7 @@ pub struct ScoreArguments {
 
 pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
     let (model, id) = super::model::load(&arguments.model)?;
-    let inputs = inputs(&arguments.input, false)?;
+    let inputs = arguments.read.inputs(&arguments.input, false)?;
     let files = Files::new(&arguments.read)?.with_losses(&arguments.losses);
     let unwritable = |e: std::io::Error| UsageError(format!("`{}` cannot be written: {e}", arguments.out.display()));
     let scratch = scratch_file_for(&arguments.out).map_err(unwritable)?;

@@ -24,7 +24,7 @@ mod spread;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::files::{FeaturiserArguments, Files, LossFieldArguments, ReadArguments, inputs};
+use super::files::{FeaturiserArguments, Files, LossFieldArguments, ReadArguments};
 use super::fit::{FitPlan, SampleArguments, Sampling, TargetArguments};
 use super::print;
 use super::weights::Weights;
@@ -53,7 +53,7 @@ const FITTING: [&str; 10] = [
 
 #[derive(clap::Args)]
 pub struct SelectArguments {
-    /// Documents to select from: JSONL (plain, .gz, .zst), Parquet, or folders of them
+    /// Documents to select from: JSONL and CSV (plain, .gz, .zst) or Parquet; folders, patterns, s3://BUCKET/PREFIX
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// Folder for the selection, report.json and, when it is fitted here, model.wnw; appears when all is written
@@ -97,7 +97,7 @@ struct ChosenModel {
 pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
     let began = Instant::now();
     let plan = arguments.selection.checked(&arguments.losses)?;
-    let inputs = inputs(&arguments.input, true)?;
+    let inputs = arguments.read.inputs(&arguments.input, true)?;
     let folder = Folder::prepare(&arguments.out, arguments.overwrite)?;
     let fit_files = Files::new(&arguments.read)?;
     let fields = ExtraFields { numbers: plan.fields.clone(), vector: None };
@@ -186,9 +186,9 @@ impl SelectArguments {
         let sampling = self.sample.checked()?;
         let raw = match &self.raw[..] {
             [] => inputs_to_select.to_vec(),
-            paths => inputs(paths, matches!(sampling, Sampling::Count { .. }))?,
+            paths => self.read.inputs(paths, matches!(sampling, Sampling::Count { .. }))?,
         };
-        let targets = self.targets.checked()?;
+        let targets = self.targets.checked(&self.read)?;
         let plan = FitPlan { targets, raw, sampling, featuriser, smoothing, keep_ngrams: 0 };
         let mut featurised = None;
         let model = if self.raw.is_empty() && plan.sampling == Sampling::All {

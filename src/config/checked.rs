@@ -50,6 +50,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     let pipeline = name(r, "pipeline.name");
     let kafka = kafka(r, &pipeline);
     let decoder = decoder(r);
+    let (filter, columns) = filter::expressions(r, &decoder.fields);
     let memory_budget_bytes = r.bytes("memory.budget", 64 * MIB..=1024 * GIB) as usize;
     let dead_letters = dead_letters(r, &kafka);
     let feedback = feedback::check(r, &kafka, &dead_letters);
@@ -71,7 +72,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         seed: r.integer("selection.seed", 0..=u64::MAX),
         quotas: quotas(r),
         loss: losses::term(r, decoder.fields.loss.is_some()),
-        filter: filter::filter(r, &decoder.fields),
+        filter,
     };
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());
@@ -90,8 +91,8 @@ pub(super) fn check(r: &mut Reader) -> Config {
         row_group_bytes: r.bytes("shard.row_group_bytes", MIB..=64 * MIB) as usize,
         zstd_level: r.integer("shard.zstd_level", 1..=22) as i32,
     };
-    let url = sink_url(r);
-    let options = sink_options(r, url.scheme());
+    let url = stores::sink_url(r);
+    let options = stores::sink_options(r, url.scheme());
     let sink = SinkConfig { url, options, scratch_dir: r.optional("sink.scratch_dir").map(PathBuf::from) };
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
@@ -105,6 +106,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         pipeline,
         kafka,
         decoder,
+        columns,
         dead_letters,
         feedback,
         model_path: r.optional("model.path").map(PathBuf::from),
@@ -337,47 +339,6 @@ fn decoder(r: &mut Reader) -> Decoder {
         r.error("documents.reference_loss_field", name, "has no effect without documents.loss_field");
     }
     Decoder { fields, max_bytes: r.bytes("documents.max_bytes", 1..=GIB) as usize }
-}
-
-fn sink_url(r: &mut Reader) -> url::Url {
-    let here = url::Url::parse("file:///").expect("a valid URL");
-    r.parse("sink.url", here, |value| match url::Url::parse(value) {
-        _ if value.is_empty() => Err("must be set".to_owned()),
-        Ok(url) if url.scheme() == "file" && url.to_file_path().is_ok() => Ok(url),
-        Ok(url) if url.scheme() == "file" => {
-            let host = url.host_str().unwrap_or_default();
-            Err(format!("names the host `{host}`; a path on this machine has three slashes, file:///…"))
-        }
-        Ok(url) if ["s3", "gs", "az"].contains(&url.scheme()) => match url.host_str() {
-            Some(host) if !host.is_empty() && url.query().is_none() => Ok(url),
-            _ => Err(format!("expected {}://BUCKET/PREFIX", url.scheme())),
-        },
-        Ok(url) if value.contains("://") => Err(format!(
-            "scheme `{}` is not supported; expected a folder, or a URL with file, s3, gs or az",
-            url.scheme()
-        )),
-        _ => std::path::absolute(value)
-            .ok()
-            .and_then(|path| url::Url::from_directory_path(path).ok())
-            .ok_or("is no path".to_owned()),
-    })
-}
-
-fn sink_options(r: &mut Reader, scheme: &str) -> BTreeMap<String, Secret> {
-    let options = r.map("sink.options");
-    for (option, value) in &options {
-        let is_known = match scheme {
-            "s3" => option.parse::<object_store::aws::AmazonS3ConfigKey>().is_ok(),
-            "gs" => option.parse::<object_store::gcp::GoogleConfigKey>().is_ok(),
-            "az" => option.parse::<object_store::azure::AzureConfigKey>().is_ok(),
-            _ => false,
-        };
-        if !is_known {
-            let shown = if is_secret(option) { "***" } else { value };
-            r.error(&format!("sink.options.{option}"), shown, format!("is no setting of a {scheme}:// store"));
-        }
-    }
-    options.into_iter().map(|(option, value)| (option, Secret::new(value))).collect()
 }
 
 fn catalog_url(r: &mut Reader) -> CatalogUrl {

@@ -6,20 +6,13 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use object_store::aws::{AmazonS3Builder, Checksum};
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
-use object_store::{
-    ClientOptions, GetResult, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload,
-    RetryConfig,
-};
+use object_store::{GetResult, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
@@ -29,11 +22,6 @@ use crate::crash;
 
 /// Part size of uploads; smaller files go in one request.
 const PART_BYTES: usize = 8 << 20;
-/// Of one request to an object store. What fails for longer than the retries is tried again by whoever asked.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
-const RETRIES: usize = 5;
 
 /// Where shards and their manifest go.
 #[derive(Clone)]
@@ -224,24 +212,8 @@ impl ShardStore {
 
 /// The object store of a URL, below its prefix.
 fn remote(config: &SinkConfig) -> Result<Box<dyn ObjectStore>, object_store::Error> {
-    /// The same for every kind of builder: the environment, the URL, then our options.
-    macro_rules! build {
-        ($builder:ty, $with:expr) => {{
-            let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT);
-            let retry = RetryConfig { retry_timeout: RETRY_TIMEOUT, max_retries: RETRIES, ..RetryConfig::default() };
-            let builder = <$builder>::from_env().with_client_options(client).with_retry(retry);
-            let mut builder = $with(builder.with_url(config.url.as_str()));
-            for (option, value) in &config.options {
-                builder = builder.with_config(option.parse()?, value.reveal());
-            }
-            Box::new(PrefixStore::new(builder.build()?, ObjectPath::from_url_path(config.url.path())?))
-        }};
-    }
-    Ok(match config.url.scheme() {
-        "s3" => build!(AmazonS3Builder, |b: AmazonS3Builder| b.with_checksum_algorithm(Checksum::SHA256)),
-        "gs" => build!(GoogleCloudStorageBuilder, |b| b),
-        _ => build!(MicrosoftAzureBuilder, |b| b),
-    })
+    let store = crate::store::open(&config.url, &config.options)?;
+    Ok(Box::new(PrefixStore::new(store, ObjectPath::from_url_path(config.url.path())?)))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Cuts files into chunks: whole lines of about a mebibyte, or row groups. Where it cuts depends on the files alone.
+//! Cuts files into chunks: whole lines or records of about a mebibyte, or row groups. Where it cuts depends on the files alone.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,10 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use flate2::read::MultiGzDecoder;
-
 use super::columns::{Rows, Wanted};
-use super::inputs::Format;
+use super::csv::{CsvColumns, RecordEnds};
+use super::inputs::{Compression, Format};
 use super::{FileError, Input, ReadSettings};
 
 /// Lines that are handed out together; a longer line makes a larger chunk.
@@ -47,8 +46,16 @@ impl ChunkPlace {
     pub(super) fn read(&self, inputs: &[Input], buffer: &mut Vec<u8>) -> Result<Chunk, FileError> {
         let ChunkPlace { number, input, first_line, start, len } = *self;
         let path = &inputs[input].path;
-        buffer.resize(len, 0);
-        let read = File::open(path).and_then(|file| file.read_exact_at(buffer, start));
+        let read = match &inputs[input].object {
+            Some(object) => object.bytes(start, len as u64).map(|bytes| {
+                buffer.clear();
+                buffer.extend_from_slice(&bytes);
+            }),
+            None => {
+                buffer.resize(len, 0);
+                File::open(path).and_then(|file| file.read_exact_at(buffer, start))
+            }
+        };
         match read {
             Ok(()) => {
                 let (file_bytes, place) = (len as u64, Some(*self));
@@ -78,6 +85,8 @@ pub(super) struct Chunks<'a> {
 
 enum Open {
     Lines(Lines),
+    /// `None` until the heading is read.
+    Csv(Lines, Option<CsvColumns>),
     Parquet(super::columns::ParquetFile),
 }
 
@@ -86,10 +95,12 @@ struct Lines {
     file_bytes: Arc<AtomicU64>,
     /// The beginning of a line that the last chunk did not hold to its end.
     rest: Vec<u8>,
+    /// Of a line, or of a record of CSV.
     next_line: u64,
     /// Where the next chunk begins, after decompression.
     next_start: u64,
     is_plain: bool,
+    is_csv: bool,
 }
 
 impl<'a> Chunks<'a> {
@@ -133,6 +144,27 @@ impl<'a> Chunks<'a> {
                 }
                 None => return Ok(None),
             },
+            Open::Csv(lines, columns) => {
+                let line = lines.next_line;
+                let at = |problem: String| (Some(line), problem);
+                let columns = match columns {
+                    Some(columns) => columns,
+                    none => match lines.heading().map_err(|problem| (None, problem))? {
+                        Some(heading) => {
+                            let columns = CsvColumns::of_heading(&heading, self.settings, self.wanted);
+                            none.insert(columns.map_err(|problem| (None, problem))?)
+                        }
+                        None => return Ok(None),
+                    },
+                };
+                match lines.next(buffer).map_err(at)? {
+                    Some((first, _)) => {
+                        let bytes = lines.file_bytes.swap(0, Ordering::Relaxed);
+                        (first, bytes, Content::Rows(Rows::Csv(columns.clone())))
+                    }
+                    None => return Ok(None),
+                }
+            }
             Open::Parquet(file) => match file.next().map_err(|e| (None, e))? {
                 Some((first_row, bytes, rows)) => (first_row + 1, bytes, Content::Rows(rows)),
                 None => return Ok(None),
@@ -146,20 +178,20 @@ impl<'a> Chunks<'a> {
 
 impl Open {
     fn input(input: &Input, settings: &ReadSettings, wanted: Wanted) -> Result<Self, String> {
-        let file = File::open(&input.path).map_err(|e| e.to_string())?;
         if input.format == Format::Parquet {
-            let file = super::columns::ParquetFile::open(input.path.clone(), &file, settings, wanted)?;
-            return Ok(Open::Parquet(file));
+            return super::columns::ParquetFile::open(input, settings, wanted).map(Open::Parquet);
         }
         let file_bytes = Arc::new(AtomicU64::new(0));
-        let file = CountingFile { file, bytes: file_bytes.clone() };
-        let reader: Box<dyn Read + Send> = match input.format {
-            Format::JsonlGzip => Box::new(MultiGzDecoder::new(std::io::BufReader::with_capacity(128 << 10, file))),
-            Format::JsonlZstd => Box::new(zstd::Decoder::new(file).map_err(|e| e.to_string())?),
-            Format::Jsonl | Format::Parquet => Box::new(file),
+        let stored: Box<dyn Read + Send> = match &input.object {
+            Some(object) => Box::new(object.reader()),
+            None => Box::new(File::open(&input.path).map_err(|e| e.to_string())?),
         };
-        let is_plain = input.format == Format::Jsonl && input.is_regular;
-        Ok(Open::Lines(Lines { reader, file_bytes, rest: Vec::new(), next_line: 1, next_start: 0, is_plain }))
+        let reader = input.compression.of(CountingReader { stored, bytes: file_bytes.clone() });
+        let is_csv = input.format == Format::Csv;
+        let is_plain = !is_csv && input.compression == Compression::None && input.is_regular;
+        let reader = reader.map_err(|e| e.to_string())?;
+        let lines = Lines { reader, file_bytes, rest: Vec::new(), next_line: 1, next_start: 0, is_plain, is_csv };
+        Ok(if is_csv { Open::Csv(lines, None) } else { Open::Lines(lines) })
     }
 }
 
@@ -167,50 +199,95 @@ impl Lines {
     /// Fills the buffer with whole lines and gives the number of the first and where it begins; `None` at the end of the
     /// file.
     fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Option<(u64, u64)>, String> {
+        let n_lines = self.fill(buffer)?;
+        if buffer.is_empty() {
+            return Ok(None);
+        }
+        let first = (self.next_line, self.next_start);
+        self.next_line += n_lines;
+        self.next_start += buffer.len() as u64;
+        Ok(Some(first))
+    }
+
+    /// The first record of CSV, without what marks the file as Unicode.
+    fn heading(&mut self) -> Result<Option<Vec<u8>>, String> {
+        let mut buffer = Vec::new();
+        if self.fill(&mut buffer)? == 0 {
+            return Ok(None);
+        }
+        let mut first_end = None;
+        RecordEnds::default().follow(&buffer, |end| first_end = first_end.or(Some(end)));
+        let end = first_end.unwrap_or(buffer.len());
+        let mut rest = buffer.split_off(end);
+        rest.append(&mut self.rest);
+        self.rest = rest;
+        Ok(Some(buffer.strip_prefix(b"\xEF\xBB\xBF").map_or(buffer.clone(), <[u8]>::to_vec)))
+    }
+
+    /// Fills the buffer with whole lines, or records of CSV, and gives their number.
+    fn fill(&mut self, buffer: &mut Vec<u8>) -> Result<u64, String> {
         buffer.clear();
         buffer.append(&mut self.rest);
-        let mut searched = 0;
+        let mut ends = Ends { is_csv: self.is_csv, records: RecordEnds::default(), searched: 0, n: 0, last: 0 };
         let mut limit = CHUNK_BYTES;
         loop {
             let missing = limit.saturating_sub(buffer.len());
             buffer.reserve(missing);
             let read = self.reader.by_ref().take(missing as u64).read_to_end(buffer).map_err(|e| e.to_string())?;
-            let is_end = read < missing;
-            match memchr::memrchr(b'\n', &buffer[searched..]) {
-                _ if is_end => break,
-                Some(last) => {
-                    self.rest.extend_from_slice(&buffer[searched + last + 1..]);
-                    buffer.truncate(searched + last + 1);
-                    break;
-                }
-                None if buffer.len() > MAX_LINE_BYTES => {
-                    return Err(format!("too_large: longer than {} MiB", MAX_LINE_BYTES >> 20));
-                }
-                None => {
-                    searched = buffer.len();
-                    limit = 2 * buffer.len();
-                }
+            ends.search(buffer);
+            if read < missing {
+                return Ok(ends.all());
             }
+            if ends.last > 0 {
+                self.rest.extend_from_slice(&buffer[ends.last..]);
+                buffer.truncate(ends.last);
+                return Ok(ends.n);
+            }
+            if buffer.len() > MAX_LINE_BYTES {
+                return Err(format!("too_large: longer than {} MiB", MAX_LINE_BYTES >> 20));
+            }
+            limit = limit.max(2 * buffer.len());
         }
-        if buffer.is_empty() {
-            return Ok(None);
+    }
+}
+
+/// Where lines or records end in a buffer that grows.
+struct Ends {
+    is_csv: bool,
+    records: RecordEnds,
+    searched: usize,
+    n: u64,
+    last: usize,
+}
+
+impl Ends {
+    fn search(&mut self, buffer: &[u8]) {
+        let (new, from) = (&buffer[self.searched..], self.searched);
+        self.searched = buffer.len();
+        if self.is_csv {
+            let Ends { records, n, last, .. } = self;
+            records.follow(new, |end| (*n, *last) = (*n + 1, from + end));
+        } else if let Some(last) = memchr::memrchr(b'\n', new) {
+            self.n += memchr::memchr_iter(b'\n', new).count() as u64;
+            self.last = from + last + 1;
         }
-        let first = (self.next_line, self.next_start);
-        self.next_line += memchr::memchr_iter(b'\n', buffer).count() as u64;
-        self.next_start += buffer.len() as u64;
-        Ok(Some(first))
+    }
+
+    /// At the end of a file.
+    fn all(&self) -> u64 {
+        self.n + u64::from(self.is_csv && self.records.is_within())
     }
 }
 
 /// Counts what is read of a file, for the progress bar.
-struct CountingFile {
-    file: File,
+struct CountingReader {
+    stored: Box<dyn Read + Send>,
     bytes: Arc<AtomicU64>,
 }
 
-impl Read for CountingFile {
+impl Read for CountingReader {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.file.read(into)?;
+        let read = self.stored.read(into)?;
         self.bytes.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }

@@ -1,4 +1,4 @@
-//! Parquet files: row groups as units of work, their named columns as documents, whole rows as JSON objects.
+//! Rows: those of Parquet files, by row groups, and of CSV; their named columns as documents, whole rows as JSON objects.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -12,8 +12,12 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::reader::ChunkReader;
 
-use super::ReadSettings;
+use super::csv::CsvColumns;
+use super::objects::{Object, ObjectColumns};
+use super::{Input, ReadSettings};
 use crate::record::FieldNames;
 
 /// Row groups up to this size, uncompressed, are decoded by the thread that takes them; larger ones batch by batch, before
@@ -33,7 +37,7 @@ pub enum Wanted {
 
 /// A Parquet file that is handed out piece by piece.
 pub(super) struct ParquetFile {
-    path: Arc<PathBuf>,
+    place: Place,
     metadata: ArrowReaderMetadata,
     projection: ProjectionMask,
     next_row_group: usize,
@@ -42,15 +46,39 @@ pub(super) struct ParquetFile {
     large: Option<(ParquetRecordBatchReader, f64)>,
 }
 
-/// A piece of it.
+/// Where it lies.
+#[derive(Clone)]
+pub(super) enum Place {
+    Here(Arc<PathBuf>),
+    Stored(Object),
+}
+
+/// A piece of it, or of a CSV file.
 pub(super) enum Rows {
-    RowGroup { path: Arc<PathBuf>, metadata: ArrowReaderMetadata, projection: ProjectionMask, row_group: usize },
+    RowGroup {
+        place: Place,
+        metadata: ArrowReaderMetadata,
+        projection: ProjectionMask,
+        row_group: usize,
+    },
     Batch(RecordBatch),
+    /// In the buffer that was given to [`super::chunks::Chunks::next`].
+    Csv(CsvColumns),
 }
 
 impl ParquetFile {
-    pub fn open(path: PathBuf, file: &File, settings: &ReadSettings, wanted: Wanted) -> Result<Self, String> {
-        let metadata = ArrowReaderMetadata::load(file, ArrowReaderOptions::new()).map_err(|e| e.to_string())?;
+    pub fn open(input: &Input, settings: &ReadSettings, wanted: Wanted) -> Result<Self, String> {
+        let (place, metadata) = match &input.object {
+            Some(object) => {
+                let file = ObjectColumns::new(object.clone(), []);
+                (Place::Stored(object.clone()), ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
+            }
+            None => {
+                let file = File::open(&input.path).map_err(|e| e.to_string())?;
+                (Place::Here(Arc::new(input.path.clone())), ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
+            }
+        };
+        let metadata = metadata.map_err(|e| e.to_string())?;
         let fields = &settings.decoder.fields;
         let schema = metadata.schema();
         let Ok(text) = schema.field_with_name(&fields.text) else {
@@ -60,14 +88,9 @@ impl ParquetFile {
         if !is_text(text.data_type()) {
             return Err(format!("column `{}` is {}, expected strings", fields.text, text.data_type()));
         }
-        let losses = [fields.loss.as_ref(), fields.reference_loss.as_ref()];
-        let named = [Some(&fields.text), fields.id.as_ref(), fields.source.as_ref()].into_iter().chain(losses);
-        let named: Vec<_> = named.flatten().collect();
-        let is_named = |name: &str| named.iter().any(|n| *n == name) || settings.extra.has(name);
-        let roots = (0..schema.fields().len()).filter(|&i| wanted == Wanted::All || is_named(schema.field(i).name()));
-        let projection = ProjectionMask::roots(metadata.parquet_schema(), roots);
-        let path = Arc::new(path);
-        Ok(ParquetFile { path, metadata, projection, next_row_group: 0, next_row: 0, large: None })
+        let is_wanted = |&i: &usize| wanted == Wanted::All || settings.names_column(schema.field(i).name());
+        let projection = ProjectionMask::roots(metadata.parquet_schema(), (0..schema.fields().len()).filter(is_wanted));
+        Ok(ParquetFile { place, metadata, projection, next_row_group: 0, next_row: 0, large: None })
     }
 
     /// The number of rows before the next piece, the bytes of the file that it stands for, and the piece.
@@ -95,7 +118,7 @@ impl ParquetFile {
                 continue;
             }
             let piece = Rows::RowGroup {
-                path: self.path.clone(),
+                place: self.place.clone(),
                 metadata: self.metadata.clone(),
                 projection: self.projection.clone(),
                 row_group,
@@ -110,16 +133,25 @@ impl ParquetFile {
 }
 
 impl Rows {
-    pub fn n_rows(&self) -> usize {
+    /// `records`: those of CSV.
+    pub fn n_rows(&self, records: &[u8]) -> usize {
         match self {
+            Rows::Csv(columns) => columns.n_rows(records),
             Rows::Batch(batch) => batch.num_rows(),
             Rows::RowGroup { metadata, row_group, .. } => metadata.metadata().row_group(*row_group).num_rows() as usize,
         }
     }
 
-    pub fn for_each_batch(&self, mut each: impl FnMut(&RecordBatch) -> Result<(), String>) -> Result<(), String> {
-        if let Rows::Batch(batch) = self {
-            return each(batch);
+    /// `records`: those of CSV, the number of the first of them.
+    pub fn for_each_batch(
+        &self,
+        (records, first): (&[u8], u64),
+        mut each: impl FnMut(&RecordBatch) -> Result<(), String>,
+    ) -> Result<(), String> {
+        match self {
+            Rows::Batch(batch) => return each(batch),
+            Rows::Csv(columns) => return columns.for_each_batch(records, first, each),
+            Rows::RowGroup { .. } => {}
         }
         for batch in self.reader()? {
             each(&batch.map_err(|e| e.to_string())?)?;
@@ -128,21 +160,40 @@ impl Rows {
     }
 
     fn reader(&self) -> Result<ParquetRecordBatchReader, String> {
-        let Rows::RowGroup { path, metadata, projection, row_group } = self else {
+        let Rows::RowGroup { place, metadata, projection, row_group } = self else {
             return Err("a batch has been read already".to_owned());
         };
-        // Handles of one open file share a position, so that every thread needs its own.
-        let file = File::open(path.as_path()).map_err(|e| e.to_string())?;
-        let group = metadata.metadata().row_group(*row_group);
-        let rows = group.num_rows().max(1) as u64;
-        let batch_rows = (rows * BATCH_BYTES / group.total_byte_size().max(1) as u64).clamp(16, MAX_BATCH_ROWS);
-        ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
-            .with_row_groups(vec![*row_group])
-            .with_projection(projection.clone())
-            .with_batch_size(batch_rows as usize)
-            .build()
-            .map_err(|e| e.to_string())
+        match place {
+            // Handles of one open file share a position, so that every thread needs its own.
+            Place::Here(path) => {
+                let file = File::open(path.as_path()).map_err(|e| e.to_string())?;
+                row_group_reader(file, metadata, projection, *row_group)
+            }
+            Place::Stored(object) => {
+                let columns = metadata.metadata().row_group(*row_group).columns().iter();
+                let columns = columns.map(ColumnChunkMetaData::byte_range).map(|(from, len)| (from, from + len));
+                let file = ObjectColumns::new(object.clone(), columns);
+                row_group_reader(file, metadata, projection, *row_group)
+            }
+        }
     }
+}
+
+fn row_group_reader<F: ChunkReader + 'static>(
+    file: F,
+    metadata: &ArrowReaderMetadata,
+    projection: &ProjectionMask,
+    row_group: usize,
+) -> Result<ParquetRecordBatchReader, String> {
+    let group = metadata.metadata().row_group(row_group);
+    let rows = group.num_rows().max(1) as u64;
+    let batch_rows = (rows * BATCH_BYTES / group.total_byte_size().max(1) as u64).clamp(16, MAX_BATCH_ROWS);
+    ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
+        .with_row_groups(vec![row_group])
+        .with_projection(projection.clone())
+        .with_batch_size(batch_rows as usize)
+        .build()
+        .map_err(|e| e.to_string())
 }
 
 fn is_text(data_type: &DataType) -> bool {

@@ -1,4 +1,5 @@
-//! Documents from files: JSONL (plain, `.gz`, `.zst`) and Parquet, in the order of the input, on any number of threads.
+//! Documents from files: JSONL and CSV (plain, `.gz`, `.zst`) and Parquet, here or in an object store, in the order of the input, on
+//! any number of threads.
 //!
 //! Files are cut into [`Chunk`]s at places that depend on the files alone. Threads take chunks one after the other, work
 //! on them side by side, and their results are delivered in order ([`Reader::scan`]): what comes out never depends on the
@@ -6,21 +7,27 @@
 
 mod chunks;
 mod columns;
+mod csv;
 mod fields;
 mod in_order;
 mod inputs;
+mod objects;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::record::{Decoder, DocumentRef, Reject, RejectReason, TextScratch, TopicPartition};
+use crate::select::FieldType;
+use crate::store::StoreOptions;
 
 pub use chunks::{Chunk, ChunkPlace};
 pub use columns::Wanted;
 pub use fields::ExtraFields;
 pub use in_order::in_order;
-pub use inputs::{Input, expand};
+pub use inputs::{Compression, Format, Input, expand, is_url};
+pub use objects::{Bucket, Object};
 
 use chunks::{Chunks, Content};
 
@@ -32,12 +39,21 @@ pub struct FileError {
     pub problem: String,
 }
 
+impl FileError {
+    /// Whether an outside system is to blame, and not what the user named.
+    pub fn is_of_store(&self) -> bool {
+        self.problem.contains(objects::STORE_FAILED)
+    }
+}
+
 /// How files are read.
 #[derive(Debug, Clone)]
 pub struct ReadSettings {
     pub decoder: Decoder,
     /// What is handed out beside text, id, source and loss.
     pub extra: ExtraFields,
+    /// What fields of CSV hold, which are strings otherwise.
+    pub types: BTreeMap<String, FieldType>,
     pub threads: usize,
     /// Lines that are no documents are counted and passed over; otherwise the first one is an error.
     pub skip_bad_lines: bool,
@@ -45,7 +61,15 @@ pub struct ReadSettings {
 
 impl ReadSettings {
     pub fn new(decoder: Decoder) -> Self {
-        ReadSettings { decoder, extra: ExtraFields::default(), threads: 1, skip_bad_lines: false }
+        let (extra, types) = (ExtraFields::default(), BTreeMap::new());
+        ReadSettings { decoder, extra, types, threads: 1, skip_bad_lines: false }
+    }
+
+    /// Whether a column has a use of its own.
+    fn names_column(&self, name: &str) -> bool {
+        let fields = &self.decoder.fields;
+        let optional = [&fields.id, &fields.source, &fields.loss, &fields.reference_loss];
+        fields.text == name || optional.into_iter().flatten().any(|field| field == name) || self.extra.has(name)
     }
 }
 
@@ -201,7 +225,7 @@ impl ChunkReader<'_> {
         let mut line = self.chunk.first_line;
         let mut failed = None;
         let mut extra = fields::Extra::default();
-        let result = rows.for_each_batch(|batch| {
+        let result = rows.for_each_batch((self.lines, self.chunk.first_line), |batch| {
             let columns = columns::Columns::of(batch, fields)?;
             let extra_columns = fields::ExtraColumns::of(batch, &settings.extra)?;
             for row in 0..batch.num_rows() {
@@ -246,7 +270,7 @@ impl ChunkReader<'_> {
             Content::Rows(rows) => {
                 let first = self.chunk.first_line;
                 let mut failed = None;
-                let result = rows.for_each_batch(|batch| {
+                let result = rows.for_each_batch((self.lines, self.chunk.first_line), |batch| {
                     let chosen: Vec<u32> =
                         (0..batch.num_rows() as u32).filter(|&row| wanted(n + u64::from(row))).collect();
                     columns::objects(batch, &chosen, |row, object| {
@@ -272,7 +296,9 @@ impl ChunkReader<'_> {
                     Ok(())
                 });
             }
-            Content::Rows(rows) => (0..rows.n_rows() as u64).for_each(|row| each(self.chunk.first_line + row)),
+            Content::Rows(rows) => {
+                (0..rows.n_rows(self.lines) as u64).for_each(|row| each(self.chunk.first_line + row))
+            }
         }
     }
 
@@ -289,7 +315,8 @@ impl ChunkReader<'_> {
         }
     }
 
-    fn bad_line(&self, line: u64, reject: &Reject) -> Result<(), FileError> {
+    /// An error, unless bad lines are passed over.
+    pub fn bad_line(&self, line: u64, reject: &Reject) -> Result<(), FileError> {
         if self.reader.settings.skip_bad_lines {
             return Ok(());
         }
@@ -320,7 +347,7 @@ pub fn for_each_document<F: FnMut(&DocumentRef<'_>, u64) + Send>(
     decoder: &Decoder,
     each: F,
 ) -> Result<(), FileError> {
-    let inputs = expand(std::slice::from_ref(&path.to_owned()))?;
+    let inputs = expand(std::slice::from_ref(&path.to_owned()), &StoreOptions::new())?;
     let settings = ReadSettings::new(decoder.clone());
     let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
     // On one thread the chunks come in order.

@@ -48,7 +48,7 @@ fn a_bad_line_is_named() {
 
 /// (line, text) of everything that is read on `threads` threads.
 fn scan(paths: &[PathBuf], threads: usize, skip_bad_lines: bool) -> Result<Vec<(u64, Option<String>)>, FileError> {
-    let inputs = expand(paths)?;
+    let inputs = expand(paths, &StoreOptions::new())?;
     let settings = ReadSettings { skip_bad_lines, ..ReadSettings::new(Decoder::for_files()) };
     let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
     let mut all = Vec::new();
@@ -152,11 +152,16 @@ fn folders_stand_for_their_files_by_name() {
     for name in ["b.jsonl", "a.jsonl.gz", "c.txt", "d.parquet"] {
         File::create(folder.path().join(name)).unwrap();
     }
-    let inputs = expand(&[folder.path().to_owned(), folder.path().join("c.txt")]).unwrap();
+    let inputs = expand(&[folder.path().to_owned(), folder.path().join("c.txt")], &StoreOptions::new()).unwrap();
     let names: Vec<_> = inputs.iter().map(|i| i.path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["a.jsonl.gz", "b.jsonl", "d.parquet", "c.txt"]);
     let empty = tempfile::tempdir().unwrap();
-    assert!(expand(&[empty.path().to_owned()]).unwrap_err().to_string().contains("a folder without files"));
+    assert!(
+        expand(&[empty.path().to_owned()], &StoreOptions::new())
+            .unwrap_err()
+            .to_string()
+            .contains("a folder without files")
+    );
 }
 
 /// Numbers and vector of a document.
@@ -169,7 +174,7 @@ fn extra(path: &Path, numbers: &[&str], vector: &str) -> Result<Vec<Extra>, File
 
 /// The same where a decoder has its own use for some of them.
 fn extra_beside(path: &Path, decoder: Decoder, numbers: &[&str], vector: &str) -> Result<Vec<Extra>, FileError> {
-    let inputs = expand(&[path.to_owned()])?;
+    let inputs = expand(&[path.to_owned()], &StoreOptions::new())?;
     let numbers = numbers.iter().map(|name| (*name).to_owned()).collect();
     let extra = ExtraFields { numbers, vector: Some(vector.to_owned()) };
     let settings = ReadSettings { extra, ..ReadSettings::new(decoder) };
