@@ -1,9 +1,11 @@
 //! What a shard is: the facts that the catalog keeps, the shard carries in its footer, and trainers read. Pure.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::score::ModelId;
-use crate::select::{AcceptanceBySource, Quantiles, SelectorSettings};
+use crate::select::{AcceptanceBySource, FieldType, Quantiles, SelectorSettings};
 use crate::window::WindowSummary;
 
 /// Everything that is known of a published shard.
@@ -19,6 +21,9 @@ pub struct ShardManifest {
     pub digest: Option<String>,
     pub model: ModelId,
     pub selector: SelectorSettings,
+    /// Columns that its rows have beside those of every shard.
+    #[serde(default, skip_serializing_if = "DerivedSettings::is_empty")]
+    pub columns: DerivedSettings,
     /// Of the log importance weights of its rows.
     pub log_importance_weights: Option<Quantiles>,
     /// Over all its windows.
@@ -29,6 +34,22 @@ pub struct ShardManifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letters: Option<DeadLetterFile>,
     pub created_at_ms: i64,
+}
+
+/// Columns that are computed from the documents. They are kept as they were written: a replay computes with them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DerivedSettings {
+    /// Expressions in SQL by the names of their columns.
+    pub columns: BTreeMap<String, String>,
+    /// Fields of the record that they may name beside those of every document, and what they hold.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, FieldType>,
+}
+
+impl DerivedSettings {
+    pub fn is_empty(&self) -> bool {
+        self.columns.is_empty()
+    }
 }
 
 /// The bad records of a publication, as a file beside the shard.
@@ -108,5 +129,7 @@ mod tests {
         // Nor is anything new written where nothing divides a window.
         let again = serde_json::to_value(&manifest).unwrap();
         assert_eq!((again["selector"].get("quotas"), again["windows"][0].get("turns")), (None, None));
+        assert_eq!((again.get("columns"), again["windows"][0].get("n_filtered")), (None, None));
+        assert!(manifest.columns.is_empty() && window.n_filtered.is_none());
     }
 }

@@ -368,9 +368,12 @@ fn tamper(path: &std::path::Path) -> String {
     use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
     let file = std::fs::File::open(path).unwrap();
     let batches: Vec<_> = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap().collect();
-    let mut writer =
-        parquet::arrow::ArrowWriter::try_new(std::fs::File::create(path).unwrap(), winnowd::sink::schema(&[]), None)
-            .unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(
+        std::fs::File::create(path).unwrap(),
+        winnowd::sink::schema(&[], &[]),
+        None,
+    )
+    .unwrap();
     let mut id = None;
     for batch in batches {
         let batch = batch.unwrap();

@@ -7,11 +7,13 @@ use winnowd::config::Config;
 use winnowd::features::{
     BucketList, DigestKernel, Featuriser, NgramHash, Scratch, TextKernel, for_each_token, lowercase_into,
 };
+use winnowd::manifest::DerivedSettings;
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
-use winnowd::select::{Division, Noise, Reservoir};
+use winnowd::select::{Division, FilterSettings, Noise, Reservoir};
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
-use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord};
+use winnowd::sql::{DerivedColumns, DocumentFilter};
+use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord, SelectedDocument};
 
 use crate::support::{Corpus, featurisers, fit};
 
@@ -130,11 +132,44 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
             );
         }
     }
+    for (kernel, sql) in FILTERS {
+        let filter = DocumentFilter::compile(&FilterSettings { sql: sql.to_owned(), fields: [].into() });
+        let filter = filter.expect("a filter");
+        add("filter", kernel, text, Box::new(move || judge(corpus, &filter)));
+    }
     const OFFERS: u64 = 1_000_000;
     add("select", "a tenth of 1,000,000", Work::Documents(OFFERS), Box::new(|| reservoir(OFFERS)));
     let window = everything(corpus);
+    let selected = everything(corpus).selected;
+    let columns = [("n".to_owned(), "length(text)".to_owned())].into();
+    let derived = DerivedColumns::compile(&DerivedSettings { columns, ..DerivedSettings::default() });
+    let derived = derived.expect("a column");
+    add("columns", "length(text)", text, Box::new(move || derive(&derived, &selected)));
     add("parquet", "zstd-1", text, Box::new(move || write(&window)));
     stages
+}
+
+/// Without a look at the text, and with one at every byte of it.
+const FILTERS: [(&str, &str); 2] = [
+    ("n_bytes BETWEEN", "n_bytes BETWEEN 200 AND 200000"),
+    ("length(text) AND LIKE", "length(text) > 200 AND text NOT LIKE '%lorem ipsum%'"),
+];
+
+/// As many at a time as the daemon does: decoding is measured with it, and is a stage of its own.
+fn judge(corpus: &Corpus, filter: &DocumentFilter) {
+    let (decoder, at) = (Decoder::for_files(), TopicPartition::new("corpus", 0));
+    for records in corpus.records.chunks(64) {
+        let mut scratches: Vec<_> = records.iter().map(|_| TextScratch::default()).collect();
+        let decode = |(record, scratch): (&'_ Vec<u8>, _)| decoder.decode_ref(Some(record), &at, 0, None, scratch);
+        let documents: Vec<_> =
+            records.iter().zip(&mut scratches).map(|both| decode(both).expect("a document")).collect();
+        black_box(filter.judge(&documents.iter().collect::<Vec<_>>()));
+    }
+}
+
+fn derive(derived: &DerivedColumns, selected: &[SelectedDocument]) {
+    let at = TopicPartition::new("corpus", 0);
+    selected.chunks(64).for_each(|documents| drop(black_box(derived.of(documents, &at))));
 }
 
 /// Weights against what was selected: some of the target.
@@ -198,7 +233,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
 
 fn write(window: &ClosedWindow) {
     let settings = WriterSettings { row_group_rows: 4096, row_group_bytes: 64 << 20, zstd_level: 1 };
-    let mut shard = ShardWriter::create("bench", None, settings, &[], Arc::new(GiveUp)).expect("a scratch file");
+    let mut shard = ShardWriter::create("bench", None, settings, &[], &[], Arc::new(GiveUp)).expect("a scratch file");
     shard.append(window, &ModelId::of(b"")).expect("rows");
     black_box(shard.finish(Vec::new()).expect("a shard").bytes);
 }

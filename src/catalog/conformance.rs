@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::CatalogUrl;
+use crate::manifest::DerivedSettings;
 use crate::score::{ExpectedLossVersion, SelectedVersion};
 use crate::select::{Diagnostics, Quantiles, Quotas, SelectorKind, SelectorSettings, SourceCounts};
 use crate::window::{CloseReason, TargetSummary, TurnSummary};
@@ -28,7 +29,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 10);
+        assert_eq!(catalog.migrate().await.unwrap(), 11);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -137,6 +138,7 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
         n_selected,
         n_rejected: (to - from) as u64 - n_selected,
         n_too_short: 0,
+        n_filtered: Some(2),
         n_dead_letters: 0,
         payload_bytes: 10,
         threshold: Some(-1.5),
@@ -178,6 +180,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         digest: (rows > 0).then(|| "sha256:00".into()),
         model: model_id(),
         selector,
+        columns: DerivedSettings::default(),
         log_importance_weights: None,
         sources: SourceCounts::default().top(20),
         windows,
@@ -524,7 +527,7 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("10 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("11 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();

@@ -11,6 +11,7 @@ use crate::feedback::Mixing;
 use crate::pipeline::DaemonError;
 use crate::sink::ShardStore;
 use crate::source::{Probe, SourceError};
+use crate::sql::DerivedColumns;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -53,6 +54,15 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     }
     if let Some(filter) = &selector.filter {
         println!("             only where {}", filter.sql);
+    }
+    let derived = DerivedColumns::compile(&config.columns).map(|derived| derived.fields()).unwrap_or_default();
+    for field in derived {
+        println!(
+            "             with {}: {} = {}",
+            field.name(),
+            field.data_type(),
+            config.columns.columns[field.name()]
+        );
     }
     println!("  model      {}", model.id);
     let documents = |side: &crate::score::Side| side.provenance.documents;

@@ -15,6 +15,7 @@ use crate::manifest::ShardManifest;
 use crate::pipeline::{DaemonError, Replay, Replayed, differences};
 use crate::record::TopicPartition;
 use crate::sink::{PublishedRow, ShardReader, ShardStore};
+use crate::sql::DerivedColumns;
 use crate::window::{ClosedWindow, WindowSummary};
 
 /// Differences of one window that are shown.
@@ -163,6 +164,7 @@ impl Verification {
             Some(path) if windows.iter().any(|(_, window)| window.n_selected > 0) => self.open(manifest, path).await?,
             _ => Ok(None),
         };
+        let derived = replay.derived(manifest)?;
         for (skip, window) in windows {
             let problems = match replay.window(manifest, window).await? {
                 Replayed::Impossible(problem) => {
@@ -172,7 +174,7 @@ impl Verification {
                 }
                 Replayed::Decided(again) => {
                     self.progress.add(again.summary.n_records, again.summary.payload_bytes);
-                    compare(shard.as_ref(), skip, window, &again)
+                    compare(shard.as_ref(), skip, window, &again, derived.as_deref())
                 }
             };
             self.records += window.n_records;
@@ -237,13 +239,15 @@ fn compare(
     skip: usize,
     window: &WindowSummary,
     again: &ClosedWindow,
+    derived: Option<&DerivedColumns>,
 ) -> Vec<String> {
+    let columns: Vec<&str> = derived.iter().flat_map(|derived| derived.names()).collect();
     let rows: Result<Vec<PublishedRow>, String> = match shard {
         Err(problem) => Err(problem.clone()),
         Ok(None) => Ok(Vec::new()),
-        Ok(Some(shard)) => shard.rows(skip, window.n_selected as usize).map_err(|e| e.to_string()),
+        Ok(Some(shard)) => shard.rows(skip, window.n_selected as usize, &columns).map_err(|e| e.to_string()),
     };
-    rows.map_or_else(|problem| vec![problem], |rows| differences(window, &rows, again))
+    rows.map_or_else(|problem| vec![problem], |rows| differences(window, &rows, again, derived))
 }
 
 /// How a window is decided, without looking at its shard.

@@ -1,27 +1,49 @@
-//! The filter of documents as it is written; what it means is looked at where it is compiled.
+//! The filter of documents and the columns that are derived from them, as they are written; what they mean is looked at where they are
+//! compiled.
+
+use std::collections::BTreeMap;
 
 use super::reader::Reader;
+use crate::manifest::DerivedSettings;
 use crate::record::FieldNames;
 use crate::select::{FieldType, FilterSettings};
 
 /// Each is looked for in every record.
 const MAX_FIELDS: usize = 100;
+/// Each is a label of a metric.
+const MAX_COLUMNS: usize = 100;
 /// What every document has.
 const COLUMNS: [&str; 6] = ["id", "text", "source", "timestamp", "n_bytes", "loss"];
 
-pub(super) fn filter(r: &mut Reader, names: &FieldNames) -> Option<FilterSettings> {
+/// Both, with the fields that both may name.
+pub(super) fn expressions(r: &mut Reader, names: &FieldNames) -> (Option<FilterSettings>, DerivedSettings) {
     let sql = r.optional("documents.filter");
+    let columns = r.map("documents.columns");
+    if columns.len() > MAX_COLUMNS {
+        r.error("documents.columns", &format!("{} columns", columns.len()), format!("at most {MAX_COLUMNS}"));
+    }
+    let fields = fields(r, names, sql.is_some() || !columns.is_empty());
+    let columns: BTreeMap<_, _> = columns.into_iter().collect();
+    let derived = if columns.is_empty() {
+        DerivedSettings::default()
+    } else {
+        DerivedSettings { columns, fields: fields.clone() }
+    };
+    (sql.map(|sql| FilterSettings { sql, fields }), derived)
+}
+
+fn fields(r: &mut Reader, names: &FieldNames, has_expressions: bool) -> BTreeMap<String, FieldType> {
     let given = r.map("documents.filter_fields");
     if given.len() > MAX_FIELDS {
         r.error("documents.filter_fields", &format!("{} fields", given.len()), format!("at most {MAX_FIELDS}"));
     }
     let read_already = [&names.id, &names.source, &names.timestamp, &names.loss, &names.reference_loss];
     let read_already: Vec<&str> = read_already.into_iter().flatten().chain([&names.text]).map(String::as_str).collect();
-    let mut fields = std::collections::BTreeMap::new();
+    let mut fields = BTreeMap::new();
     for (name, value) in given {
         let key = format!("documents.filter_fields.{name}");
-        if sql.is_none() {
-            r.error(&key, &value, "has no effect without documents.filter");
+        if !has_expressions {
+            r.error(&key, &value, "has no effect without documents.filter or documents.columns");
         } else if COLUMNS.contains(&name.as_str()) {
             r.error(&key, &value, format!("every document has a column `{name}` already"));
         } else if read_already.contains(&name.as_str()) {
@@ -35,5 +57,5 @@ pub(super) fn filter(r: &mut Reader, names: &FieldNames) -> Option<FilterSetting
             }
         }
     }
-    sql.map(|sql| FilterSettings { sql, fields })
+    fields
 }

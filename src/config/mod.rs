@@ -8,6 +8,7 @@ mod filter;
 mod losses;
 mod quotas;
 mod reader;
+mod stores;
 mod traces;
 
 use std::collections::BTreeMap;
@@ -19,10 +20,12 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::feedback::FeedbackSettings;
+use crate::manifest::DerivedSettings;
 use crate::record::{Decoder, LossDecoder};
 use crate::score::{AssemblySettings, LossWeightSettings};
 use crate::select::SelectorSettings;
 use crate::window::WindowPolicy;
+pub use stores::{STORE_SCHEMES, is_store_option};
 pub use traces::TracingConfig;
 
 /// The defaults, and at the same time the list of all keys.
@@ -34,6 +37,8 @@ pub struct Config {
     pub pipeline: String,
     pub kafka: KafkaConfig,
     pub decoder: Decoder,
+    /// Further columns of shards.
+    pub columns: DerivedSettings,
     pub dead_letters: DeadLetterConfig,
     /// `None`: trainers are not listened to.
     pub feedback: Option<FeedbackConfig>,

@@ -31,6 +31,7 @@ use crate::catalog::{
     Catalog, CatalogError, CatalogReader, CountsCatalog, FeedbackCatalog, OffsetsCatalog, SqlCatalog,
 };
 use crate::config::{Bootstrap, Config};
+use crate::manifest::DerivedSettings;
 use crate::score::{
     ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
 };
@@ -38,7 +39,7 @@ use crate::select::{Division, FilterSettings, Quotas};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SourceError, SourceLimits};
-use crate::sql::{DocumentFilter, FilterError};
+use crate::sql::{DerivedColumns, DocumentFilter, FilterError};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError, WeightsEndpoint};
 
 use collapse::SharedCollapseWatches;
@@ -65,6 +66,8 @@ pub enum DaemonError {
     Source(#[from] SourceError),
     #[error("`documents.filter` = `{sql}`: {source}")]
     Filter { sql: String, source: FilterError },
+    #[error("`documents.columns.{column}` = `{sql}`: {source}")]
+    Column { column: String, sql: String, source: FilterError },
     #[error(transparent)]
     Http(#[from] TelemetryError),
     #[error(
@@ -84,6 +87,7 @@ impl DaemonError {
             DaemonError::Model { .. }
             | DaemonError::Proportions { .. }
             | DaemonError::Filter { .. }
+            | DaemonError::Column { .. }
             | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
             DaemonError::Catalog(error) => catalog_exit_code(error),
             DaemonError::Internal(_) => 70,
@@ -163,6 +167,16 @@ struct Shared {
     limits: Limits,
     collapse: SharedCollapseWatches,
     filter: Option<Arc<DocumentFilter>>,
+    derived: Option<Arc<DerivedColumns>>,
+}
+
+impl Shared {
+    /// Values of derived columns that are null because their expressions fail, by column.
+    fn show_failed_columns(&self, derived: &DerivedColumns, failed: &[u64]) {
+        for (field, n) in derived.fields().iter().zip(failed) {
+            self.telemetry.metrics.failed_columns.with_label_values(&[field.name()]).inc_by(*n);
+        }
+    }
 }
 
 /// How the memory budget is shared out.
@@ -205,9 +219,13 @@ impl Daemon {
         // Recorded with every shard.
         config.selector.quotas = config.selector.quotas.of_model(&model.model);
         let filter = document_filter(config.selector.filter.as_ref())?;
+        let derived = derived_columns(&config.columns)?;
         let telemetry = Arc::new(Telemetry::new(&config.pipeline, config.kafka.max_poll_interval));
         for clause in filter.iter().flat_map(|filter| filter.labels()) {
             telemetry.metrics.filtered_documents.with_label_values(&[clause]);
+        }
+        for field in derived.iter().flat_map(|derived| derived.fields()) {
+            telemetry.metrics.failed_columns.with_label_values(&[field.name()]);
         }
         let catalog = open_catalog(&config).await?;
         telemetry.status().readiness.migrated = true;
@@ -254,7 +272,8 @@ impl Daemon {
         }
         let catalog = Arc::new(catalog);
         let collapse = SharedCollapseWatches::default();
-        let shared = Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse, filter };
+        let shared =
+            Shared { config, bootstrap, model, catalog, store, telemetry, owner, limits, collapse, filter, derived };
         Ok(Daemon { shared: Arc::new(shared), http, embedded })
     }
 
@@ -321,6 +340,17 @@ fn document_filter(settings: Option<&FilterSettings>) -> Result<Option<Arc<Docum
         Err(source) => Err(DaemonError::Filter { sql: settings.sql.clone(), source }),
     };
     settings.map(compile).transpose()
+}
+
+/// The derived columns that were configured, or recorded with a shard; `None` if there are none.
+fn derived_columns(settings: &DerivedSettings) -> Result<Option<Arc<DerivedColumns>>, DaemonError> {
+    if settings.is_empty() {
+        return Ok(None);
+    }
+    DerivedColumns::compile(settings).map(|derived| Some(Arc::new(derived))).map_err(|mut wrong| {
+        let (column, source) = wrong.remove(0);
+        DaemonError::Column { sql: settings.columns[&column].clone(), column, source }
+    })
 }
 
 /// What this process is called beside others of its pipeline.

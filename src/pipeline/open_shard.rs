@@ -117,7 +117,7 @@ impl OpenShard {
     }
 
     fn append_files(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
-        let Shared { config, model, limits, .. } = shared;
+        let Shared { config, model, limits, derived, .. } = shared;
         let scratch_dir = config.sink.scratch_dir.as_deref();
         if !window.selected.is_empty() {
             let settings = WriterSettings {
@@ -129,10 +129,23 @@ impl OpenShard {
                 Some(writer) => writer,
                 none => {
                     let (targets, full_disk) = (model.division.targets(), self.full_disk.clone());
-                    none.insert(ShardWriter::create(&self.id, scratch_dir, settings, targets, full_disk)?)
+                    let fields = derived.as_ref().map(|derived| derived.fields()).unwrap_or_default();
+                    none.insert(ShardWriter::create(&self.id, scratch_dir, settings, targets, &fields, full_disk)?)
                 }
             };
-            writer.append(window, &model.id)?;
+            match derived {
+                None => writer.append(window, &model.id)?,
+                Some(derived) => {
+                    let mut failed = vec![0; derived.fields().len()];
+                    let derive = &mut |rows: &[SelectedDocument]| {
+                        let derived = derived.of(rows, &window.summary.at);
+                        failed.iter_mut().zip(derived.failed).for_each(|(sum, n)| *sum += n);
+                        derived.arrays
+                    };
+                    writer.append_with(window, &model.id, derive)?;
+                    shared.show_failed_columns(derived, &failed);
+                }
+            }
         }
         for letter in &window.dead_letters {
             let writer = match &mut self.dead_letters {
@@ -191,6 +204,7 @@ impl OpenShard {
             digest: None,
             model: model.id.clone(),
             selector: config.selector.clone(),
+            columns: config.columns.clone(),
             log_importance_weights: Quantiles::of(self.log_importance_weights),
             sources: self.sources.top(TOP_SOURCES),
             windows,
@@ -286,6 +300,7 @@ fn footer(manifest: &ShardManifest, advances: &[Advance]) -> Vec<(String, String
         ("model", manifest.model.to_string()),
         ("seed", manifest.selector.seed.to_string()),
         ("selector", json(serde_json::to_value(&manifest.selector))),
+        ("columns", json(serde_json::to_value(&manifest.columns.columns))),
         ("offsets", serde_json::Value::from(offsets).to_string()),
         ("windows", json(serde_json::to_value(&manifest.windows))),
     ]

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use super::adaptive::{mixed, versioned_weight};
 use super::scoring::{Destinations, Scorer};
-use super::{DaemonError, LoadedModel, document_filter, recreated_topics};
+use super::{DaemonError, LoadedModel, derived_columns, document_filter, recreated_topics};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
 use crate::config::Config;
-use crate::manifest::ShardManifest;
+use crate::manifest::{DerivedSettings, ShardManifest};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Division, FilterSettings, Noise, Quotas};
 use crate::source::{Probe, RangeReader, SourceError};
+use crate::sql::DerivedColumns;
 use crate::window::{ClosedWindow, OpenWindow, WindowPolicy, WindowSummary};
 
 pub use compare::differences;
@@ -44,6 +45,7 @@ pub struct Replay {
     weight: Option<(ModelId, Arc<VersionedWeight>)>,
     /// What the scorer filters by.
     filter: Option<FilterSettings>,
+    derived: (DerivedSettings, Option<Arc<DerivedColumns>>),
 }
 
 impl Replay {
@@ -53,7 +55,25 @@ impl Replay {
         let topic = |error| if let SourceError::TopicRecreated { topic, .. } = error { Some(topic) } else { None };
         let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
         let scorer = Scorer::new(config.decoder.clone(), 0);
-        Ok(Replay { config, catalog, reader, scorer, recreated, model: None, weight: None, filter: None })
+        Ok(Replay {
+            config,
+            catalog,
+            reader,
+            scorer,
+            recreated,
+            model: None,
+            weight: None,
+            filter: None,
+            derived: Default::default(),
+        })
+    }
+
+    /// What computes the derived columns of a shard; `None` if it has none.
+    pub fn derived(&mut self, manifest: &ShardManifest) -> Result<Option<Arc<DerivedColumns>>, DaemonError> {
+        if self.derived.0 != manifest.columns {
+            self.derived = (manifest.columns.clone(), derived_columns(&manifest.columns)?);
+        }
+        Ok(self.derived.1.clone())
     }
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 
 use crate::features::{BucketList, Featuriser, Scratch};
-use crate::record::{Decoder, DocumentRef, TextScratch};
+use crate::record::{Decoder, DocumentRef, Reject, TextScratch};
 use crate::score::{Score, VersionedWeight};
 use crate::select::{Division, Noise, Reservoir, SelectorSettings};
 use crate::source::{Batch, Record};
@@ -164,44 +164,70 @@ impl Scorer {
         self.filter = filter;
     }
 
-    /// Of every record that is ours to decide and a document; of all others it does not matter. Nothing without a filter.
-    fn verdicts(&self, batch: &Batch, of_records: &[Option<u32>]) -> Vec<Verdict> {
-        let Some(filter) = &self.filter else { return Vec::new() };
-        let judge = |(chunk, numbers): (usize, &[Option<u32>])| {
-            let mut scratches: Vec<_> = numbers.iter().map(|_| TextScratch::default()).collect();
-            let (mut places, mut documents) = (Vec::new(), Vec::new());
-            for (i, scratch) in scratches.iter_mut().enumerate().filter(|(i, _)| numbers[*i].is_some()) {
-                let Record { at, offset, timestamp_ms, payload, .. } = batch.get(chunk * FILTER_RECORDS + i);
-                if let Ok(document) = self.decoder.decode_ref(payload, at, offset, timestamp_ms, scratch) {
-                    places.push(i);
-                    documents.push(document);
-                }
-            }
-            let mut verdicts = vec![Verdict::Passes; numbers.len()];
-            places.into_iter().zip(filter.judge(&documents)).for_each(|(i, verdict)| verdicts[i] = verdict);
-            verdicts
-        };
-        of_records.par_chunks(FILTER_RECORDS).enumerate().flat_map_iter(judge).collect()
-    }
-
     /// In: a batch and the windows of its records. Out: what came of each record, in the same order, and the counts of their
     /// n-grams; the same decisions whatever the number of threads.
     pub fn score(&self, batch: &Batch, destinations: Destinations<'_>) -> ScoredBatch {
         let Destinations { selector, windows, of_records, .. } = destinations;
-        let verdicts = self.verdicts(batch, &of_records);
-        let score = |(i, number): (usize, &Option<u32>)| {
-            let number = (*number)?;
-            let job = Job { scorer: self, selector, number, destination: &windows[number as usize] };
-            // Outside of the pool there is one thread, the caller's.
-            let thread = &self.threads[rayon::current_thread_index().unwrap_or_default()];
-            Some(job.score(batch.get(i), verdicts.get(i).unwrap_or(&Verdict::Passes), &mut lock(thread)))
+        let job = |number: u32| Job { scorer: self, selector, number, destination: &windows[number as usize] };
+        let records = match &self.filter {
+            None => {
+                let score = |(i, number): (usize, &Option<u32>)| {
+                    let (number, record, mut thread) = ((*number)?, batch.get(i), self.thread());
+                    let mut text = std::mem::take(&mut thread.text);
+                    let document = self.decode(&record, &mut text);
+                    let scored = job(number).score(&record, document.as_ref(), &Verdict::Passes, &mut thread);
+                    drop(document);
+                    thread.text = text;
+                    Some(scored)
+                };
+                of_records.par_iter().enumerate().with_min_len(16).map(score).collect()
+            }
+            Some(filter) => {
+                let score = |(chunk, numbers): (usize, &[Option<u32>])| {
+                    self.score_together(filter, batch, chunk * FILTER_RECORDS, numbers, job)
+                };
+                of_records.par_chunks(FILTER_RECORDS).enumerate().flat_map_iter(score).collect()
+            }
         };
-        let records = of_records.par_iter().enumerate().with_min_len(16).map(score).collect();
         let mut tallies: Vec<_> = windows.iter().map(|_| Vec::new()).collect();
         for (number, tally) in self.threads.iter().flat_map(|thread| std::mem::take(&mut lock(thread).tallies)) {
             tallies[number as usize].push(tally);
         }
         ScoredBatch { records, of_records, weights: windows.into_iter().map(|w| w.weight).collect(), tallies }
+    }
+
+    /// Records from the `first` of a batch on, which the filter looks at together.
+    fn score_together<'a>(
+        &self,
+        filter: &DocumentFilter,
+        batch: &Batch,
+        first: usize,
+        numbers: &[Option<u32>],
+        job: impl Fn(u32) -> Job<'a>,
+    ) -> Vec<Option<ScoredRecord>> {
+        let mut thread = self.thread();
+        let mut texts: Vec<_> = numbers.iter().map(|_| TextScratch::default()).collect();
+        let decode = |((i, number), text): ((usize, &Option<u32>), _)| {
+            let (number, record) = ((*number)?, batch.get(first + i));
+            Some((number, record, self.decode(&record, text)))
+        };
+        let decoded: Vec<_> = numbers.iter().enumerate().zip(&mut texts).filter_map(decode).collect();
+        let documents: Vec<_> = decoded.iter().filter_map(|(.., document)| document.as_ref().ok()).collect();
+        let mut verdicts = filter.judge(&documents).into_iter();
+        let mut scored = decoded.iter().map(|(number, record, document)| {
+            let verdict = document.as_ref().map_or(Verdict::Passes, |_| verdicts.next().expect("one a document"));
+            job(*number).score(record, document.as_ref(), &verdict, &mut thread)
+        });
+        numbers.iter().map(|number| number.and_then(|_| scored.next())).collect()
+    }
+
+    fn decode<'r>(&'r self, record: &Record<'r>, text: &'r mut TextScratch) -> Result<DocumentRef<'r>, Reject> {
+        self.decoder.decode_ref(record.payload, record.at, record.offset, record.timestamp_ms, text)
+    }
+
+    /// Outside of the pool there is one thread, the caller's.
+    fn thread(&self) -> MutexGuard<'_, Thread> {
+        lock(&self.threads[rayon::current_thread_index().unwrap_or_default()])
     }
 
     /// Moves counts to their window.
@@ -236,16 +262,21 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn score(&self, record: Record<'_>, verdict: &Verdict, thread: &mut Thread) -> ScoredRecord {
-        let Record { at, offset, timestamp_ms, payload, .. } = record;
+    fn score(
+        &self,
+        record: &Record<'_>,
+        document: Result<&DocumentRef<'_>, &Reject>,
+        verdict: &Verdict,
+        thread: &mut Thread,
+    ) -> ScoredRecord {
+        let Record { offset, timestamp_ms, payload, .. } = *record;
         let payload_bytes = payload.map_or(0, <[u8]>::len) as u64;
-        let Thread { text, features, buckets, tallies } = thread;
-        let document = self.scorer.decoder.decode_ref(payload, at, offset, timestamp_ms, text);
+        let Thread { features, buckets, tallies, .. } = thread;
         let outcome = match (document, verdict) {
-            (Ok(document), Verdict::Passes) => Ok(self.document(&document, None, features, buckets, tallies)),
-            (Ok(document), Verdict::Refused(by)) => Ok(self.document(&document, Some(*by), features, buckets, tallies)),
+            (Ok(document), Verdict::Passes) => Ok(self.document(document, None, features, buckets, tallies)),
+            (Ok(document), Verdict::Refused(by)) => Ok(self.document(document, Some(*by), features, buckets, tallies)),
             (Ok(_), Verdict::Fails(reject)) => Err(reject.clone()),
-            (Err(reject), _) => Err(reject),
+            (Err(reject), _) => Err(reject.clone()),
         };
         let outcome = match outcome {
             Ok(document) => Ok(document),

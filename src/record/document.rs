@@ -1,6 +1,10 @@
 //! Documents: owned, or still borrowing from their record.
 
 use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::TopicPartition;
 
@@ -21,6 +25,58 @@ impl Document {
     pub fn size_bytes(&self) -> usize {
         let optional = |s: &Option<String>| s.as_ref().map_or(0, String::len);
         size_of::<Document>() + self.id.len() + self.text.len() + optional(&self.source) + optional(&self.metadata)
+    }
+}
+
+impl Document {
+    /// The same, borrowed, with what is known of it beside; without its other fields unless they are wanted.
+    pub fn borrowed<'a>(
+        &'a self,
+        at: &'a TopicPartition,
+        offset: i64,
+        loss: Option<f64>,
+        with_members: bool,
+    ) -> DocumentRef<'a> {
+        let metadata = self.metadata.as_deref().filter(|_| with_members);
+        // It was made by [`DocumentRef::metadata`].
+        let members =
+            metadata.map(|json| serde_json::from_str::<Members<'_>>(json).map_or(Vec::new(), |members| members.0));
+        DocumentRef {
+            own_id: Some(Cow::Borrowed(&self.id)),
+            at,
+            offset,
+            text: Cow::Borrowed(&self.text),
+            source: self.source.as_deref().map(Cow::Borrowed),
+            timestamp_ms: self.timestamp_ms,
+            loss,
+            given_losses: [None; 2],
+            members: members.unwrap_or_default(),
+        }
+    }
+}
+
+/// The members of a JSON object, in their order, whatever stands twice.
+struct Members<'a>(Vec<(Cow<'a, str>, &'a str)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Members<'de>, M::Error> {
+                let mut members = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    members.push((Cow::Owned(name), map.next_value::<&RawValue>()?.get()));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Object)
     }
 }
 
@@ -71,5 +127,22 @@ impl DocumentRef<'_> {
             timestamp_ms: self.timestamp_ms,
             metadata: self.metadata(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Decoder, TextScratch};
+
+    #[test]
+    fn a_borrowed_document_is_the_one_that_was_read() {
+        let at = TopicPartition::new("docs", 1);
+        let record = br#"{"id":"x","text":"\u00fc","b":1.50,"a":{"\"":[null]},"b":"twice","source":"web"}"#;
+        let mut scratch = TextScratch::default();
+        let read = Decoder::for_files().decode_ref(Some(record), &at, 7, Some(5), &mut scratch).unwrap();
+        let document = read.to_document();
+        assert_eq!(document.borrowed(&at, 7, None, true), read);
+        assert!(document.borrowed(&at, 7, None, false).members.is_empty());
     }
 }

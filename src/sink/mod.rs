@@ -18,7 +18,7 @@ pub use patience::{FullDisk, GiveUp};
 pub use read::{PublishedRow, ShardReader};
 pub use scratch::{FinishedFile, ScratchFile};
 pub use selection::{SelectedRow, SelectionColumns, SelectionWriter};
-pub use shard::{COLUMNS, ShardWriter, WriterSettings, schema};
+pub use shard::{COLUMNS, ShardWriter, WriterSettings, is_shard_column, schema};
 pub use store::ShardStore;
 
 #[derive(Debug, thiserror::Error)]

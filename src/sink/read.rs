@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use arrow::array::{Array, Float64Array, Int64Array, StringArray};
+use arrow::array::{Array, ArrayRef, Float64Array, Int64Array, StringArray};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -28,6 +28,8 @@ pub struct PublishedRow {
     pub log_importance_weights: Vec<(String, f64)>,
     /// Of its losses, by column: those that the shard has, since older ones have fewer.
     pub losses: Vec<(&'static str, Option<f64>)>,
+    /// Of the derived columns that were asked for, those that the shard has: arrays of one value.
+    pub derived: Vec<(String, ArrayRef)>,
 }
 
 const COLUMNS: [&str; 6] =
@@ -51,12 +53,13 @@ impl ShardReader {
         Ok(ShardReader { shard: shard.to_owned(), file, metadata })
     }
 
-    /// `n` rows after the first `skip`, or fewer where the shard ends. Other rows are hardly read.
-    pub fn rows(&self, skip: usize, n: usize) -> Result<Vec<PublishedRow>, SinkError> {
-        self.try_rows(skip, n).map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })
+    /// `n` rows after the first `skip`, or fewer where the shard ends, with the `derived` columns of these names. Other rows are
+    /// hardly read.
+    pub fn rows(&self, skip: usize, n: usize, derived: &[&str]) -> Result<Vec<PublishedRow>, SinkError> {
+        self.try_rows(skip, n, derived).map_err(|source| SinkError::Parquet { shard: self.shard.clone(), source })
     }
 
-    fn try_rows(&self, skip: usize, n: usize) -> Result<Vec<PublishedRow>, ParquetError> {
+    fn try_rows(&self, skip: usize, n: usize, derived: &[&str]) -> Result<Vec<PublishedRow>, ParquetError> {
         let n_rows = self.metadata.metadata().file_metadata().num_rows().max(0) as usize;
         let skip = skip.min(n_rows);
         let n = n.min(n_rows - skip);
@@ -69,16 +72,19 @@ impl ShardReader {
         let of_targets = builder.schema().fields().iter().map(|f| f.name().clone()).filter(|n| is_of_targets(n));
         let of_targets: Vec<String> = of_targets.collect();
         let names = COLUMNS.into_iter().chain(LOSSES).chain(of_targets.iter().map(String::as_str));
-        let columns = ProjectionMask::columns(builder.parquet_schema(), names);
+        // Lists have columns of their own below.
+        let is_wanted = |name: &str| derived.contains(&name) || names.clone().any(|wanted| wanted == name);
+        let wanted = builder.schema().fields().iter().enumerate().filter(|(_, field)| is_wanted(field.name()));
+        let columns = ProjectionMask::roots(builder.parquet_schema(), wanted.map(|(i, _)| i).collect::<Vec<_>>());
         let mut rows = Vec::with_capacity(n);
         for batch in builder.with_projection(columns).with_row_selection(selection).build()? {
-            push_rows(&batch?, &mut rows)?;
+            push_rows(&batch?, derived, &mut rows)?;
         }
         Ok(rows)
     }
 }
 
-fn push_rows(batch: &RecordBatch, rows: &mut Vec<PublishedRow>) -> Result<(), ParquetError> {
+fn push_rows(batch: &RecordBatch, derived: &[&str], rows: &mut Vec<PublishedRow>) -> Result<(), ParquetError> {
     fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A, ParquetError> {
         let column = batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref());
         column.ok_or_else(|| ParquetError::General(format!("it has no column `{name}` of the type it should have")))
@@ -97,6 +103,8 @@ fn push_rows(batch: &RecordBatch, rows: &mut Vec<PublishedRow>) -> Result<(), Pa
             by_target.push((target.to_owned(), numbers(field.name())?));
         }
     }
+    let of_derived = derived.iter().filter_map(|name| Some(((*name).to_owned(), batch.column_by_name(name)?)));
+    let of_derived: Vec<_> = of_derived.collect();
     rows.extend((0..batch.num_rows()).map(|i| PublishedRow {
         id: ids.value(i).to_owned(),
         offset: offsets.value(i),
@@ -107,6 +115,7 @@ fn push_rows(batch: &RecordBatch, rows: &mut Vec<PublishedRow>) -> Result<(), Pa
         target: targets.map(|targets| targets.value(i).to_owned()),
         log_importance_weights: by_target.iter().map(|(name, weights)| (name.clone(), weights.value(i))).collect(),
         losses: of_losses.iter().map(|(name, c)| (*name, c.is_valid(i).then(|| c.value(i)))).collect(),
+        derived: of_derived.iter().map(|(name, column)| (name.clone(), column.slice(i, 1))).collect(),
     }));
     Ok(())
 }

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, Float64Builder, Int32Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder,
+    Array, ArrayRef, Float64Builder, Int32Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder,
+    UInt32Builder,
 };
+use arrow::compute::concat;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
 use parquet::basic::{Compression, ZstdLevel};
@@ -40,9 +42,15 @@ pub const COLUMNS: [(&str, DataType, bool); 18] = [
     ("expected_loss", DataType::Float64, true),
 ];
 
+/// Whether shards have a column of their own that is called so; readers often do not look at case.
+pub fn is_shard_column(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    COLUMNS.iter().any(|(known, ..)| *known == name) || name == "target" || name.starts_with(&weight_column(""))
+}
+
 /// The schema of every shard of a model with one target, or with several of these names: then it also tells which of them
-/// chose a document, and its weight for each, under the names that selections of files have.
-pub fn schema(targets: &[String]) -> SchemaRef {
+/// chose a document, and its weight for each, under the names that selections of files have. Derived columns stand last.
+pub fn schema(targets: &[String], derived: &[Field]) -> SchemaRef {
     let field = |(name, data_type, nullable): (&str, DataType, bool)| match data_type {
         DataType::Timestamp(unit, _) => Field::new(name, DataType::Timestamp(unit, Some("UTC".into())), nullable),
         other => Field::new(name, other, nullable),
@@ -52,6 +60,7 @@ pub fn schema(targets: &[String]) -> SchemaRef {
         fields.push(Field::new("target", DataType::Utf8, false));
     }
     fields.extend(targets.iter().map(|name| Field::new(weight_column(name), DataType::Float64, false)));
+    fields.extend(derived.iter().cloned());
     Arc::new(Schema::new(fields))
 }
 
@@ -85,39 +94,78 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// `targets`: their names if there are several, else nothing. Where the disk is full, this and all else here waits for
+    /// `targets`: their names if there are several, else nothing. `derived`: further columns, see [`ShardWriter::append_with`]. Where the disk is full, this and all else here waits for
     /// room, as long as `full_disk` does.
     pub fn create(
         shard: &str,
         scratch_dir: Option<&Path>,
         settings: WriterSettings,
         targets: &[String],
+        derived: &[Field],
         full_disk: Arc<dyn FullDisk>,
     ) -> Result<Self, SinkError> {
-        let schema = schema(targets);
+        let schema = schema(targets, derived);
         let file = ScratchParquet::create(shard, scratch_dir, schema.clone(), properties(&settings), full_disk)?;
-        let batch = Batch::of_targets(targets);
+        let batch = Batch::new(targets, derived.len());
         Ok(ShardWriter { file, settings, schema, batch, rows: 0, row_group_rows: 0, row_group_bytes: 0 })
     }
 
-    /// Adds the selection of a window.
+    /// Adds the selection of a window to a shard without further columns.
     pub fn append(&mut self, window: &ClosedWindow, model: &ModelId) -> Result<(), SinkError> {
+        self.append_with(window, model, &mut |_| Vec::new())
+    }
+
+    /// The same where there are some: `derive` gives their values for rows, a few megabytes of them at a time.
+    pub fn append_with(
+        &mut self,
+        window: &ClosedWindow,
+        model: &ModelId,
+        derive: &mut dyn FnMut(&[SelectedDocument]) -> Vec<ArrayRef>,
+    ) -> Result<(), SinkError> {
+        let mut rest = &window.selected[..];
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |row: &&SelectedDocument| {
+                bytes += row.document.size_bytes();
+                bytes <= BATCH_BYTES
+            };
+            let n = rest.iter().take(BATCH_ROWS).take_while(fits).count().max(1);
+            let (rows, others) = rest.split_at(n);
+            self.append_rows(rows, window, model, &derive(rows))?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    fn append_rows(
+        &mut self,
+        rows: &[SelectedDocument],
+        window: &ClosedWindow,
+        model: &ModelId,
+        derived: &[ArrayRef],
+    ) -> Result<(), SinkError> {
         let id = window.summary.id();
-        for row in &window.selected {
-            let bytes = row.document.size_bytes();
+        let derived_bytes =
+            derived.iter().map(|array| array.get_array_memory_size()).sum::<usize>() / rows.len().max(1);
+        // Rows of `derived` before it are in the batch, or written.
+        let mut taken = 0;
+        for (i, row) in rows.iter().enumerate() {
+            let bytes = row.document.size_bytes() + derived_bytes;
             let full = self.row_group_rows == self.settings.row_group_rows
                 || (self.row_group_rows > 0 && self.row_group_bytes + bytes > self.settings.row_group_bytes);
+            if full || self.batch.rows == BATCH_ROWS || self.batch.bytes + bytes > BATCH_BYTES {
+                self.batch.take_derived(derived, std::mem::replace(&mut taken, i), i);
+                self.write_batch()?;
+            }
             if full {
                 self.end_row_group()?;
             }
-            if self.batch.rows == BATCH_ROWS || self.batch.bytes + bytes > BATCH_BYTES {
-                self.write_batch()?;
-            }
-            self.batch.push(row, window, &id, model);
+            self.batch.push(row, bytes, window, &id, model);
             self.row_group_rows += 1;
             self.row_group_bytes += bytes;
             self.rows += 1;
         }
+        self.batch.take_derived(derived, taken, rows.len());
         Ok(())
     }
 
@@ -204,17 +252,26 @@ struct Batch {
     expected_loss: Float64Builder,
     target: StringBuilder,
     by_target: Vec<Float64Builder>,
+    /// Parts of each derived column.
+    derived: Vec<Vec<ArrayRef>>,
 }
 
 impl Batch {
-    fn of_targets(targets: &[String]) -> Self {
+    fn new(targets: &[String], n_derived: usize) -> Self {
         let by_target = targets.iter().map(|_| Float64Builder::new()).collect();
-        Batch { targets: targets.to_vec(), by_target, ..Batch::default() }
+        Batch { targets: targets.to_vec(), by_target, derived: vec![Vec::new(); n_derived], ..Batch::default() }
     }
 
-    fn push(&mut self, row: &SelectedDocument, window: &ClosedWindow, window_id: &str, model: &ModelId) {
+    /// The derived columns of rows that have been pushed.
+    fn take_derived(&mut self, derived: &[ArrayRef], from: usize, to: usize) {
+        if from < to {
+            self.derived.iter_mut().zip(derived).for_each(|(parts, array)| parts.push(array.slice(from, to - from)));
+        }
+    }
+
+    fn push(&mut self, row: &SelectedDocument, bytes: usize, window: &ClosedWindow, window_id: &str, model: &ModelId) {
         self.rows += 1;
-        self.bytes += row.document.size_bytes();
+        self.bytes += bytes;
         self.text.append_value(&row.document.text);
         self.id.append_value(&row.document.id);
         self.source.append_option(row.document.source.as_deref());
@@ -267,6 +324,11 @@ impl Batch {
             columns.push(Arc::new(self.target.finish()));
         }
         columns.extend(self.by_target.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        for parts in &mut self.derived {
+            let parts = std::mem::take(parts);
+            let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
+            columns.push(concat(&parts).expect("parts of one type"));
+        }
         RecordBatch::try_new(schema.clone(), columns).expect("the builders follow the schema")
     }
 }

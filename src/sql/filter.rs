@@ -4,8 +4,6 @@
 //! verdict depends on nothing but the document: functions that read a clock or draw are not allowed, and an expression
 //! that fails on some of many documents is evaluated for each of them alone.
 
-mod rows;
-
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray};
@@ -20,9 +18,9 @@ use datafusion::logical_expr::{Expr, Volatility};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use super::rows::Columns;
 use crate::record::{DocumentRef, Reject, RejectReason};
 use crate::select::FilterSettings;
-use rows::Columns;
 
 /// Of the expression as it is written.
 pub const MAX_FILTER_BYTES: usize = 16 << 10;
@@ -46,6 +44,13 @@ pub enum FilterError {
     TooManyClauses { found: usize },
     #[error("has {found} bytes, allowed are {MAX_FILTER_BYTES}")]
     TooLong { found: usize },
+    /// Of a column that is derived.
+    #[error("is {found}, which a shard does not hold: cast it to a number, a string, a time, or a list of them")]
+    NoColumn { found: DataType },
+    #[error("a column is called by letters, digits and _, at most 128, and no digit first")]
+    Name,
+    #[error("every shard has a column of this name")]
+    Taken,
 }
 
 /// What becomes of a document.
@@ -79,8 +84,7 @@ impl DocumentFilter {
         if settings.sql.len() > MAX_FILTER_BYTES {
             return Err(FilterError::TooLong { found: settings.sql.len() });
         }
-        let config = SessionConfig::new().set_bool("datafusion.sql_parser.collect_spans", true);
-        let context = SessionContext::new_with_config(config);
+        let context = context();
         let all = df_schema(&Columns::all(&settings.fields).schema())?;
         let expression = context.parse_sql_expr(&settings.sql, &all).map_err(|e| sql_error(&e))?;
         refuse_what_changes(&expression)?;
@@ -116,7 +120,7 @@ impl DocumentFilter {
     }
 
     /// One verdict for each document, in order.
-    pub fn judge(&self, documents: &[DocumentRef<'_>]) -> Vec<Verdict> {
+    pub fn judge(&self, documents: &[&DocumentRef<'_>]) -> Vec<Verdict> {
         let mut verdicts = vec![Verdict::Passes; documents.len()];
         let mut from = 0;
         while from < documents.len() {
@@ -132,13 +136,13 @@ impl DocumentFilter {
         verdicts
     }
 
-    fn judge_group(&self, documents: &[DocumentRef<'_>], verdicts: &mut [Verdict]) {
+    fn judge_group(&self, documents: &[&DocumentRef<'_>], verdicts: &mut [Verdict]) {
         let (mut rows, mut values) = (Vec::with_capacity(documents.len()), Vec::with_capacity(documents.len()));
         for (row, document) in documents.iter().enumerate() {
             match self.columns.values(document) {
                 Ok(found) => {
                     rows.push(row);
-                    values.push((document, found));
+                    values.push((*document, found));
                 }
                 Err(reject) => verdicts[row] = Verdict::Fails(reject),
             }
@@ -188,7 +192,12 @@ impl Clause {
     }
 }
 
-fn df_schema(schema: &SchemaRef) -> Result<DFSchema, FilterError> {
+/// Compiles expressions, and tells places in them.
+pub(super) fn context() -> SessionContext {
+    SessionContext::new_with_config(SessionConfig::new().set_bool("datafusion.sql_parser.collect_spans", true))
+}
+
+pub(super) fn df_schema(schema: &SchemaRef) -> Result<DFSchema, FilterError> {
     DFSchema::try_from(schema.clone()).map_err(|e| sql_error(&e))
 }
 
@@ -201,7 +210,7 @@ fn label(number: usize, clause: &Expr) -> String {
     }
 }
 
-fn refuse_what_changes(expression: &Expr) -> Result<(), FilterError> {
+pub(super) fn refuse_what_changes(expression: &Expr) -> Result<(), FilterError> {
     let mut changing = None;
     let walked = expression.apply(|part| {
         if let Expr::ScalarFunction(call) = part
@@ -217,7 +226,7 @@ fn refuse_what_changes(expression: &Expr) -> Result<(), FilterError> {
 }
 
 /// With the position, where it is known.
-fn sql_error(error: &DataFusionError) -> FilterError {
+pub(super) fn sql_error(error: &DataFusionError) -> FilterError {
     let at = error.diagnostic().and_then(|diagnostic| diagnostic.span);
     let at = at.map(|span| format!(" at line {}, column {}", span.start.line, span.start.column));
     FilterError::Sql(message(error) + &at.unwrap_or_default())

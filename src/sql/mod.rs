@@ -1,16 +1,18 @@
-//! SQL by DataFusion: questions over what has been published, and over files; and [`DocumentFilter`], which says of the documents of
-//! the stream whether they may be selected.
+//! SQL by DataFusion: questions over what has been published, and over files; [`DocumentFilter`], which says of the documents of
+//! the stream whether they may be selected; and [`DerivedColumns`], which gives selected ones further columns.
 //!
 //! For questions this module says what the tables are, adds the scorers as functions, and bounds the memory.
 //! In: facts of the catalog, an object store, a question. Out: record batches, one after the other. Promises: nothing is changed,
 //! neither by a question nor beside it; only files that the catalog names are read; what does not fit into the memory that a
 //! question may take waits on local disk.
 
+mod derived;
 mod files;
 mod filter;
 mod functions;
 mod memory;
 mod published;
+mod rows;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use datafusion::sql::sqlparser::parser::ParserError;
 
 use memory::TwoPools;
 
+pub use derived::{Derived, DerivedColumns};
 pub use files::FileTable;
 pub use filter::{DocumentFilter, FilterError, MAX_FILTER_BYTES, Verdict};
 pub use published::Published;

@@ -66,7 +66,7 @@ impl Published {
             if let Some(path) = &shard.path {
                 let file = PartitionedFile::new(path, shard.bytes);
                 documents.push(file.clone());
-                let sort = serde_json::to_string(&(&shard.model, &shard.selector));
+                let sort = serde_json::to_string(&(&shard.model, &shard.selector, &shard.columns));
                 sorts.insert(sort.map_err(|e| SqlError::Internal(e.to_string()))?, file);
             }
         }
@@ -110,7 +110,8 @@ async fn files(
     for file in of_each_sort {
         schemas.push(nullable(&*format(&state).infer_schema(&state, store, &[file.object_meta]).await?));
     }
-    let merged = Schema::try_merge(schemas).map_err(|e| SqlError::Internal(e.to_string()))?;
+    let differ = |e| SqlError::Store(format!("shards hold columns of one name and two types: {e}"));
+    let merged = Schema::try_merge(schemas).map_err(differ)?;
     Ok(Arc::new(KnownFiles { schema: Arc::new(in_order(&merged, schema)), files }))
 }
 
@@ -251,6 +252,7 @@ struct WindowRow<'a> {
     n_selected: u64,
     n_rejected: u64,
     n_too_short: u64,
+    n_filtered: Option<u64>,
     n_dead_letters: u64,
     payload_bytes: u64,
     threshold: Option<f64>,
@@ -276,6 +278,7 @@ fn window_schema() -> SchemaRef {
         ("n_selected", UInt64),
         ("n_rejected", UInt64),
         ("n_too_short", UInt64),
+        ("n_filtered", UInt64),
         ("n_dead_letters", UInt64),
         ("payload_bytes", UInt64),
         ("threshold", Float64),
@@ -302,6 +305,7 @@ fn window_row<'a>(window: &'a WindowSummary, sequence: Option<i64>, shard: Optio
         n_selected: window.n_selected,
         n_rejected: window.n_rejected,
         n_too_short: window.n_too_short,
+        n_filtered: window.n_filtered,
         n_dead_letters: window.n_dead_letters,
         payload_bytes: window.payload_bytes,
         threshold: window.threshold,

@@ -52,6 +52,7 @@ pub struct Metrics {
     pub score_seconds: Histogram,
     pub decided: IntCounterVec,
     pub filtered_documents: IntCounterVec,
+    pub failed_columns: IntCounterVec,
     pub dead_letters: IntCounterVec,
     pub dead_letters_forwarded: IntCounter,
     pub forward_failures: IntCounter,
@@ -131,6 +132,13 @@ impl Default for Metrics {
                 "filtered_documents_total",
                 "Documents read that documents.filter refuses, by the first clause that is not true.",
                 "clause",
+                &[],
+            ),
+            failed_columns: counters(
+                &r,
+                "failed_columns_total",
+                "Values of documents.columns that are null because the expression fails on the document, by column.",
+                "column",
                 &[],
             ),
             dead_letters: counters(

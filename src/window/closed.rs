@@ -56,9 +56,12 @@ pub struct WindowSummary {
     pub closed_by: CloseReason,
     pub n_records: u64,
     pub n_selected: u64,
-    /// Documents not selected, the too short ones among them.
+    /// Documents not selected, the too short ones and those that the filter refused among them.
     pub n_rejected: u64,
     pub n_too_short: u64,
+    /// `None` without a filter, and of windows published by earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_filtered: Option<u64>,
     pub n_dead_letters: u64,
     pub payload_bytes: u64,
     /// Highest selection key that was not selected; `None` as well where there were turns, which have their own.
@@ -138,6 +141,7 @@ impl OpenWindow {
             extent: Extent { n_records, payload_bytes, .. },
             n_documents,
             n_too_short,
+            n_filtered,
             dead_letters,
             candidates,
             statistics: Statistics { raw, baseline, mut sources, log_weights, n_tokens, .. },
@@ -197,6 +201,7 @@ impl OpenWindow {
             n_selected,
             n_rejected: n_documents - n_selected,
             n_too_short,
+            n_filtered: selector.filter.as_ref().map(|_| n_filtered),
             n_dead_letters: dead_letters.len() as u64,
             payload_bytes,
             threshold,

@@ -160,6 +160,7 @@ pub struct OpenWindow {
     extent: Extent,
     n_documents: u64,
     n_too_short: u64,
+    n_filtered: u64,
     held_bytes: usize,
     dead_letters: Vec<DeadLetter>,
     candidates: Candidates,
@@ -188,6 +189,7 @@ impl OpenWindow {
             extent: Extent::default(),
             n_documents: 0,
             n_too_short: 0,
+            n_filtered: 0,
             held_bytes: 0,
             dead_letters: Vec::new(),
             candidates: Candidates::new(division, at_most),
@@ -279,6 +281,7 @@ impl OpenWindow {
         }
         let ScoredDocument { content, score, other_weights, buckets, refused_by, .. } = scored;
         if refused_by.is_some() {
+            self.n_filtered += 1;
             return;
         }
         if score.n_tokens < selector.min_tokens {

@@ -28,6 +28,7 @@ const SQLITE: &Migrations = &[
     (8, "divided windows", include_str!("../../../migrations/sqlite/0008_divided_windows.sql")),
     (9, "counts by target", include_str!("../../../migrations/sqlite/0009_counts_by_target.sql")),
     (10, "feedback", include_str!("../../../migrations/sqlite/0010_feedback.sql")),
+    (11, "filtered documents", include_str!("../../../migrations/sqlite/0011_filtered_documents.sql")),
 ];
 const POSTGRES: &Migrations = &[
     (1, "catalog", include_str!("../../../migrations/postgres/0001_catalog.sql")),
@@ -40,6 +41,7 @@ const POSTGRES: &Migrations = &[
     (8, "divided windows", include_str!("../../../migrations/postgres/0008_divided_windows.sql")),
     (9, "counts by target", include_str!("../../../migrations/postgres/0009_counts_by_target.sql")),
     (10, "feedback", include_str!("../../../migrations/postgres/0010_feedback.sql")),
+    (11, "filtered documents", include_str!("../../../migrations/postgres/0011_filtered_documents.sql")),
 ];
 
 const MAX_CONNECTIONS: u32 = 4;

@@ -121,6 +121,7 @@ impl CatalogReader for SqlCatalog {
                 n_selected: row.get(6)?,
                 n_rejected: row.get(7)?,
                 n_too_short: row.get(8)?,
+                n_filtered: row.get::<Option<i64>>(23)?.map(|n| n as u64),
                 n_dead_letters: row.get(9)?,
                 payload_bytes: row.get(10)?,
                 threshold: row.get(11)?,
@@ -143,7 +144,7 @@ impl CatalogReader for SqlCatalog {
             r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
                    n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics,
                    selected_version, selected_share, turns, targets, expected_loss_version, expected_loss_coefficient,
-                   quota_version
+                   quota_version, n_filtered
                FROM windows WHERE pipeline = $1 ORDER BY topic, "partition", from_offset"#,
             values![pipeline],
             window,

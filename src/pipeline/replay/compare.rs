@@ -3,12 +3,23 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use arrow::array::ArrayRef;
+
 use crate::sink::PublishedRow;
+use crate::sql::DerivedColumns;
 use crate::window::{ClosedWindow, SelectedDocument, TurnSummary, WindowSummary};
 
+/// Documents whose columns are computed at a time.
+const DERIVED_ROWS: usize = 64;
+
 /// What differs, in the order of offsets; nothing if all is the same to the last bit. `rows` are those that the shard has of
-/// the window.
-pub fn differences(published: &WindowSummary, rows: &[PublishedRow], again: &ClosedWindow) -> Vec<String> {
+/// the window, with its derived columns, if it has any.
+pub fn differences(
+    published: &WindowSummary,
+    rows: &[PublishedRow],
+    again: &ClosedWindow,
+    derived: Option<&DerivedColumns>,
+) -> Vec<String> {
     let mut found = Vec::new();
     let mut differ = |what: &str, published: &dyn Display, now: &dyn Display| {
         found.push(format!("{what}: published {published}, now {now}"));
@@ -26,6 +37,10 @@ pub fn differences(published: &WindowSummary, rows: &[PublishedRow], again: &Clo
         if published != now {
             differ(what, &published, &now);
         }
+    }
+    // Earlier versions did not count them.
+    if published.n_filtered.is_some() && published.n_filtered != now.n_filtered {
+        differ("filtered", &published.n_filtered.unwrap_or_default(), &now.n_filtered.unwrap_or_default());
     }
     if published.threshold.map(f64::to_bits) != now.threshold.map(f64::to_bits) {
         let shown = |threshold: Option<f64>| threshold.map_or("none".to_owned(), |t| t.to_string());
@@ -59,7 +74,35 @@ pub fn differences(published: &WindowSummary, rows: &[PublishedRow], again: &Clo
             (None, None) => {}
         }
     }
+    if let Some(derived) = derived {
+        compare_derived(rows, again, derived, &mut found);
+    }
     found
+}
+
+/// Of the rows that are selected again.
+fn compare_derived(rows: &[PublishedRow], again: &ClosedWindow, derived: &DerivedColumns, found: &mut Vec<String>) {
+    let by_offset: BTreeMap<i64, &PublishedRow> = rows.iter().map(|row| (row.offset, row)).collect();
+    let fields = derived.fields();
+    for documents in again.selected.chunks(DERIVED_ROWS) {
+        let now = derived.of(documents, &again.summary.at);
+        for (i, document) in documents.iter().enumerate() {
+            let Some(row) = by_offset.get(&document.offset) else { continue };
+            for (field, now) in fields.iter().zip(&now.arrays) {
+                let now = now.slice(i, 1);
+                let published = row.derived.iter().find(|(name, _)| name == field.name()).map(|(_, value)| value);
+                if published != Some(&now) {
+                    let published = published.map_or("none".to_owned(), value);
+                    let (offset, name) = (row.offset, field.name());
+                    found.push(format!("offset {offset}: {name}: published {published}, now {}", value(&now)));
+                }
+            }
+        }
+    }
+}
+
+fn value(array: &ArrayRef) -> String {
+    arrow::util::display::array_value_to_string(array, 0).unwrap_or_else(|e| e.to_string())
 }
 
 fn shown(turn: &TurnSummary) -> String {
@@ -139,6 +182,7 @@ mod tests {
             n_selected: 1,
             n_rejected: 9,
             n_too_short: 0,
+            n_filtered: None,
             n_dead_letters: 0,
             payload_bytes: 5,
             threshold: None,
@@ -177,6 +221,7 @@ mod tests {
             target: Some("math".into()),
             log_importance_weights: vec![("code".into(), 1.0), ("math".into(), 2.0)],
             losses: vec![("loss", None), ("loss_weight", None), ("expected_loss", Some(3.5))],
+            derived: vec![],
         };
         let counts = NgramCounts::zero(1);
         let (raw_counts, selected_counts, sources) = (counts.clone(), vec![counts], SourceCounts::default());
@@ -189,11 +234,11 @@ mod tests {
     fn turns_targets_weights_and_losses_are_compared_to_the_last_bit() {
         let (again, row) = decided();
         let published = again.summary.clone();
-        assert_eq!(differences(&published, std::slice::from_ref(&row), &again), Vec::<String>::new());
+        assert_eq!(differences(&published, std::slice::from_ref(&row), &again, None), Vec::<String>::new());
         let differs = |change: fn(&mut WindowSummary, &mut PublishedRow), expected: &str| {
             let (mut published, mut row) = (published.clone(), row.clone());
             change(&mut published, &mut row);
-            let found = differences(&published, &[row], &again);
+            let found = differences(&published, &[row], &again, None);
             assert!(matches!(&found[..], [only] if only.contains(expected)), "{found:?} does not say `{expected}`");
         };
         differs(
@@ -209,11 +254,11 @@ mod tests {
         differs(|_, row| row.losses[2].1 = None, "expected_loss: published none, now 3.5");
         let mut other = row.clone();
         other.losses[2].1 = Some(3.5f64.next_up());
-        assert_eq!(differences(&published, &[other], &again).len(), 1);
+        assert_eq!(differences(&published, &[other], &again, None).len(), 1);
         // A shard that was written before the column came says nothing of it.
         let mut older = row.clone();
         older.losses.pop();
-        assert_eq!(differences(&published, &[older], &again), Vec::<String>::new());
+        assert_eq!(differences(&published, &[older], &again, None), Vec::<String>::new());
         differs(|_, row| row.log_importance_weights.clear(), "weights for targets: published 0, now 2");
     }
 }

@@ -43,6 +43,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         n_selected: n,
         n_rejected: 0,
         n_too_short: 0,
+        n_filtered: None,
         n_dead_letters: 0,
         payload_bytes: 0,
         threshold: None,
@@ -66,7 +67,7 @@ fn write(window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
 }
 
 fn write_for(targets: &[String], window: &ClosedWindow, settings: WriterSettings) -> FinishedFile {
-    let mut writer = ShardWriter::create("s", None, settings, targets, Arc::new(GiveUp)).unwrap();
+    let mut writer = ShardWriter::create("s", None, settings, targets, &[], Arc::new(GiveUp)).unwrap();
     writer.append(window, &ModelId::of(b"m")).unwrap();
     assert!(writer.bytes() > 0 && writer.rows() == window.selected.len() as u64);
     writer.finish(vec![("winnowd.pipeline".into(), "p".into())]).unwrap()
@@ -84,7 +85,7 @@ fn rows_come_back_with_the_documented_schema() {
     assert_eq!(finished.digest, format!("sha256:{}", crate::hex(&Sha256::digest(&bytes))));
 
     let reader = ParquetRecordBatchReaderBuilder::try_new(finished.file.rewound().unwrap()).unwrap();
-    assert_eq!(reader.schema().fields(), schema(&[]).fields());
+    assert_eq!(reader.schema().fields(), schema(&[], &[]).fields());
     let footer = reader.metadata().file_metadata().key_value_metadata().unwrap();
     assert!(footer.iter().any(|kv| kv.key == "winnowd.pipeline" && kv.value.as_deref() == Some("p")));
     let batches: Vec<_> = reader.build().unwrap().map(Result::unwrap).collect();
@@ -112,9 +113,10 @@ fn several_targets_have_columns_of_their_own() {
     let reader = ParquetRecordBatchReaderBuilder::try_new(file.try_clone().unwrap()).unwrap();
     let names: Vec<_> = reader.schema().fields().iter().map(|field| field.name().clone()).collect();
     let (of_all, of_targets) = names.split_at(COLUMNS.len());
-    assert_eq!(of_all, schema(&[]).fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>());
+    assert_eq!(of_all, schema(&[], &[]).fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>());
     assert_eq!(of_targets, ["target", "log_importance_weight_code", "log_importance_weight_a b"]);
-    let rows = crate::sink::ShardReader::open("s", finished.file.rewound().unwrap()).unwrap().rows(597, 2).unwrap();
+    let rows =
+        crate::sink::ShardReader::open("s", finished.file.rewound().unwrap()).unwrap().rows(597, 2, &[]).unwrap();
     let of =
         |row: &crate::sink::PublishedRow| (row.offset, row.target.clone().unwrap(), row.log_importance_weights.clone());
     let weights = |n: f64| vec![("code".to_owned(), n), ("a b".to_owned(), -n)];
@@ -152,9 +154,52 @@ fn a_document_larger_than_a_row_group_stands_alone() {
 #[test]
 fn a_crash_leaves_no_scratch_file() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = ShardWriter::create("s", Some(folder.path()), SETTINGS, &[], Arc::new(GiveUp)).unwrap();
+    let writer = ShardWriter::create("s", Some(folder.path()), SETTINGS, &[], &[], Arc::new(GiveUp)).unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a file with a name would outlive a kill -9");
     drop(writer);
-    let missing = ShardWriter::create("s", Some(&folder.path().join("none")), SETTINGS, &[], Arc::new(GiveUp));
+    let missing = ShardWriter::create("s", Some(&folder.path().join("none")), SETTINGS, &[], &[], Arc::new(GiveUp));
     assert!(missing.err().unwrap().to_string().contains("scratch file in"));
+}
+
+/// Wherever batches, row groups and windows end, each row keeps its own values.
+#[test]
+fn derived_columns_stand_last_and_beside_their_rows() {
+    let derived = [
+        Field::new("number", DataType::Int64, true),
+        Field::new("parts", DataType::new_list(DataType::Utf8, true), true),
+    ];
+    // Every seventh text is large, so that batches and groups end at rows of their own.
+    let texts = |n: usize| (0..n).map(|i| if i % 7 == 0 { "x".repeat(90_000) } else { format!("small {i}") });
+    let windows = [window(texts(300)), window(texts(1)), window(texts(777))];
+    let mut writer = ShardWriter::create("s", None, SETTINGS, &[], &derived, Arc::new(GiveUp)).unwrap();
+    for window in &windows {
+        let derive = &mut |rows: &[SelectedDocument]| -> Vec<ArrayRef> {
+            let numbers: arrow::array::Int64Array =
+                rows.iter().map(|row| (row.offset % 5 != 0).then_some(row.offset)).collect();
+            let mut parts = arrow::array::ListBuilder::new(StringBuilder::new());
+            for row in rows {
+                parts.append_value((0..row.offset % 3).map(|i| Some(format!("{i} of {}", row.offset))));
+            }
+            vec![Arc::new(numbers), Arc::new(parts.finish())]
+        };
+        writer.append_with(window, &ModelId::of(b"m"), derive).unwrap();
+    }
+    let finished = writer.finish(Vec::new()).unwrap();
+    let file = finished.file.rewound().unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file.try_clone().unwrap()).unwrap();
+    assert_eq!(reader.schema().fields(), schema(&[], &derived).fields());
+    let read = crate::sink::ShardReader::open("s", file).unwrap();
+    let rows = read.rows(0, 1078, &["number", "parts", "none"]).unwrap();
+    let offsets = windows.iter().flat_map(|window| window.selected.iter().map(|row| row.offset));
+    for (row, offset) in rows.iter().zip(offsets) {
+        assert_eq!(row.offset, offset);
+        let [(number, of_number), (parts, of_parts)] = &row.derived[..] else { panic!("{:?}", row.derived) };
+        assert_eq!((number.as_str(), parts.as_str()), ("number", "parts"));
+        let value = arrow::array::AsArray::as_primitive::<arrow::datatypes::Int64Type>(of_number);
+        assert_eq!(value.iter().next().unwrap(), (offset % 5 != 0).then_some(offset));
+        let list = arrow::array::AsArray::as_list::<i32>(of_parts).value(0);
+        assert_eq!(list.len() as i64, offset % 3);
+    }
+    assert_eq!(rows.len(), 1078);
+    assert!(is_shard_column("Text") && is_shard_column("log_importance_weight_x") && !is_shard_column("n_chars"));
 }

@@ -25,6 +25,7 @@ fn judge(sql: &str, records: &[&str]) -> Vec<Verdict> {
     let mut scratches: Vec<_> = records.iter().map(|_| TextScratch::default()).collect();
     let decode = |(record, scratch)| decoder.decode_ref(Some(str::as_bytes(record)), &at, 7, Some(5), scratch).unwrap();
     let documents: Vec<_> = records.iter().copied().zip(&mut scratches).map(decode).collect();
+    let documents: Vec<_> = documents.iter().collect();
     let together = filter.judge(&documents);
     let alone: Vec<_> = documents.chunks(1).flat_map(|document| filter.judge(document)).collect();
     assert_eq!(together, alone, "{sql}");

@@ -74,6 +74,25 @@ impl Columns {
         fields.map(|(name, of)| value(document, name, of)).collect()
     }
 
+    /// The same, but that a field that is of another type, or stands there twice, is null; and the names of those.
+    pub fn values_or_null(&self, document: &DocumentRef<'_>) -> (Vec<Option<FieldValue>>, Vec<&str>) {
+        let (mut values, mut of_other_type) = (Vec::new(), Vec::new());
+        for (name, column) in &self.0 {
+            if let Column::Field(of) = column {
+                values.push(value(document, name, *of).unwrap_or_else(|_| {
+                    of_other_type.push(name.as_str());
+                    None
+                }));
+            }
+        }
+        (values, of_other_type)
+    }
+
+    /// Whether any are fields of the record.
+    pub fn has_fields(&self) -> bool {
+        self.0.iter().any(|(_, column)| matches!(column, Column::Field(_)))
+    }
+
     /// All rows. An expression may name no column at all.
     pub fn batch(&self, schema: &SchemaRef, rows: &[Row<'_, '_>]) -> RecordBatch {
         let mut n_fields = 0;
