@@ -13,6 +13,7 @@ mod gc;
 mod logging;
 mod model;
 mod offsets;
+mod produce;
 mod progress;
 mod query;
 mod replay;
@@ -31,7 +32,8 @@ use crate::catalog::CatalogError;
 use crate::config::{Config, ConfigErrors};
 use crate::pipeline::{DaemonError, LoadedModel};
 use crate::source::check_settings;
-use crate::sql::DocumentFilter;
+use crate::source::files::FileError;
+use crate::sql::{DerivedColumns, DocumentFilter};
 
 const USAGE: u8 = 64;
 const UNAVAILABLE: u8 = 69;
@@ -83,6 +85,13 @@ enum Command {
                       --cutoff 0.1 --length-normalise --temperature auto --explain web-17 --out selected"
     )]
     Select(Box<select::SelectArguments>),
+    /// Load documents of files into a topic, as records that `winnowd run` reads
+    #[command(
+        after_help = "Examples:\n  winnowd produce --input crawl/ --topic documents --bootstrap broker:9092 --partitions 8\n  \
+                      winnowd produce --input 's3://lake/crawl/*.parquet' -c winnowd.toml --text-field content\n\nThe key of a record \
+                      is its document's id, so that one id is always in one partition. Sending twice gives two records."
+    )]
+    Produce(Box<produce::ProduceArguments>),
     /// List published shards
     #[command(after_help = "Example:\n  winnowd shards -c winnowd.toml --json | jq -r .path")]
     Shards(shards::ShardsArguments),
@@ -127,11 +136,18 @@ impl ConfigArguments {
         let config = Config::load(self.config.as_deref(), std::env::vars())?;
         // The client knows its own settings best.
         check_settings(&config.kafka, config.memory_budget_bytes).map_err(|problem| ConfigErrors(vec![problem]))?;
-        if let Some(filter) = &config.selector.filter {
-            let mistake = |e| ConfigErrors(vec![format!("`documents.filter` = `{}`: {e}", filter.sql)]);
-            DocumentFilter::compile(filter).map_err(mistake)?;
+        let mut mistakes = Vec::new();
+        if let Some(filter) = &config.selector.filter
+            && let Err(e) = DocumentFilter::compile(filter)
+        {
+            mistakes.push(format!("`documents.filter` = `{}`: {e}", filter.sql));
         }
-        Ok(config)
+        if let Err(wrong) = DerivedColumns::compile(&config.columns) {
+            let sql = |column: &String| &config.columns.columns[column];
+            let mistake = |(column, e)| format!("`documents.columns.{column}` = `{}`: {e}", sql(&column));
+            mistakes.extend(wrong.into_iter().map(mistake));
+        }
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
     }
 }
 
@@ -154,6 +170,7 @@ pub fn main() -> ExitCode {
         Command::Model(command) => model::model(&command),
         Command::Score(arguments) => score::score(&arguments),
         Command::Select(arguments) => select::select(&arguments),
+        Command::Produce(arguments) => produce::produce(&arguments),
         Command::Shards(arguments) => shards::shards(&arguments),
         Command::Query(arguments) => query::query(&arguments),
         Command::Replay(arguments) => replay::replay(&arguments),
@@ -195,8 +212,10 @@ fn message(error: &anyhow::Error) -> String {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<ConfigErrors>() || error.is::<UsageError>() || error.is::<crate::source::files::FileError>() {
+    if error.is::<ConfigErrors>() || error.is::<UsageError>() {
         USAGE
+    } else if let Some(error) = error.downcast_ref::<FileError>() {
+        if error.is_of_store() { UNAVAILABLE } else { USAGE }
     } else if error.is::<DamagedShards>() {
         UNAVAILABLE
     } else if let Some(error) = error.downcast_ref::<crate::sql::SqlError>() {

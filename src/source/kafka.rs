@@ -15,6 +15,7 @@ mod poller;
 mod producer;
 mod range;
 mod topic_id;
+mod topics;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -37,6 +38,7 @@ use poller::Poller;
 pub use producer::{OutgoingRecord, TopicWriter};
 pub use range::RangeReader;
 pub(super) use topic_id::topic_id;
+pub use topics::create_topic;
 
 /// When the poll loop was last seen alive.
 #[derive(Clone, Default)]

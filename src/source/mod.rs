@@ -20,6 +20,7 @@ use crate::record::TopicPartition;
 pub use batch::{Batch, Record};
 pub use kafka::{
     GroupReader, KafkaSource, OffsetMirror, OutgoingRecord, PlacedRecord, PollHeartbeat, RangeReader, TopicWriter,
+    create_topic,
 };
 pub use probe::Probe;
 pub use queue::{QueueReceiver, QueueSender, queue};

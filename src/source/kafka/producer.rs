@@ -39,6 +39,8 @@ pub struct OutgoingRecord<'a> {
 pub struct TopicWriter {
     producer: BaseProducer<Deliveries>,
     bootstrap: String,
+    /// How long a record may take to be acknowledged, its wait in memory included.
+    delivery_timeout: Duration,
 }
 
 /// What became of what was sent since the last flush.
@@ -74,17 +76,22 @@ fn is_refusal(error: &KafkaError) -> bool {
 
 impl TopicWriter {
     pub fn connect(kafka: &KafkaConfig, bootstrap: &str) -> Result<Self, SourceError> {
+        Self::connect_with(kafka, bootstrap, DELIVERY_TIMEOUT)
+    }
+
+    /// The same for whoever has more, or less, patience with the brokers.
+    pub fn connect_with(kafka: &KafkaConfig, bootstrap: &str, delivery_timeout: Duration) -> Result<Self, SourceError> {
         let mut config = client_config(kafka, bootstrap);
         config
             .set("enable.idempotence", "true")
             .set("compression.type", "zstd")
             .set("linger.ms", "20")
-            .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
+            .set("message.timeout.ms", delivery_timeout.as_millis().to_string())
             .set("message.max.bytes", MAX_RECORD_BYTES.to_string())
             .set("queue.buffering.max.kbytes", (QUEUE_BYTES >> 10).to_string());
         let bootstrap = bootstrap.to_owned();
         match config.create_with_context(Deliveries::default()) {
-            Ok(producer) => Ok(TopicWriter { producer, bootstrap }),
+            Ok(producer) => Ok(TopicWriter { producer, bootstrap, delivery_timeout }),
             Err(e) => Err(SourceError::Client { bootstrap, problem: e.to_string() }),
         }
     }
@@ -128,13 +135,13 @@ impl TopicWriter {
     /// Waits until the brokers have all that was sent. Gives how many records the topic does not take, being too large.
     /// After an error, some may have arrived.
     pub fn flush(&self, is_wanted: &dyn Fn() -> bool) -> Result<u64, SourceError> {
-        let deadline = Instant::now() + DELIVERY_TIMEOUT + Duration::from_secs(5);
+        let deadline = Instant::now() + self.delivery_timeout + Duration::from_secs(5);
         while self.producer.in_flight_count() > 0 {
             // An error says that it took longer than the tick.
             let _ = self.producer.flush(TICK);
             self.look(is_wanted)?;
             if Instant::now() > deadline {
-                return Err(self.failed(format!("no acknowledgement within {} s", DELIVERY_TIMEOUT.as_secs())));
+                return Err(self.failed(format!("no acknowledgement within {} s", self.delivery_timeout.as_secs())));
             }
         }
         self.look(is_wanted)?;
