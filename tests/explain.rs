@@ -486,3 +486,73 @@ fn what_windows_cover_is_shown_everywhere_and_repeated() {
     assert_eq!(daemon.stop(), Some(0));
     assert_eq!(deployment.published().windows.iter().filter_map(|window| window.spread).count(), spreads.len());
 }
+
+const STRATA: &str = r#"
+selection.selector = "coverage"
+selection.importance = "hard"
+selection.strata = 5
+selection.clip = 0
+selection.cutoff = 0.2
+selection.fraction = 0.2
+selection.temperature = 2.0
+selection.holdout = 0.3
+documents.columns.n_chars = "length(text)"
+sink.shuffle = true
+window.max_documents = 60
+"#;
+
+/// Every record of a window over strata: what is said of it is what its stratum decided, and stands in the shard, on whichever side.
+#[test]
+fn a_window_over_strata_is_explained_by_its_strata() {
+    let broker = Broker::with_topic("explain-strata", 1);
+    let deployment = Deployment::new(&broker, STRATA);
+    let n = 120;
+    let producer = broker.producer();
+    for i in 0..n {
+        let mut document: Value = serde_json::from_slice(&document(i)).unwrap();
+        // Some lack it; some are equal, at the cut-off as well.
+        if i % 10 != 7 {
+            document["hard"] = json!((i * 7 % 12) as f64);
+        }
+        producer.send(0, Some(document.to_string().as_bytes()));
+    }
+    producer.flush();
+    run_until(&deployment, n);
+    let published = deployment.published();
+    assert!(published.rows.iter().any(|row| row.held_out) && published.rows.iter().any(|row| !row.held_out));
+    let window = published.windows.iter().find(|window| window.interval.from == 60).unwrap();
+    let coverage = window.coverage.as_ref().unwrap();
+    let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
+    let mut of_stratum: BTreeMap<u64, u64> = BTreeMap::new();
+    for offset in 60..120 {
+        let of = at_position(&deployment, 0, offset);
+        let (outcome, strata) = (of["outcome"].as_str().unwrap(), &of["document"]["strata"]);
+        *outcomes.entry(outcome.to_owned()).or_default() += 1;
+        let row = published.rows.iter().find(|row| row.offset == offset);
+        assert_eq!(row.is_some(), outcome == "selected", "{of}");
+        assert_eq!(strata["stratum"].is_null(), ["no_number", "cut_off"].contains(&outcome), "{of}");
+        if let Some(number) = strata["stratum"]["stratum"].as_u64() {
+            let known = coverage.pools[0].strata.iter().find(|s| u64::from(s.stratum) == number).unwrap();
+            assert_eq!(strata["stratum"]["budget"], json!(known.n_selected), "{of}");
+            let value = number(&strata["value"]);
+            assert!((number(&strata["stratum"]["from"])..=number(&strata["stratum"]["to"])).contains(&value), "{of}");
+            let key = number(&of["document"]["targets"][0]["key"]);
+            let beats = known.n_selected > 0 && known.thresholds[0].is_none_or(|threshold| key > threshold);
+            assert_eq!(beats, outcome == "selected", "{of}");
+            *of_stratum.entry(number).or_default() += u64::from(outcome == "selected");
+        }
+        if let Some(row) = row {
+            let probability = number(&of["document"]["inclusion_probability"]);
+            assert_eq!(row.inclusion_probability.to_bits(), probability.to_bits(), "{of}");
+        }
+    }
+    let count = |name: &str| outcomes.get(name).copied().unwrap_or_default();
+    assert_eq!(count("no_number"), coverage.n_without_number, "{outcomes:?}");
+    assert_eq!((count("cut_off"), count("selected")), (coverage.n_cut, window.n_selected), "{outcomes:?}");
+    assert!(coverage.n_cut > 0 && count("below_threshold") > 0, "{outcomes:?}");
+    for stratum in &coverage.pools[0].strata {
+        assert_eq!(of_stratum[&u64::from(stratum.stratum)], stratum.n_selected, "{stratum:?}");
+    }
+    let replayed = deployment.winnowd(&["replay", "--verify"]);
+    assert_eq!(replayed.status.code(), Some(0), "{}", String::from_utf8_lossy(&replayed.stdout));
+}

@@ -6,6 +6,7 @@
 
 mod compare;
 mod explained;
+mod strata;
 mod witness;
 
 use std::sync::Arc;

@@ -22,7 +22,9 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
     };
     let told = match outcome {
         Outcome::Selected => "selected",
-        Outcome::BelowThreshold | Outcome::TooShort | Outcome::Filtered => "not selected",
+        Outcome::BelowThreshold | Outcome::TooShort | Outcome::Filtered | Outcome::NoNumber | Outcome::CutOff => {
+            "not selected"
+        }
         Outcome::DeadLetter => "a dead letter",
         Outcome::NotInWindow => "not in that window",
         Outcome::NoRecord => "no record",

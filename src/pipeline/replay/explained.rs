@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::strata::{ExplainedStrata, Strata};
 use super::witness::{Contenders, Seen, SeenDocument, TakenBy};
 use crate::features::Featuriser;
 use crate::manifest::ShardManifest;
@@ -20,6 +21,10 @@ pub enum Outcome {
     /// Its key is too low, or nothing was to be selected of those that it competed with.
     BelowThreshold,
     TooShort,
+    /// It lacks a number that strata need.
+    NoNumber,
+    /// The cut-off of the strata removes it.
+    CutOff,
     /// By a clause of `documents.filter`.
     Filtered,
     DeadLetter,
@@ -82,6 +87,9 @@ pub struct ExplainedDocument {
     /// Where losses that are expected of it do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_loss: Option<ExplainedExpectedLoss>,
+    /// Where windows are spread over strata.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strata: Option<ExplainedStrata>,
     /// Its Gumbel number; `null` where there is no noise.
     pub noise: Option<f64>,
     /// For each target of the model.
@@ -145,7 +153,7 @@ pub struct Competition {
     pub turns: Vec<ExplainedTurn>,
 }
 
-/// What was chosen at once. A selector that divides a window further, by strata, gives its turns in [`Asked::turns`].
+/// What was chosen at once. Where a window is spread over strata there are none: see [`ExplainedStrata`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ExplainedTurn {
     /// `null`: the model's only one.
@@ -225,6 +233,14 @@ impl Asked<'_> {
         let of_document = self.document(seen, document, taken);
         let competition = self.competition(seen);
         let min_tokens = manifest.selector.min_tokens;
+        let strata = of_document.strata.as_ref();
+        let in_words = |by: Option<usize>| match strata {
+            Some(strata) => {
+                let keys: Vec<f64> = of_document.targets.iter().map(|of| of.key).collect();
+                strata.in_words(&keys, by)
+            }
+            None => in_words(&of_document.targets, &competition.turns, by),
+        };
         let (outcome, why) = match (&of_document.refused_by, by) {
             (Some(clause), _) => (
                 Outcome::Filtered,
@@ -236,8 +252,10 @@ impl Asked<'_> {
                     format!("it has {n_tokens} tokens, at least {min_tokens} are asked for (selection.min_tokens)");
                 (Outcome::TooShort, why)
             }
-            (None, Some(by)) => (Outcome::Selected, in_words(&of_document.targets, &competition.turns, Some(by))),
-            (None, None) => (Outcome::BelowThreshold, in_words(&of_document.targets, &competition.turns, None)),
+            (None, Some(by)) => (Outcome::Selected, in_words(Some(by))),
+            _ if strata.is_some_and(|strata| strata.lacks().is_some()) => (Outcome::NoNumber, in_words(None)),
+            _ if strata.is_some_and(ExplainedStrata::is_cut) => (Outcome::CutOff, in_words(None)),
+            (None, None) => (Outcome::BelowThreshold, in_words(None)),
         };
         Explanation {
             path: manifest.path.clone().filter(|_| outcome == Outcome::Selected),
@@ -268,6 +286,9 @@ impl Asked<'_> {
     /// What was chosen from where this document stood.
     fn turns(&self, seen: &Seen) -> Vec<ExplainedTurn> {
         let summary = &self.closed.summary;
+        if summary.coverage.is_some() {
+            return Vec::new();
+        }
         if self.division.is_whole() {
             return vec![ExplainedTurn {
                 target: None,
@@ -291,7 +312,7 @@ impl Asked<'_> {
 
     fn document(&self, seen: &Seen, document: &SeenDocument, taken: &TakenBy) -> ExplainedDocument {
         let selector = &self.manifest.selector;
-        let SeenDocument { score, log_importance_weights, refused_by } = document;
+        let SeenDocument { score, log_importance_weights, refused_by, .. } = document;
         let is_candidate = refused_by.is_none() && score.n_tokens >= selector.min_tokens;
         let pool = self.division.pool_of(seen.source.as_deref());
         let of_target = |(number, &log_importance_weight): (usize, &f64)| {
@@ -302,16 +323,21 @@ impl Asked<'_> {
                 log_importance_weight,
                 of_text: selector.text_log_weight(&score, self.featuriser),
                 total_log_weight,
-                key: selector.key(self.noise, seen.offset, total_log_weight),
+                key: selector.key(self.noise, seen.offset, if selector.is_uniform() { 0.0 } else { total_log_weight }),
                 rank: self
                     .contenders
                     .rank(seen.offset, pool, number, taken)
-                    .filter(|_| is_candidate && taken.is_left_for(number, seen.offset)),
+                    .filter(|_| is_candidate && selector.coverage.is_none() && taken.is_left_for(number, seen.offset)),
             }
         };
         let targets: Vec<OfTarget> = log_importance_weights.iter().enumerate().map(of_target).collect();
         let selected_by = taken.target(seen.offset);
-        let inclusion_probability = is_candidate.then(|| self.inclusion_probability(seen, &targets));
+        let strata = Strata::of(selector, self.closed.summary.coverage.as_ref());
+        let strata = strata.filter(|_| is_candidate).map(|strata| {
+            let weight = targets[0].total_log_weight;
+            strata.explain((seen.offset, document, weight), pool, self.contenders)
+        });
+        let inclusion_probability = is_candidate.then(|| self.inclusion_probability(seen, &targets, strata.as_ref()));
         ExplainedDocument {
             n_tokens: score.n_tokens,
             n_ngrams: self.featuriser.n_ngrams(score.n_tokens),
@@ -328,6 +354,7 @@ impl Asked<'_> {
                 coefficient: version.coefficient,
                 added: score.expected_loss_weight,
             }),
+            strata,
             noise: (selector.kind == SelectorKind::ImportanceResampling).then(|| self.noise.gumbel(seen.offset)),
             selected_for: selected_by.and_then(|target| self.division.targets().get(target).cloned()),
             sample_weight: inclusion_probability.filter(|_| selected_by.is_some()).map(f64::recip),
@@ -337,13 +364,17 @@ impl Asked<'_> {
     }
 
     /// As the window computes it for those that it selects.
-    fn inclusion_probability(&self, seen: &Seen, targets: &[OfTarget]) -> f64 {
+    fn inclusion_probability(&self, seen: &Seen, targets: &[OfTarget], strata: Option<&ExplainedStrata>) -> f64 {
         let selector = &self.manifest.selector;
         let WindowSummary { n_selected, n_rejected, .. } = self.closed.summary;
         let n_documents = n_selected + n_rejected;
+        let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
+        if let Some(strata) = strata {
+            let weights: Vec<f64> = targets.iter().map(|of| of.total_log_weight).collect();
+            return chance * strata.inclusion_probability(selector, &weights);
+        }
         let turns = self.turns(seen);
         if self.division.is_whole() {
-            let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
             return chance * selector.inclusion_probability(targets[0].total_log_weight, turns[0].threshold);
         }
         let sizes = self.contenders.sizes(self.division.n_pools());

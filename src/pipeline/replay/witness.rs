@@ -1,12 +1,13 @@
 //! What a replay sees of the records that somebody asks about, and of everything that they competed with.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::features::Scratch;
 use crate::record::{Decoder, Reject, Schemas, TextScratch};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Division, Noise, SelectorSettings};
+use crate::select::{Criterion, Division, Noise, SelectorSettings, Tail};
 use crate::source::Record;
 use crate::window::{ClosedWindow, ScoredDocument, ScoredRecord};
 
@@ -35,6 +36,8 @@ pub(super) struct SeenDocument {
     pub score: Score,
     /// For every target.
     pub log_importance_weights: Vec<f64>,
+    /// See [`ScoredDocument::numbers`].
+    pub numbers: [f64; 2],
     /// The clause of the filter that refuses it.
     pub refused_by: Option<u16>,
 }
@@ -85,6 +88,18 @@ impl<'a> Witness<'a> {
             let score = Score { log_importance_weight, ..document.score };
             selector.key(noise, offset, selector.total_log_weight(&score, featuriser))
         };
+        if let Some(coverage) = &selector.coverage {
+            let lacks = |(field, number): (Option<&str>, &f64)| field.is_some() && !number.is_finite();
+            if coverage.fields().into_iter().zip(&document.numbers).any(lacks) {
+                return;
+            }
+            if coverage.settings.cutoff.is_some() {
+                contenders.cutoffs.push(match coverage.cutoff_by {
+                    Criterion::Weight => selector.total_log_weight(&document.score, featuriser),
+                    Criterion::Field(_) => document.numbers[1],
+                });
+            }
+        }
         let first = document.score.log_importance_weight;
         // Of several targets every candidate of the window has all weights: see `Candidates::might_hold`.
         let keys = std::iter::once(first).chain(document.other_weights.iter().copied()).map(key);
@@ -105,7 +120,12 @@ impl<'a> Witness<'a> {
             let mut log_importance_weights = vec![scored.score.log_importance_weight];
             // Those of a document that cannot be selected have not been asked for so far.
             log_importance_weights.extend(self.weight.for_others(text, None, &mut Scratch::default()));
-            SeenDocument { score: scored.score, log_importance_weights, refused_by: scored.refused_by }
+            SeenDocument {
+                score: scored.score,
+                log_importance_weights,
+                numbers: scored.numbers,
+                refused_by: scored.refused_by,
+            }
         };
         self.seen.push(Seen {
             offset,
@@ -125,6 +145,8 @@ pub(super) struct Contenders {
     pools: Vec<u32>,
     /// One for each target, candidate by candidate.
     keys: Vec<f64>,
+    /// What a cut-off looks at, of each of them; empty without one.
+    cutoffs: Vec<f64>,
 }
 
 impl Contenders {
@@ -137,6 +159,15 @@ impl Contenders {
 
     pub fn len(&self) -> u64 {
         self.offsets.len() as u64
+    }
+
+    /// How many candidates a cut-off removes before one at this offset. Of equal ones it removes the later first.
+    pub fn n_cut_before(&self, offset: i64, value: f64, tail: Tail) -> u64 {
+        let is_before = |(&other, &at): (&f64, &i64)| match other.total_cmp(&value) {
+            Ordering::Equal => at > offset,
+            order => (order == Ordering::Greater) == (tail == Tail::High),
+        };
+        self.cutoffs.iter().zip(&self.offsets).filter(|both| is_before(*both)).count() as u64
     }
 
     /// Candidates by pool.
