@@ -62,7 +62,7 @@ fn registry(r: &mut Reader, format: &str, is_wanted: bool) -> Option<RegistryCon
         Ok(url) => Some(url),
         Err(problem) => {
             // What stands before an @ may be a password.
-            r.error("documents.registry.url", if value.contains('@') { "***" } else { &value }, problem);
+            r.error("documents.registry.url", if value.contains('@') { "***" } else { value.as_str() }, problem);
             None
         }
     });
