@@ -531,15 +531,15 @@ fn a_window_over_strata_is_explained_by_its_strata() {
         let row = published.rows.iter().find(|row| row.offset == offset);
         assert_eq!(row.is_some(), outcome == "selected", "{of}");
         assert_eq!(strata["stratum"].is_null(), ["no_number", "cut_off"].contains(&outcome), "{of}");
-        if let Some(number) = strata["stratum"]["stratum"].as_u64() {
-            let known = coverage.pools[0].strata.iter().find(|s| u64::from(s.stratum) == number).unwrap();
+        if let Some(place) = strata["stratum"]["stratum"].as_u64() {
+            let known = coverage.pools[0].strata.iter().find(|s| u64::from(s.stratum) == place).unwrap();
             assert_eq!(strata["stratum"]["budget"], json!(known.n_selected), "{of}");
             let value = number(&strata["value"]);
             assert!((number(&strata["stratum"]["from"])..=number(&strata["stratum"]["to"])).contains(&value), "{of}");
             let key = number(&of["document"]["targets"][0]["key"]);
             let beats = known.n_selected > 0 && known.thresholds[0].is_none_or(|threshold| key > threshold);
             assert_eq!(beats, outcome == "selected", "{of}");
-            *of_stratum.entry(number).or_default() += u64::from(outcome == "selected");
+            *of_stratum.entry(place).or_default() += u64::from(outcome == "selected");
         }
         if let Some(row) = row {
             let probability = number(&of["document"]["inclusion_probability"]);

@@ -464,7 +464,7 @@ mod tests {
                 let n = if i == 70 { LONG_TEXT_BYTES / 4 } else { i % 23 };
                 let text = format!("good {} words {}", "bad ".repeat(n), i % 7);
                 let (source, loss) = (format!("s{}", i % 3), i % 7);
-                let hard = if i % 11 == 0 { "unknown".into() } else { serde_json::json!(i * i % 101) };
+                let hard = if i.is_multiple_of(11) { "unknown".into() } else { serde_json::json!(i * i % 101) };
                 let document = serde_json::json!({ "text": text, "source": source, "loss": loss, "hard": hard });
                 Some(document.to_string().into_bytes())
             }

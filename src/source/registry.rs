@@ -70,6 +70,9 @@ struct SchemaAnswer {
     references: Vec<Reference>,
 }
 
+/// A schema by its name, but for the one that was asked for, and what of its references is still to be looked at.
+type Opened = (Option<(String, String)>, Vec<Reference>);
+
 #[derive(Deserialize)]
 struct Reference {
     name: String,
@@ -181,7 +184,7 @@ impl SchemaRegistry {
         told(RegistryAnswer::Found);
         let mut references = Vec::new();
         // What refers to something stands behind it in the end: so it is opened first, and closed when all that it refers to is.
-        let mut open: Vec<(Option<(String, String)>, Vec<Reference>)> = vec![(None, answer.references)];
+        let mut open: Vec<Opened> = vec![(None, answer.references)];
         let mut seen = BTreeSet::new();
         while let Some((_, wanted)) = open.last_mut() {
             let Some(Reference { name, subject, version }) = wanted.pop() else {
@@ -200,7 +203,7 @@ impl SchemaRegistry {
             let found = found.map_err(|problem| match problem {
                 // The registry contradicts itself: no reason to take records for bad.
                 Problem::Unknown => Problem::Failed(format!("its reference `{name}` is not there ({path})")),
-                failed => failed,
+                Problem::Failed(why) => Problem::Failed(why),
             })?;
             told(RegistryAnswer::Found);
             open.push((Some((name, found.schema)), found.references));

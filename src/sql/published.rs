@@ -31,6 +31,9 @@ use crate::window::WindowSummary;
 /// Names the sink within a session, whatever it is.
 const SINK: &str = "winnowd://sink/";
 
+/// A file of a publication, with its size, if it has it.
+type FileOf = dyn Fn(&ShardManifest) -> Option<(String, u64)>;
+
 /// What a catalog knew of a pipeline at one time.
 pub struct Published {
     pub store: Arc<dyn ObjectStore>,
@@ -63,8 +66,7 @@ impl Published {
         // One file of each sort tells which columns it has: another model may have other targets, and versions add columns.
         let for_training = |shard: &ShardManifest| shard.path.clone().map(|path| (path, shard.bytes));
         let held_out = |shard: &ShardManifest| shard.validation.as_ref().map(|file| (file.path.clone(), file.bytes));
-        let tables: [(&str, &dyn Fn(&ShardManifest) -> Option<(String, u64)>); 2] =
-            [("documents", &for_training), ("validation", &held_out)];
+        let tables: [(&str, &FileOf); 2] = [("documents", &for_training), ("validation", &held_out)];
         for (table, file_of) in tables {
             let (mut documents, mut sorts) = (Vec::new(), HashMap::new());
             for (_, shard) in &self.shards {

@@ -5,6 +5,7 @@ mod json;
 
 use std::borrow::Cow;
 
+use prost_reflect::prost::encoding::decode_varint;
 use prost_reflect::{DynamicMessage, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor, ReflectMessage, Value};
 
 use super::decode::{Decoder, Parsed, Scalar};
@@ -97,7 +98,7 @@ fn malformed(detail: impl Into<String>) -> Reject {
 
 /// Seven bits a byte, least significant first, the sign in the lowest.
 fn zigzag(rest: &mut &[u8]) -> Result<i64, Reject> {
-    let bits = prost_reflect::prost::encoding::decode_varint(rest).map_err(|e| malformed(e.to_string()))?;
+    let bits = decode_varint(rest).map_err(|e| malformed(e.to_string()))?;
     Ok((bits >> 1) as i64 ^ -((bits & 1) as i64))
 }
 

@@ -297,7 +297,7 @@ impl ChunkReader<'_> {
                 });
             }
             Content::Rows(rows) => {
-                (0..rows.n_rows(self.lines) as u64).for_each(|row| each(self.chunk.first_line + row))
+                (0..rows.n_rows(self.lines) as u64).for_each(|row| each(self.chunk.first_line + row));
             }
         }
     }
