@@ -184,7 +184,7 @@ fn ctrl_c_says_how_far_it_came_and_skip_goes_on_there() {
         .unwrap();
     let (far, is_far) = std::sync::mpsc::channel();
     let feeding = {
-        let pipe = pipe.clone();
+        let pipe = pipe;
         std::thread::spawn(move || feed(&pipe, &far))
     };
     is_far.recv_timeout(DEADLINE).unwrap();

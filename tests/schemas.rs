@@ -421,7 +421,7 @@ fn texts_take_their_ids_from_keys_and_what_else_there_is_from_headers() {
     let published = deployment.published();
     published.assert_exactly_once(&BTreeMap::from([(0, n as i64 + 1)]));
     let found: BTreeMap<_, _> = published.rows.iter().map(|row| (row.offset as u64, row.id.clone())).collect();
-    let id = |i: u64| if i % 4 > 0 { format!("k{i}") } else { format!("{}/0/{i}", broker.topic) };
+    let id = |i: u64| if i.is_multiple_of(4) { format!("{}/0/{i}", broker.topic) } else { format!("k{i}") };
     assert_eq!(found, (0..n).filter(|i| i % 2 == 0).map(|i| (i, id(i))).collect());
     assert_eq!(published.dead_letters.len(), 1);
     assert_eq!(published.dead_letters[0].reason, "invalid_utf8");
