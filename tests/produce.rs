@@ -183,10 +183,7 @@ fn ctrl_c_says_how_far_it_came_and_skip_goes_on_there() {
         .spawn()
         .unwrap();
     let (far, is_far) = std::sync::mpsc::channel();
-    let feeding = {
-        let pipe = pipe;
-        std::thread::spawn(move || feed(&pipe, &far))
-    };
+    let feeding = std::thread::spawn(move || feed(&pipe, &far));
     is_far.recv_timeout(DEADLINE).unwrap();
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
