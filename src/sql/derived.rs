@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::physical_expr::PhysicalExpr;
 
-use super::filter::{FilterError, MAX_FILTER_BYTES, context, df_schema, refuse_what_changes, sql_error};
+use super::filter::{FilterError, MAX_FILTER_BYTES, context, df_schema, evaluable, refuse_what_changes, sql_error};
 use super::rows::Columns;
 use crate::manifest::DerivedSettings;
 use crate::record::TopicPartition;
@@ -170,7 +170,7 @@ fn physical(sql: &str, schema: &SchemaRef) -> Result<(Arc<dyn PhysicalExpr>, BTr
     let expression = context.parse_sql_expr(sql, &schema).map_err(|e| sql_error(&e))?;
     refuse_what_changes(&expression)?;
     let named = expression.column_refs().into_iter().map(|column| column.name.clone()).collect();
-    let value = context.create_physical_expr(expression, &schema).map_err(|e| sql_error(&e))?;
+    let value = evaluable(&context, expression, &schema)?;
     Ok((value, named))
 }
 

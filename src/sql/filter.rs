@@ -15,6 +15,7 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{Expr, Volatility};
+use datafusion::optimizer::simplify_expressions::{ExprSimplifier, SimplifyContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
@@ -99,7 +100,7 @@ impl DocumentFilter {
         }
         let compile = |(number, clause): (usize, &Expr)| {
             let label = label(number, clause);
-            let is_true = context.create_physical_expr(clause.clone(), &of_columns).map_err(|e| sql_error(&e))?;
+            let is_true = evaluable(&context, clause.clone(), &of_columns)?;
             match is_true.data_type(&schema).map_err(|e| sql_error(&e))? {
                 DataType::Boolean => Ok(Clause { label, is_true }),
                 found => Err(FilterError::NotBoolean { clause: clause.to_string(), found }),
@@ -195,6 +196,22 @@ impl Clause {
 /// Compiles expressions, and tells places in them.
 pub(super) fn context() -> SessionContext {
     SessionContext::new_with_config(SessionConfig::new().set_bool("datafusion.sql_parser.collect_spans", true))
+}
+
+/// An expression over columns, ready to be evaluated. It is simplified first: some functions, `coalesce` among them, are only
+/// known as what they are simplified to.
+pub(super) fn evaluable(
+    context: &SessionContext,
+    expression: Expr,
+    schema: &DFSchema,
+) -> Result<Arc<dyn PhysicalExpr>, FilterError> {
+    let of_columns = SimplifyContext::builder()
+        .with_schema(Arc::new(schema.clone()))
+        .with_config_options(context.state().config_options().clone())
+        .build();
+    let simplifier = ExprSimplifier::new(of_columns);
+    let simplified = simplifier.coerce(expression, schema).and_then(|typed| simplifier.simplify(typed));
+    simplified.and_then(|simple| context.create_physical_expr(simple, schema)).map_err(|e| sql_error(&e))
 }
 
 pub(super) fn df_schema(schema: &SchemaRef) -> Result<DFSchema, FilterError> {

@@ -56,6 +56,18 @@ fn the_first_clause_that_is_not_true_refuses() {
     assert_eq!(filter.labels().collect::<Vec<_>>(), ["1: lang = Utf8(\"en\")", "2: ok"]);
 }
 
+/// Their own implementation refuses to be called.
+#[test]
+fn functions_that_must_be_simplified_away_work() {
+    let records = [r#"{"text":"abc"}"#, r#"{"text":"abc","lang":"de"}"#, r#"{"text":"abc","lang":"en","n":1}"#];
+    let (passes, refused) = (Verdict::Passes, Verdict::Refused(0));
+    let some = [passes.clone(), refused.clone(), passes.clone()];
+    for sql in ["coalesce(lang, 'en') = 'en'", "nvl(lang, 'en') = 'en'", "nullif(lang, 'en') IS NULL"] {
+        assert_eq!(judge(sql, &records), some, "{sql}");
+    }
+    assert_eq!(judge("nvl2(n, n, 2) = 2", &records), [passes.clone(), passes, refused]);
+}
+
 #[test]
 fn every_column_can_be_named() {
     let record = r#"{"id":"x","text":"ü","source":"web","timestamp":1000,"lang":"en","quality":2,"n":-3,"ok":true}"#;
