@@ -355,8 +355,11 @@ impl Job<'_> {
             }
             (!is_long).then(|| buckets.clone())
         };
-        // What is not counted yet, nor kept as buckets, must be found in the text.
-        let is_sampled = refused_by.is_none() && self.destination.might_sample(self.selector, document.offset, &score);
+        // What is not counted yet, nor kept as buckets, must be found in the text. The sample is of candidates: whoever is none must
+        // not take the place of one in the batch.
+        let lacks = self.selector.coverage.as_ref().is_some_and(|coverage| coverage.lacks(&numbers));
+        let is_sampled =
+            refused_by.is_none() && !lacks && self.destination.might_sample(self.selector, document.offset, &score);
         let might_select =
             refused_by.is_none() && self.destination.might_select(self.selector, document.offset, &score);
         if (is_long && !is_counted) || might_select {
@@ -440,7 +443,7 @@ mod tests {
     /// For one target, or for two with a share for one of the sources.
     fn setting(buckets: u32, is_divided: bool) -> Setting {
         // So that forty may be selected of a window.
-        let toml = "model.path = \"none\"\ndocuments.loss_field = \"loss\"\nwindow.max_documents = 400\n[selection]\nfraction = 0.1\nmin_tokens = 3\n\
+        let toml = "model.path = \"none\"\ndocuments.loss_field = \"loss\"\nwindow.max_documents = 400\n[selection]\nfraction = 0.1\nmin_tokens = 3\ncoverage_sample = 10\n\
                     loss_coefficient = 2\nloss_low = 0\nloss_high = 6";
         let config = Config::from_toml(toml, []).unwrap();
         let featuriser = Featuriser { buckets, ..Featuriser::default() };

@@ -89,8 +89,7 @@ impl<'a> Witness<'a> {
             selector.key(noise, offset, selector.total_log_weight(&score, featuriser))
         };
         if let Some(coverage) = &selector.coverage {
-            let lacks = |(field, number): (Option<&str>, &f64)| field.is_some() && !number.is_finite();
-            if coverage.fields().into_iter().zip(&document.numbers).any(lacks) {
+            if coverage.lacks(&document.numbers) {
                 return;
             }
             if coverage.settings.cutoff.is_some() {

@@ -60,6 +60,11 @@ impl CoverageSelector {
         [self.importance.field(), cutoff_by]
     }
 
+    /// Whether a document with these numbers, in the order of [`CoverageSelector::fields`], lacks one: it is no candidate.
+    pub fn lacks(&self, numbers: &[f64; 2]) -> bool {
+        self.fields().iter().zip(numbers).any(|(field, number)| field.is_some() && !number.is_finite())
+    }
+
     /// What speaks against it where several targets choose.
     pub fn problem_of_targets(&self) -> Option<&'static str> {
         if self.settings.within == Within::Uniform {
