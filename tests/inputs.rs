@@ -163,7 +163,8 @@ impl Prefix {
     }
 
     fn put(&self, from: &Path, key: &str) {
-        let key = object_store::path::Path::from(format!("{}/{key}", self.name));
+        // As it stands: `from` would write `%` in another way.
+        let key = object_store::path::Path::parse(format!("{}/{key}", self.name)).unwrap();
         let content = std::fs::read(from).unwrap();
         runtime().block_on(self.store.put(&key, content.into())).unwrap();
     }

@@ -325,7 +325,8 @@ fn published_windows_are_the_same_when_they_are_decided_again() {
     let window = published.windows.iter().find(|w| w.at.partition == 2 && w.n_selected > 0).unwrap();
     assert_eq!(verified(&deployment, &["--window", &window.id()], 0).1, [1, 0, 0]);
     let shown = json_lines(&deployment.winnowd(&["replay", "--window", &window.id(), "--json"]));
-    let rows: Vec<_> = published.rows.iter().filter(|row| row.window == window.id()).collect();
+    let mut rows: Vec<_> = published.rows.iter().filter(|row| row.window == window.id()).collect();
+    rows.sort_by_key(|row| row.offset);
     let selected = shown[0]["selected"].as_array().unwrap();
     assert_eq!((selected.len(), selected.len() as u64), (rows.len(), window.n_selected));
     for (row, again) in rows.iter().zip(selected) {

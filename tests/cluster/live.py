@@ -51,6 +51,8 @@ EVERY = {
 }
 OF_DRAWN = {
     "model.raw": "adaptive",
+    "documents.filter": "length(text) % 50 <> 7",
+    "documents.columns.words_a_line": "length(text) / (length(text) % 50)",
     "selection.mixing": "odm",
     "dead_letters.max_ratio": 1,
     "losses.deadline": f"{DEADLINE_SECONDS}s",
