@@ -544,6 +544,8 @@ fn a_window_over_strata_is_explained_by_its_strata() {
         if let Some(row) = row {
             let probability = number(&of["document"]["inclusion_probability"]);
             assert_eq!(row.inclusion_probability.to_bits(), probability.to_bits(), "{of}");
+            let side = if row.held_out { "validation/" } else { "shards/" };
+            assert!(of["path"].as_str().unwrap().starts_with(side), "{of}");
         }
     }
     let count = |name: &str| outcomes.get(name).copied().unwrap_or_default();

@@ -27,7 +27,13 @@ pub struct TracingConfig {
 
 /// `None` without an endpoint.
 pub(super) fn tracing(r: &mut Reader) -> Option<TracingConfig> {
-    let endpoint = r.parse("tracing.endpoint", None, endpoint);
+    let endpoint = r.optional("tracing.endpoint").and_then(|value| {
+        let refused = |problem| {
+            // What stands before an @ may be a password.
+            r.error("tracing.endpoint", if value.contains('@') { "***" } else { value.as_str() }, problem);
+        };
+        endpoint(&value).map_err(refused).ok()
+    });
     let sample_ratio = r.parse("tracing.sample_ratio", 1.0, |value| {
         let ratio = value.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
         ratio.ok_or("expected a number from 0 to 1".to_owned())
@@ -64,10 +70,7 @@ pub(super) fn tracing(r: &mut Reader) -> Option<TracingConfig> {
 }
 
 /// An address without a path gets the one that all collectors have.
-fn endpoint(value: &str) -> Result<Option<url::Url>, String> {
-    if value.is_empty() {
-        return Ok(None);
-    }
+fn endpoint(value: &str) -> Result<url::Url, String> {
     let mut url = url::Url::parse(value).map_err(|e| format!("{e}; expected http://HOST:4318 or https://…"))?;
     if !["http", "https"].contains(&url.scheme()) || url.host_str().is_none() {
         return Err("expected http://HOST:4318 or https://…".to_owned());
@@ -78,7 +81,7 @@ fn endpoint(value: &str) -> Result<Option<url::Url>, String> {
     if url.path() == "/" {
         url.set_path("/v1/traces");
     }
-    Ok(Some(url))
+    Ok(url)
 }
 
 /// `NAME=VALUE`, comma-separated. Tells no value.
@@ -136,6 +139,6 @@ mod tests {
         }
         assert!(!said.contains("hunter2"), "{said}");
         let user = Config::from_toml("tracing.endpoint = \"http://u:hunter2@c\"", []).expect_err("a user").to_string();
-        assert!(user.contains("names a user"), "{user}");
+        assert!(user.contains("names a user") && !user.contains("hunter2"), "{user}");
     }
 }

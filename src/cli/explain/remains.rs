@@ -22,9 +22,11 @@ pub(super) async fn of(
         Wanted::Id(id) => row.id == id,
     };
     if let Some(row) = rows.iter().find(is_wanted) {
+        let held_out = manifest.validation.as_ref().map(|file| &file.path);
+        let path = if row.held_out { held_out } else { manifest.path.as_ref() };
         return Ok(format!(
             "the shard {} has offset {} (`{}`), selected with log importance weight {}, key {} and inclusion probability {}",
-            manifest.path.as_deref().unwrap_or(&manifest.shard),
+            path.unwrap_or(&manifest.shard),
             row.offset,
             row.id,
             row.log_importance_weight,

@@ -257,8 +257,11 @@ impl Asked<'_> {
             _ if strata.is_some_and(ExplainedStrata::is_cut) => (Outcome::CutOff, in_words(None)),
             (None, None) => (Outcome::BelowThreshold, in_words(None)),
         };
+        let is_held_out = seen.id.as_deref().is_some_and(|id| manifest.selector.is_held_out(id));
+        let held_out = manifest.validation.as_ref().map(|file| &file.path);
+        let path = if is_held_out { held_out } else { manifest.path.as_ref() };
         Explanation {
-            path: manifest.path.clone().filter(|_| outcome == Outcome::Selected),
+            path: path.filter(|_| outcome == Outcome::Selected).cloned(),
             document: Some(of_document),
             competition: Some(competition),
             ..of_window(outcome, why)
