@@ -146,6 +146,38 @@ fn it_answers_what_was_published_on_s3() {
     }
 }
 
+/// What a plan says that it did: `name` of all scans together, as in `page_index_rows_pruned=4.10 K total → 1.02 K matched`.
+fn told(plan: &str, name: &str) -> String {
+    let from = plan.find(&format!("{name}=")).unwrap_or_else(|| panic!("{name} is not in {plan}"));
+    plan[from + name.len() + 1..].split([',', ']']).next().unwrap().to_owned()
+}
+
+/// Of one row group only the page that a row is on is read.
+#[test]
+fn pages_that_cannot_match_are_not_read() {
+    const N: u64 = 4000;
+    let broker = Broker::with_topic("query-pages", 1);
+    let settings = "window.max_documents = 4000\nselection.fraction = 1.0\nsink.shuffle = false";
+    let deployment = Deployment::new(&broker, settings);
+    let daemon = deployment.start();
+    let producer = broker.producer();
+    (0..N).for_each(|n| producer.send(0, Some(&document(n))));
+    producer.flush();
+    wait_decided(&deployment, N as i64);
+    assert_eq!(daemon.stop(), Some(0));
+
+    let question = "SELECT id, text FROM documents WHERE \"offset\" = 2500";
+    let found = rows(&deployment.winnowd(&["query", "--format", "json", question]));
+    assert_eq!(found.iter().map(|row| &row["id"]).collect::<Vec<_>>(), ["d2500"]);
+    let explained = deployment.winnowd(&["query", "--format", "csv", &format!("EXPLAIN ANALYZE {question}")]);
+    let (code, plan, stderr) = said(&explained);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(told(&plan, "row_groups_pruned_statistics"), "1 total → 1 matched");
+    // Pages hold 1,024 rows.
+    assert_eq!(told(&plan, "page_index_pages_pruned"), "4 total → 1 matched");
+    assert_eq!(told(&plan, "page_index_rows_pruned"), "4.00 K total → 1.02 K matched");
+}
+
 /// A missing file is a fault of the store, and not an empty answer.
 #[test]
 fn a_shard_that_is_gone_is_told_of() {

@@ -39,8 +39,8 @@ def run(command, cores, **environment):
         return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, out.read().decode())
 
 
-def build(profile, commands=(["build"], ["bench", "--no-run"])):
-    """The executables, by name: `winnowd`, and with `bench` `rates` and `daemon`."""
+def build(profile, commands=(["bench", "--no-run"],)):
+    """The executables, by name: `winnowd`, which benches may ask for, and with `bench` `rates` and `daemon`."""
     found = {}
     for command in commands:
         say(f"cargo {' '.join(command)} --profile {profile}")

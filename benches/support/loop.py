@@ -36,19 +36,20 @@ class Loop:
             created.result(60)
         self.producer = Producer({"bootstrap.servers": broker, "linger.ms": 20, "enable.idempotence": True})
         config = self.folder / "winnowd.toml"
-        config.write_text(f"""
-pipeline.name = "losses"
-kafka.bootstrap = "{broker}"
-kafka.topics = ["{name}-documents"]
-kafka.group = "{name}"
-feedback.topic = "{name}-losses"
-feedback.interval = "200ms"
-window.idle_timeout = "500ms"
-shard.max_age = "500ms"
-sink.url = "{self.folder}/out"
-catalog.url = "sqlite://{self.folder}/catalog.db"
-http.listen = "127.0.0.1:0"
-""" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()) + "\n")
+        default = {
+            "pipeline.name": "losses",
+            "kafka.bootstrap": broker,
+            "kafka.topics": [f"{name}-documents"],
+            "kafka.group": name,
+            "feedback.topic": f"{name}-losses",
+            "feedback.interval": "200ms",
+            "window.idle_timeout": "500ms",
+            "shard.max_age": "500ms",
+            "sink.url": f"{self.folder}/out",
+            "catalog.url": f"sqlite://{self.folder}/catalog.db",
+            "http.listen": "127.0.0.1:0",
+        }
+        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in (default | settings).items()))
         self.log = self.folder / "log"
         with open(self.log, "wb") as log:
             self.daemon = subprocess.Popen([winnowd, "run", "-c", config], stdout=log, stderr=log)

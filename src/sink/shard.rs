@@ -113,6 +113,8 @@ impl Split {
 /// Rows that are turned into Arrow arrays at a time, at most.
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 4 << 20;
+/// A page holds no more rows: of numbers a whole row group would fit into one, and its page index would tell nothing.
+const PAGE_ROWS: usize = 1024;
 
 /// Writes one shard into a scratch file. Rows that are to be shuffled wait in a second one until all are there.
 pub struct ShardWriter {
@@ -268,6 +270,7 @@ pub(super) fn properties(settings: &WriterSettings) -> WriterProperties {
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_data_page_size_limit(1 << 20)
+        .set_data_page_row_count_limit(PAGE_ROWS)
         .set_write_batch_size(BATCH_ROWS);
     for repeated in ["source", "topic", "partition", "window", "model", "target", "reason"] {
         properties = properties.set_column_dictionary_enabled(ColumnPath::from(repeated), true);
