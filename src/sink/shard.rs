@@ -110,9 +110,9 @@ impl Split {
     }
 }
 
-/// Rows that are turned into Arrow arrays at a time, at most.
-const BATCH_ROWS: usize = 256;
-const BATCH_BYTES: usize = 4 << 20;
+/// Rows that are turned into Arrow arrays at a time, at most. More need not be given to a writer together.
+pub const BATCH_ROWS: usize = 256;
+pub const BATCH_BYTES: usize = 4 << 20;
 
 /// Writes one shard into a scratch file. Rows that are to be shuffled wait in a second one until all are there.
 pub struct ShardWriter {

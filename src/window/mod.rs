@@ -6,6 +6,7 @@
 
 mod candidates;
 mod closed;
+mod columns;
 mod covered;
 mod extent;
 mod spread;
