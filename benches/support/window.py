@@ -59,12 +59,14 @@ class Bench:
         one_pass_mib = budget_mib + int(2 * self.n * (fraction * 2 * TEXT_BYTES + 16)) // MIB
         self.budgets_mib = {"coverage": budget_mib, "importance_resampling": one_pass_mib}
         self.model = self.folder / "fitted.model"
+
+    def fit(self):
         texts = self.folder / "sample.jsonl"
         texts.write_bytes(subprocess.run(["zstd", "-dc", SAMPLE], check=True, stdout=subprocess.PIPE).stdout)
         target = self.folder / "target.jsonl"
         target.write_bytes(b"".join(texts.read_bytes().splitlines(keepends=True)[::50]))
         fit = ["fit", "--target", target, "--raw", texts, "--featuriser", "fast", "--out", self.model]
-        subprocess.run([winnowd, *fit], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run([self.winnowd, *fit], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def produce(self):
         admin = AdminClient({"bootstrap.servers": self.broker})

@@ -162,10 +162,21 @@ fn a_candidate_takes_some_fifty_bytes() {
     let (mut window, noise) = open(&selector);
     let empty = window.held_bytes();
     let n = 50_000;
+    let score = weight.weight.score("good words", &mut Scratch::default());
     for offset in 100..100 + n {
-        let mut record = record(offset, "good words", &model);
-        let scored = record.outcome.as_mut().unwrap();
-        (scored.numbers[0], scored.is_counted) = (1.0, true);
+        let (id, text) = (offset.to_string(), "good words".to_owned());
+        let document = Document { id, text, source: None, timestamp_ms: None, metadata: None };
+        let scored = ScoredDocument {
+            content: Content::Whole(document),
+            score,
+            other_weights: Vec::new(),
+            numbers: [1.0, f64::NAN],
+            is_counted: true,
+            refused_by: None,
+            fingerprint: None,
+            buckets: None,
+        };
+        let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome: Ok(scored) };
         assert!(window.push(record, &weight, &selector, &noise).is_some());
     }
     let a_candidate = (window.held_bytes() - empty) as f64 / n as f64;
