@@ -35,13 +35,15 @@ pub enum Work {
     Documents(u64),
 }
 
+type Pass = Box<dyn FnMut()>;
+
 /// One pass over the corpus, or as much work as makes sense for a stage.
 pub struct Stage {
     pub name: &'static str,
     /// Which implementation does it, where there are several.
     pub kernel: &'static str,
     pub work: Work,
-    pub pass: Box<dyn FnMut()>,
+    pub pass: Pass,
 }
 
 /// The implementations that this machine can run, the slowest first: name, and scratch that uses it. Machines that lack
@@ -64,7 +66,7 @@ fn kernels(hash: NgramHash) -> Vec<(&'static str, Scratch)> {
 /// All stages, in the order in which a document passes them.
 pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
     let mut stages = Vec::new();
-    let mut add = |name, kernel, work, pass: Box<dyn FnMut()>| {
+    let mut add = |name, kernel, work, pass: Pass| {
         stages.push(Stage { name, kernel, work, pass });
     };
     let text = Work::TextBytes(corpus.text_bytes);
@@ -227,7 +229,7 @@ fn tokens(text: &str) {
 }
 
 /// The one-pass forms: what a scored document costs until it is known which tenth of a million is chosen.
-fn selectors() -> [(&'static str, Box<dyn FnMut()>); 3] {
+fn selectors() -> [(&'static str, Pass); 3] {
     let toml = "selection.min_tokens = 0\nmodel.path = \"none\"";
     let settings = Config::from_toml(toml, []).expect("a configuration").selector;
     let noise = Noise::new(1, &TopicPartition::new("corpus", 0));
@@ -236,7 +238,7 @@ fn selectors() -> [(&'static str, Box<dyn FnMut()>); 3] {
     let scored: Arc<Vec<(f64, f64)>> = Arc::new((0..OFFERS as i64).map(scored).collect());
     let of_kind = |kind| {
         let (settings, noise, scored) = (SelectorSettings { kind, ..settings.clone() }, noise.clone(), scored.clone());
-        Box::new(move || best(&settings, &noise, &scored)) as Box<dyn FnMut()>
+        Box::new(move || best(&settings, &noise, &scored)) as Pass
     };
     let [drawn, highest] = [SelectorKind::ImportanceResampling, SelectorKind::TopK].map(of_kind);
     let covering = Box::new(move || covering(&settings, &noise, &scored));

@@ -119,6 +119,8 @@ min_tokens = 0
 max_documents = {self.n}
 max_bytes = "{window_bytes}B"
 max_age = "7d"
+[shard]
+max_rows = {int(self.n * self.fraction)}
 [spool]
 max_bytes = "{2 * window_bytes + memory_bytes}B"
 """)

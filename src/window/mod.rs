@@ -11,6 +11,7 @@ mod covered;
 mod extent;
 mod spread;
 mod statistics;
+mod tenths;
 
 use std::sync::Arc;
 
