@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from common import BENCHES, number, say, table
 
 SELECTORS = ["importance_resampling", "coverage"]
-BUDGET_MIB = 448
+BUDGET_MIB = 512
 TEXT_BYTES, PIECE_BYTES = 4000, 500
 SAMPLE = BENCHES.parent / "src/cli/demo/sample.jsonl.zst"
 TOPIC = "documents"

@@ -24,7 +24,7 @@ use crate::window::SpooledRow;
 
 /// Rows that are compressed together, at least, unless they are the last.
 const CHUNK_BYTES: usize = 128 << 10;
-/// Twice as fast as level 1, and what it writes is a third larger: every document passes here, and most never come back
+/// Twice as fast as level 1, and what it writes is two fifths larger: every document passes here, and most never come back
 /// (benches/README.md, "Large windows").
 const ZSTD_LEVEL: i32 = -3;
 /// Rows that are read together, at most, unless they are of one chunk.
