@@ -11,13 +11,20 @@ use winnowd::features::{
 use winnowd::manifest::DerivedSettings;
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
-use winnowd::select::{Division, FilterSettings, Noise, Reservoir};
+use winnowd::select::{
+    DEFAULT_STRATA, Division, Edges, FilterSettings, Noise, Reservoir, SelectorKind, SelectorSettings,
+    StratumReservoirs,
+};
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
 use winnowd::sql::{DerivedColumns, DocumentFilter};
 use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord, SelectedDocument};
 
 use crate::support::{Corpus, featurisers, fit};
 
+/// What one-pass selectors are called here.
+pub const SELECT: &str = "select";
+/// Documents that they choose a tenth of.
+const OFFERS: u64 = 1_000_000;
 /// Documents that become points in a pass.
 const POINTS: usize = 10_000;
 
@@ -28,13 +35,15 @@ pub enum Work {
     Documents(u64),
 }
 
+type Pass = Box<dyn FnMut()>;
+
 /// One pass over the corpus, or as much work as makes sense for a stage.
 pub struct Stage {
     pub name: &'static str,
     /// Which implementation does it, where there are several.
     pub kernel: &'static str,
     pub work: Work,
-    pub pass: Box<dyn FnMut()>,
+    pub pass: Pass,
 }
 
 /// The implementations that this machine can run, the slowest first: name, and scratch that uses it. Machines that lack
@@ -57,7 +66,7 @@ fn kernels(hash: NgramHash) -> Vec<(&'static str, Scratch)> {
 /// All stages, in the order in which a document passes them.
 pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
     let mut stages = Vec::new();
-    let mut add = |name, kernel, work, pass: Box<dyn FnMut()>| {
+    let mut add = |name, kernel, work, pass: Pass| {
         stages.push(Stage { name, kernel, work, pass });
     };
     let text = Work::TextBytes(corpus.text_bytes);
@@ -158,8 +167,9 @@ pub fn stages(corpus: &'static Corpus) -> Vec<Stage> {
         }
     };
     add("point", "projected n-grams", points, Box::new(pass));
-    const OFFERS: u64 = 1_000_000;
-    add("select", "a tenth of 1,000,000", Work::Documents(OFFERS), Box::new(|| reservoir(OFFERS)));
+    for (selector, pass) in selectors() {
+        add(SELECT, selector, Work::Documents(OFFERS), pass);
+    }
     let window = everything(corpus);
     let selected = everything(corpus).selected;
     let columns = [("n".to_owned(), "length(text)".to_owned())].into();
@@ -218,13 +228,42 @@ fn tokens(text: &str) {
     });
 }
 
-fn reservoir(n: u64) {
+/// The one-pass forms: what a scored document costs until it is known which tenth of a million is chosen.
+fn selectors() -> [(&'static str, Pass); 3] {
+    let toml = "selection.min_tokens = 0\nmodel.path = \"none\"";
+    let settings = Config::from_toml(toml, []).expect("a configuration").selector;
     let noise = Noise::new(1, &TopicPartition::new("corpus", 0));
-    let mut reservoir = Reservoir::new(n as usize / 10);
-    for offset in 0..n as i64 {
-        reservoir.offer(offset, noise.gumbel(offset), offset);
+    // Of each: a log weight, and how hard it is.
+    let scored = |offset: i64| (20.0 * noise.sampling(offset), -noise.priority(offset).ln());
+    let scored: Arc<Vec<(f64, f64)>> = Arc::new((0..OFFERS as i64).map(scored).collect());
+    let of_kind = |kind| {
+        let (settings, noise, scored) = (SelectorSettings { kind, ..settings.clone() }, noise.clone(), scored.clone());
+        Box::new(move || best(&settings, &noise, &scored)) as Pass
+    };
+    let [drawn, highest] = [SelectorKind::ImportanceResampling, SelectorKind::TopK].map(of_kind);
+    let covering = Box::new(move || covering(&settings, &noise, &scored));
+    [("importance_resampling", drawn), ("top_k", highest), ("coverage, edges known before", covering)]
+}
+
+fn best(settings: &SelectorSettings, noise: &Noise, scored: &[(f64, f64)]) {
+    let count = scored.len() / 10;
+    let mut reservoir = Reservoir::new(count);
+    for (offset, (weight, _)) in (0..).zip(scored) {
+        let key = settings.key(noise, offset, *weight);
+        if reservoir.might_hold(key) {
+            reservoir.offer(offset, key, offset);
+        }
     }
-    black_box(reservoir.select(n as usize / 10));
+    black_box(reservoir.select(count));
+}
+
+fn covering(settings: &SelectorSettings, noise: &Noise, scored: &[(f64, f64)]) {
+    let count = scored.len() / 10;
+    let mut strata = StratumReservoirs::new(Edges::new(0.0, 6.0, DEFAULT_STRATA), count);
+    for (offset, (weight, hard)) in (0..).zip(scored) {
+        strata.offer(offset, *hard, settings.key(noise, offset, *weight), offset);
+    }
+    black_box(strata.select(count));
 }
 
 /// A window that selected every document.

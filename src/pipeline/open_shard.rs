@@ -19,7 +19,8 @@ use crate::record::{RejectReason, TopicPartition};
 use crate::score::{NgramCounts, sample_ngrams};
 use crate::select::{Quantiles, SourceCounts};
 use crate::sink::{
-    DeadLetterWriter, FinishedFile, FullDisk, SPLIT, ShardStore, ShardWriter, SinkError, Split, Spool, WriterSettings,
+    BATCH_BYTES, BATCH_ROWS, DeadLetterWriter, FinishedFile, FullDisk, SPLIT, ShardStore, ShardWriter, SinkError,
+    Split, Spool, WriterSettings,
 };
 use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
 
@@ -27,8 +28,6 @@ use crate::window::{ClosedWindow, SelectedDocument, WindowSummary};
 const MAX_PENDING_WINDOWS: usize = 10_000;
 /// So does a file of dead letters of this size: whoever reads it takes it whole.
 const MAX_DEAD_LETTER_FILE_BYTES: u64 = 32 << 20;
-const ROWS_TOGETHER: usize = 256;
-const BYTES_TOGETHER: usize = 4 << 20;
 
 pub(super) struct OpenShard {
     id: String,
@@ -143,7 +142,7 @@ impl OpenShard {
             let row = decision.of(row, &shared.config.selector);
             bytes += row.document.size_bytes();
             rows.push(row);
-            if rows.len() < ROWS_TOGETHER && bytes < BYTES_TOGETHER {
+            if rows.len() < BATCH_ROWS && bytes < BATCH_BYTES {
                 return Ok(());
             }
             bytes = 0;
@@ -357,9 +356,9 @@ fn shard_writer(id: &str, shared: &Shared, full_disk: &Arc<dyn FullDisk>) -> Res
 /// How many documents from the first one are written together: their derived columns are computed of a copy.
 fn at_a_time(documents: &[SelectedDocument]) -> usize {
     let mut bytes = 0;
-    let fits = documents.iter().take(ROWS_TOGETHER).take_while(|selected| {
+    let fits = documents.iter().take(BATCH_ROWS).take_while(|selected| {
         bytes += selected.document.size_bytes();
-        bytes <= BYTES_TOGETHER
+        bytes <= BATCH_BYTES
     });
     fits.count().max(1)
 }

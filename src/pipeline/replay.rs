@@ -25,7 +25,7 @@ use crate::manifest::{DerivedSettings, ShardManifest};
 use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Division, FilterSettings, Noise, Quotas};
-use crate::sink::{GiveUp, SinkError, SpoolFolder};
+use crate::sink::{GiveUp, SinkError, Spool, SpoolFolder};
 use crate::source::{Batch, Probe, RangeReader, Record, SchemaRegistry, SourceError};
 use crate::sql::DerivedColumns;
 use crate::window::{ClosedWindow, OpenWindow, ScoredRecord, SpooledRow, WindowPolicy, WindowSummary};
@@ -245,9 +245,10 @@ impl Replay {
             for (i, record) in scored.records.into_iter().flatten().enumerate() {
                 look(batch.get(i), &schemas, &record);
                 if let Some(row) = open.push(record, weight, selector, noise) {
-                    spool.push(&row)?;
+                    spool.push(&row);
                 }
             }
+            Spool::write([&mut spool].into_iter())?;
         }
         open.advance_to(interval.to);
         // All its rows are held, and nobody asks for their texts but the columns that are computed of them.

@@ -363,7 +363,10 @@ impl Job<'_> {
         let might_select =
             refused_by.is_none() && self.destination.might_select(self.selector, document.offset, &score);
         if (is_long && !is_counted) || might_select {
-            let (content, buckets) = (Content::Whole(document.to_document()), kept(buckets, features));
+            // Documents that wait outside of their window leave their buckets behind.
+            let waits = self.selector.coverage.is_some() && is_counted && !is_sampled && weight.others.is_empty();
+            let buckets = if waits { None } else { kept(buckets, features) };
+            let content = Content::Whole(document.to_document());
             let other_weights = weight.for_others(&document.text, buckets.as_ref(), features);
             let fingerprint =
                 is_sampled.then(|| Fingerprint::of(buckets.as_ref(), &document.text, featuriser, features));

@@ -11,6 +11,8 @@ use crate::sink::{SinkError, Spool, SpoolFolder};
 use crate::telemetry::{SpoolStatus, Telemetry};
 use crate::window::SpooledRow;
 
+/// Rows that are kept are written when there are so many bytes of them: some chunks for every core.
+const WRITE_BYTES: usize = 4 << 20;
 /// How often it is logged that partitions are paused.
 const REMIND: Duration = Duration::from_secs(60);
 
@@ -41,8 +43,8 @@ impl Spooling {
     }
 
     /// Takes a row into the spool of its window, which is opened when the first one comes.
-    pub fn push(&self, spool: &mut Option<Spool>, row: &SpooledRow) -> Result<(), SinkError> {
-        spool.get_or_insert_with(|| self.folder.open()).push(row)
+    pub fn push(&self, spool: &mut Option<Spool>, row: &SpooledRow) {
+        spool.get_or_insert_with(|| self.folder.open()).push(row);
     }
 
     /// The rows of these numbers alone, after `look` has seen each: the others give their room back.
@@ -56,8 +58,10 @@ impl Spooling {
         let mut kept = self.folder.open();
         spool.rows(numbers, |row| {
             look(&row);
-            kept.push(&row)
+            kept.push(&row);
+            if kept.full_bytes() < WRITE_BYTES { Ok(()) } else { Spool::write([&mut kept].into_iter()) }
         })?;
+        Spool::write([&mut kept].into_iter())?;
         Ok(Some(kept))
     }
 

@@ -229,6 +229,9 @@ impl Worker {
             }
         }
         self.show_consumed();
+        // Of all windows together, and before it is looked at what they hold.
+        let spools = self.partitions.values_mut().filter_map(|partition| partition.spool.as_mut());
+        Spool::write(spools).map_err(WorkerEnd::SpoolFailed)?;
         self.relieve_spool()?;
         self.relieve_memory()
     }
@@ -342,7 +345,7 @@ impl Worker {
         self.scorer.count(counts, &mut partition.window);
         let waits = partition.window.push(record, scored_with, &self.shared.config.selector, &partition.noise);
         if let Some(row) = waits {
-            self.spooling.push(&mut partition.spool, &row).map_err(WorkerEnd::SpoolFailed)?;
+            self.spooling.push(&mut partition.spool, &row);
         }
         match partition.window.extent().closes_now(&policy) {
             Some(reason) => self.close(at, reason),

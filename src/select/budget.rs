@@ -5,6 +5,8 @@
 //! (`separate_targets` of the published package). What one part cannot fill goes to the others: exactly the requested
 //! number is selected whenever so many documents may be chosen.
 
+use std::cmp::Ordering;
+
 use super::apportion::{Rounding, apportion};
 
 /// One target's choice from one pool.
@@ -146,7 +148,8 @@ impl Schedule {
     }
 }
 
-/// Removes the `count` best of `documents` and gives the highest key that is left.
+/// Removes the `count` best of `documents` and gives the highest key that is left. There may be very many documents: keys alone
+/// are held, and are made again.
 fn take_best(
     documents: &mut Vec<u32>,
     count: usize,
@@ -156,17 +159,32 @@ fn take_best(
     if count == 0 {
         return None;
     }
-    let mut keyed: Vec<(f64, u32)> = documents.iter().map(|&document| (key(document), document)).collect();
-    documents.clear();
-    let mut threshold = None;
-    if count < keyed.len() {
-        let best_first = |a: &(f64, u32), b: &(f64, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        let (_, first_out, _) = keyed.select_nth_unstable_by(count, best_first);
-        threshold = Some(first_out.0);
-        documents.extend(keyed[count..].iter().map(|(_, document)| document));
+    if count >= documents.len() {
+        documents.drain(..).for_each(|document| taken(document, key(document)));
+        return None;
     }
-    keyed.iter().take(count).for_each(|&(key, document)| taken(document, key));
-    threshold
+    let mut keys: Vec<f64> = documents.iter().map(|&document| key(document)).collect();
+    let threshold = *keys.select_nth_unstable_by(count, |a, b| b.total_cmp(a)).1;
+    drop(keys);
+    let (mut n_taken, mut equal) = (0, Vec::new());
+    documents.retain(|&document| {
+        let key = key(document);
+        let order = key.total_cmp(&threshold);
+        match order {
+            Ordering::Greater => {
+                n_taken += 1;
+                taken(document, key);
+            }
+            Ordering::Equal => equal.push(document),
+            Ordering::Less => {}
+        }
+        order.is_lt()
+    });
+    equal.sort_unstable();
+    let left = equal.split_off(count - n_taken);
+    equal.into_iter().for_each(|document| taken(document, threshold));
+    documents.extend(left);
+    Some(threshold)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub use patience::{FullDisk, GiveUp};
 pub use read::{PublishedRow, SPLIT, ShardReader};
 pub use scratch::{FinishedFile, ScratchFile};
 pub use selection::{SelectedRow, SelectionColumns, SelectionWriter};
-pub use shard::{COLUMNS, ShardWriter, Split, WriterSettings, is_shard_column, schema};
+pub use shard::{BATCH_BYTES, BATCH_ROWS, COLUMNS, ShardWriter, Split, WriterSettings, is_shard_column, schema};
 pub use spool::{Spool, SpoolFolder};
 pub use store::ShardStore;
 

@@ -110,9 +110,9 @@ impl Split {
     }
 }
 
-/// Rows that are turned into Arrow arrays at a time, at most.
-const BATCH_ROWS: usize = 256;
-const BATCH_BYTES: usize = 4 << 20;
+/// Rows that are turned into Arrow arrays at a time, at most. More need not be given to a writer together.
+pub const BATCH_ROWS: usize = 256;
+pub const BATCH_BYTES: usize = 4 << 20;
 /// A page holds no more rows: of numbers a whole row group would fit into one, and its page index would tell nothing.
 const PAGE_ROWS: usize = 1024;
 

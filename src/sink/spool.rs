@@ -1,8 +1,9 @@
 //! Rows on local disk between their arrival and the decision of their window.
 //!
 //! In: rows, one after the other. Out: some of them, by their numbers in order, one after the other. Rows stand in compressed
-//! chunks with a checksum; a chunk is read once for all rows that are wanted of it, and no two are held at a time. The file has
-//! no name, so that it goes with the process however that ends. There is none until a chunk is full.
+//! chunks with a checksum; a chunk is read once for all rows that are wanted of it. Chunks are compressed on all cores, and read
+//! on all cores, a few at a time. The file has no name, so that it goes with the process however that ends. There is none until a
+//! full chunk is written.
 //!
 //! No Arrow IPC: rows come and go one by one and whole, columns would only be taken apart again.
 
@@ -13,6 +14,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rayon::prelude::*;
+
 use super::patience::{Abandon, Patience};
 use super::{FullDisk, SinkError};
 use crate::record::Document;
@@ -21,7 +24,11 @@ use crate::window::SpooledRow;
 
 /// Rows that are compressed together, at least, unless they are the last.
 const CHUNK_BYTES: usize = 128 << 10;
-const ZSTD_LEVEL: i32 = 1;
+/// Twice as fast as level 1, and what it writes is two fifths larger: every document passes here, and most never come back
+/// (benches/README.md, "Large windows").
+const ZSTD_LEVEL: i32 = -3;
+/// Rows that are read together, at most, unless they are of one chunk.
+const READ_BYTES: usize = 4 << 20;
 /// The length of what is not there.
 const ABSENT: u64 = u64::MAX;
 
@@ -42,9 +49,17 @@ pub struct Spool {
     /// In the file.
     bytes: u64,
     n_rows: u32,
-    /// Rows that are not in the file yet, and the number of the first one.
-    pending: Vec<u8>,
-    first_pending: u32,
+    /// Rows that are not in the file yet: those of full chunks, and the last ones.
+    full: Vec<Pending>,
+    pending: Pending,
+}
+
+/// Rows in memory, encoded.
+#[derive(Default)]
+struct Pending {
+    /// Number of the first one.
+    first: u32,
+    rows: Vec<u8>,
 }
 
 struct SpoolFile {
@@ -58,9 +73,16 @@ struct SpoolFile {
 struct Chunk {
     /// Number of its first row.
     first: u32,
+    compressed_bytes: u32,
     start: u64,
-    compressed_bytes: usize,
     bytes: usize,
+}
+
+/// Where rows are that are wanted.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    File(Chunk),
+    Memory(&'a Pending),
 }
 
 impl SpoolFolder {
@@ -94,8 +116,8 @@ impl SpoolFolder {
             chunks: Vec::new(),
             bytes: 0,
             n_rows: 0,
-            pending: Vec::new(),
-            first_pending: 0,
+            full: Vec::new(),
+            pending: Pending::default(),
         }
     }
 
@@ -106,19 +128,40 @@ impl SpoolFolder {
 }
 
 impl Spool {
-    /// Takes the next row.
-    pub fn push(&mut self, row: &SpooledRow) -> Result<(), SinkError> {
-        encode(row, &mut self.pending);
+    /// Takes the next row. What it is given stays in memory until [`Spool::write`] comes.
+    pub fn push(&mut self, row: &SpooledRow) {
+        encode(row, &mut self.pending.rows);
         self.n_rows += 1;
-        if self.pending.len() < CHUNK_BYTES {
-            return Ok(());
+        if self.pending.rows.len() >= CHUNK_BYTES {
+            let rows = Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 8);
+            let next = Pending { first: self.n_rows, rows };
+            self.full.push(std::mem::replace(&mut self.pending, next));
         }
-        self.write().map_err(|source| self.of.error(source))
+    }
+
+    /// Bytes of full chunks that are not in the file yet.
+    pub fn full_bytes(&self) -> usize {
+        self.full.iter().map(|full| full.rows.len()).sum()
+    }
+
+    /// Moves full chunks to the files of their spools.
+    pub fn write<'a>(spools: impl Iterator<Item = &'a mut Spool>) -> Result<(), SinkError> {
+        let mut spools: Vec<&mut Spool> = spools.filter(|spool| !spool.full.is_empty()).collect();
+        let full: Vec<&Pending> = spools.iter().flat_map(|spool| &spool.full).collect();
+        let compressed: Vec<io::Result<Vec<u8>>> = full.into_par_iter().map_init(compressor, compress).collect();
+        let mut compressed = compressed.into_iter();
+        for spool in &mut spools {
+            let compressed = compressed.by_ref().take(spool.full.len()).collect::<io::Result<Vec<_>>>();
+            let written = compressed.and_then(|compressed| spool.append(&compressed));
+            written.map_err(|source| spool.of.error(source))?;
+        }
+        Ok(())
     }
 
     /// Bytes held in memory.
     pub fn held_bytes(&self) -> usize {
-        self.pending.capacity() + self.chunks.capacity() * size_of::<Chunk>()
+        let full: usize = self.full.iter().map(|full| full.rows.capacity()).sum();
+        full + self.pending.rows.capacity() + self.chunks.capacity() * size_of::<Chunk>()
     }
 
     /// On disk.
@@ -136,77 +179,120 @@ impl Spool {
         numbers: &[u32],
         mut each: impl FnMut(SpooledRow) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut left = numbers;
-        for (i, chunk) in self.chunks.iter().enumerate() {
-            let end = self.chunks.get(i + 1).map_or(self.first_pending, |next| next.first);
-            let (here, after) = left.split_at(left.partition_point(|number| *number < end));
-            left = after;
-            if !here.is_empty() {
-                let bytes = self.read(*chunk).map_err(|source| self.of.error(source))?;
-                self.rows_of(&bytes, chunk.first, here, &mut each)?;
+        let mut wanted = self.wanted(numbers);
+        let mut next = wanted.next();
+        while let Some((place, here)) = next.take() {
+            let mut bytes = place.bytes();
+            let mut together = vec![(place, here)];
+            next = wanted.by_ref().find(|(place, here)| {
+                bytes += place.bytes();
+                let is_too_much = bytes > READ_BYTES;
+                if !is_too_much {
+                    together.push((*place, here));
+                }
+                is_too_much
+            });
+            let read = |(place, numbers): (Place<'_>, &[u32])| self.rows_of(place, numbers);
+            let rows: Vec<io::Result<Vec<SpooledRow>>> = together.into_par_iter().map(read).collect();
+            for rows in rows {
+                rows.map_err(|source| self.of.error(source))?.into_iter().try_for_each(&mut each)?;
             }
         }
-        self.rows_of(&self.pending, self.first_pending, left, &mut each)
+        Ok(())
     }
 
-    /// Those of a chunk.
-    fn rows_of<E: From<SinkError>>(
-        &self,
-        bytes: &[u8],
-        first: u32,
-        numbers: &[u32],
-        each: &mut impl FnMut(SpooledRow) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let (mut encoded, mut next) = (Encoded(bytes), first);
-        for &number in numbers {
+    /// The places of these rows, with those that are wanted of each.
+    fn wanted<'a>(&'a self, numbers: &'a [u32]) -> impl Iterator<Item = (Place<'a>, &'a [u32])> {
+        let in_memory = self.full.iter().chain([&self.pending]).map(Place::Memory);
+        let mut places = self.chunks.iter().map(|chunk| Place::File(*chunk)).chain(in_memory).peekable();
+        let mut left = numbers;
+        std::iter::from_fn(move || {
+            let place = places.next()?;
+            // What is beyond the last row is looked for in the last place, where it is an error.
+            let n = places.peek().map_or(left.len(), |next| left.partition_point(|number| *number < next.first()));
+            let (here, after) = left.split_at(n);
+            left = after;
+            Some((place, here))
+        })
+        .filter(|(_, here)| !here.is_empty())
+    }
+
+    /// Those of one place.
+    fn rows_of(&self, place: Place<'_>, numbers: &[u32]) -> io::Result<Vec<SpooledRow>> {
+        let bytes = match place {
+            Place::File(chunk) => &self.read(chunk)?,
+            Place::Memory(pending) => &pending.rows,
+        };
+        let (mut encoded, mut next) = (Encoded(bytes), place.first());
+        let row = |number: &u32| {
             let mut read = || {
-                for _ in next..number {
+                for _ in next..*number {
                     let length = encoded.number()?;
                     encoded.take(length)?;
                 }
                 encoded.row()
             };
-            let row = read().map_err(|e| {
-                let problem = format!("row {number} of {} cannot be read: {e}", self.n_rows);
-                self.of.error(io::Error::new(e.kind(), problem))
-            })?;
+            let row = read()
+                .map_err(|e| io::Error::new(e.kind(), format!("row {number} of {} cannot be read: {e}", self.n_rows)));
             next = number + 1;
-            each(row)?;
-        }
-        Ok(())
+            row
+        };
+        numbers.iter().map(row).collect()
     }
 
     fn read(&self, chunk: Chunk) -> io::Result<Vec<u8>> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let mut compressed = vec![0; chunk.compressed_bytes];
+        let mut compressed = vec![0; chunk.compressed_bytes as usize];
         file.file.read_exact_at(&mut compressed, chunk.start)?;
         zstd::bulk::decompress(&compressed, chunk.bytes)
     }
 
-    /// Moves what is pending to the file.
-    fn write(&mut self) -> io::Result<()> {
-        let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
-        compressor.include_checksum(true)?;
-        let compressed = compressor.compress(&self.pending)?;
-        let start = self.bytes;
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(SpoolFile::create(&self.of)?),
-        };
-        file.write(&compressed, start)?;
-        self.chunks.push(Chunk {
-            first: self.first_pending,
-            start,
-            compressed_bytes: compressed.len(),
-            bytes: self.pending.len(),
-        });
-        self.bytes += compressed.len() as u64;
-        self.of.used_bytes.fetch_add(compressed.len() as u64, Ordering::Relaxed);
-        self.first_pending = self.n_rows;
-        self.pending.clear();
-        // One large document must not hold its room for ever.
-        self.pending.shrink_to(2 * CHUNK_BYTES);
+    /// Writes what the full chunks were compressed to.
+    fn append(&mut self, compressed: &[Vec<u8>]) -> io::Result<()> {
+        for (Pending { first, rows }, compressed) in std::mem::take(&mut self.full).iter().zip(compressed) {
+            let start = self.bytes;
+            let file = match &mut self.file {
+                Some(file) => file,
+                none => none.insert(SpoolFile::create(&self.of)?),
+            };
+            file.write(compressed, start)?;
+            let compressed_bytes = compressed.len() as u32;
+            self.chunks.push(Chunk { first: *first, compressed_bytes, start, bytes: rows.len() });
+            self.bytes += u64::from(compressed_bytes);
+            self.of.used_bytes.fetch_add(compressed_bytes.into(), Ordering::Relaxed);
+        }
         Ok(())
+    }
+}
+
+impl Place<'_> {
+    /// Number of the first row.
+    fn first(&self) -> u32 {
+        match self {
+            Place::File(chunk) => chunk.first,
+            Place::Memory(pending) => pending.first,
+        }
+    }
+
+    /// Of its rows, encoded.
+    fn bytes(&self) -> usize {
+        match self {
+            Place::File(chunk) => chunk.bytes,
+            Place::Memory(pending) => pending.rows.len(),
+        }
+    }
+}
+
+fn compressor() -> io::Result<zstd::bulk::Compressor<'static>> {
+    let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
+    compressor.include_checksum(true)?;
+    Ok(compressor)
+}
+
+fn compress(by: &mut io::Result<zstd::bulk::Compressor<'static>>, pending: &Pending) -> io::Result<Vec<u8>> {
+    match by {
+        Ok(compressor) => compressor.compress(&pending.rows),
+        Err(e) => Err(io::Error::new(e.kind(), e.to_string())),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::columns;
 use super::covered::CoveredCandidates;
 use super::{CoverageSummary, TurnSummary};
 use crate::features::BucketList;
@@ -95,7 +96,7 @@ impl Candidates {
     /// From which at most `at_most` will be chosen.
     pub fn new(division: &Arc<Division>, at_most: u64, selector: &SelectorSettings) -> Self {
         if let Some(coverage) = &selector.coverage {
-            return Candidates::Covered(Box::new(CoveredCandidates::new(division, coverage)));
+            return Candidates::Covered(Box::new(CoveredCandidates::new(division, coverage, selector)));
         }
         if division.is_whole() {
             return Candidates::Whole(Reservoir::new(at_most as usize));
@@ -137,9 +138,7 @@ impl Candidates {
     pub fn held_bytes(&self) -> usize {
         match self {
             Candidates::Whole(_) => 0,
-            Candidates::Divided(divided) => {
-                divided.other_log_weights.iter().map(|weights| weights.capacity() * size_of::<f64>()).sum()
-            }
+            Candidates::Divided(divided) => divided.other_log_weights.iter().map(columns::held_bytes).sum(),
             Candidates::Covered(covered) => covered.held_bytes(),
         }
     }
@@ -187,7 +186,7 @@ impl Divided {
         out: impl FnMut(Candidate),
     ) {
         let totals: Vec<f64> = candidate.total_log_weights(of_score).collect();
-        self.other_log_weights.iter_mut().zip(&totals[1..]).for_each(|(weights, total)| weights.push(*total));
+        self.other_log_weights.iter_mut().zip(&totals[1..]).for_each(|(weights, total)| columns::push(weights, *total));
         let pool = self.reservoirs.division().pool_of(candidate.document.source.as_deref());
         // One document has one noise, whichever target looks at it.
         self.reservoirs.offer(pool, offset, |target| key(totals[target]), candidate, out);

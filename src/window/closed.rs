@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::candidates::{Candidate, Choice, Chosen, Deciding};
 use super::spread::{self, Fingerprint, Sample, SpreadSummary};
 use super::statistics::Statistics;
+use super::tenths::Tenths;
 use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SpooledRow};
 use crate::checkpoint::Interval;
 use crate::features::{BucketList, Featuriser, Scratch};
@@ -204,14 +205,15 @@ impl OpenWindow {
         let Choice { chosen, candidates, threshold, turns, other_log_weights, targets: names, coverage } =
             candidates.choose(&by);
         let n_targets = names.len().max(1);
-        let mut numbers = vec![Vec::new(); n_targets];
-        chosen.iter().for_each(|chosen| numbers[chosen.target as usize].push(chosen.number as usize));
+        let mut by_target = vec![Vec::new(); n_targets];
+        chosen.iter().for_each(|chosen| by_target[chosen.target as usize].push(chosen.number as usize));
+        let numbers: Vec<u32> = chosen.iter().map(|chosen| chosen.number).collect();
         let log_weights: Vec<&[f64]> =
             std::iter::once(&log_weights).chain(&other_log_weights).map(Vec::as_slice).collect();
-        let decisions = decisions(&chosen, &log_weights);
+        let decisions = decisions(chosen, &log_weights);
         let sample = sample.filter(|sample| sample.is_measured(closed_by, n_documents, from, noise));
-        let n_compared = |sample: &Sample| sample.n_compared(n_tokens.len(), chosen.len());
-        let offsets = chosen.iter().map(|chosen| chosen.offset);
+        let n_compared = |sample: &Sample| sample.n_compared(n_tokens.len(), decisions.len());
+        let offsets = decisions.iter().map(|decision| decision.offset);
         let compared = spread::compared(offsets, sample.as_ref().map_or(0, n_compared), noise);
         let mut counter = SelectionCounter {
             counts: vec![NgramCounts::zero(target.featuriser().buckets as usize); n_targets],
@@ -222,24 +224,25 @@ impl OpenWindow {
             featuriser: target.featuriser(),
             scratch: Scratch::default(),
         };
-        let n_selected = chosen.len() as u64;
+        let n_selected = decisions.len() as u64;
         let (selected, waiting) = match coverage {
             None => (counter.whole(candidates, decisions), Vec::new()),
             Some(_) => {
-                counter.waiting(&chosen, rows)?;
+                counter.waiting(&numbers, &decisions, rows)?;
                 (Vec::new(), decisions)
             }
         };
         let SelectionCounter { counts: selected_counts, fingerprints, .. } = counter;
         let spread = sample.and_then(|sample| sample.measure(fingerprints, &sources));
 
-        let draws = log_weights.iter().zip(&numbers);
+        let draws = log_weights.iter().zip(&by_target);
         // Where weights do not decide, no draw by them can collapse.
         let kind = if selector.is_uniform() { SelectorKind::TopK } else { selector.kind };
         let selector = &SelectorSettings { kind, ..selector.clone() };
         let diagnostics: Vec<_> =
             draws.map(|(weights, numbers)| Diagnostics::of(selector, weights, &n_tokens, numbers)).collect();
-        let weights = log_weights.iter().zip(&numbers).map(|(of, numbers)| WeightHistogram::of(of, numbers)).collect();
+        let weights =
+            log_weights.iter().zip(&by_target).map(|(of, numbers)| WeightHistogram::of(of, numbers)).collect();
         let raw_divergence = target.divergence_from(&raw);
         let reduction =
             |counts: &NgramCounts| (counts.total() > 0).then(|| raw_divergence - target.divergence_from(counts));
@@ -325,13 +328,14 @@ impl Decision {
 }
 
 /// `log_weights`: of all candidates, for each target.
-fn decisions(chosen: &[Chosen], log_weights: &[&[f64]]) -> Vec<Decision> {
-    let ranked: Vec<Vec<f64>> = log_weights.iter().map(|weights| ranked(weights)).collect();
-    let decision = |&Chosen { number, offset, target, key, inclusion_probability }: &Chosen| {
-        let tenth = tenth_of(log_weights[target as usize][number as usize], &ranked[target as usize]);
+fn decisions(chosen: Vec<Chosen>, log_weights: &[&[f64]]) -> Vec<Decision> {
+    let tenths: Vec<Tenths> = log_weights.iter().map(|weights| Tenths::of(weights.to_vec())).collect();
+    let decision = |Chosen { number, offset, target, key, inclusion_probability }: Chosen| {
+        let tenth = tenths[target as usize].of_weight(log_weights[target as usize][number as usize]);
         Decision { offset, target, tenth, selection_key: key, inclusion_probability }
     };
-    chosen.iter().map(decision).collect()
+    // In the same memory.
+    chosen.into_iter().map(decision).collect()
 }
 
 /// Counts what was selected: sources, and n-grams by target.
@@ -358,14 +362,14 @@ impl SelectionCounter<'_> {
 
     fn waiting<E>(
         &mut self,
-        chosen: &[Chosen],
+        numbers: &[u32],
+        decisions: &[Decision],
         rows: impl FnOnce(&[u32], &mut dyn FnMut(&SpooledRow)) -> Result<(), E>,
     ) -> Result<(), E> {
-        let numbers: Vec<u32> = chosen.iter().map(|chosen| chosen.number).collect();
-        let mut left = chosen.iter();
-        rows(&numbers, &mut |row| {
-            let chosen = left.next().expect("no more rows come back than were asked for");
-            self.count(chosen.target, chosen.offset, &row.document, None);
+        let mut left = decisions.iter();
+        rows(numbers, &mut |row| {
+            let decision = left.next().expect("no more rows come back than were asked for");
+            self.count(decision.target, decision.offset, &row.document, None);
         })?;
         assert_eq!(left.len(), 0, "rows that were asked for did not come back");
         Ok(())
@@ -422,16 +426,4 @@ fn target_summaries(
             TargetSummary { target: name, kl_reduction, diagnostics: *diagnostics }
         };
     names.into_iter().zip(parts).map(of).collect()
-}
-
-fn ranked(log_weights: &[f64]) -> Vec<f64> {
-    let mut ranked = log_weights.to_vec();
-    ranked.sort_unstable_by(f64::total_cmp);
-    ranked
-}
-
-/// The tenth that a weight belongs to: as many tenths of all lie below it.
-fn tenth_of(log_weight: f64, ranked: &[f64]) -> u8 {
-    let below = ranked.partition_point(|other| other.total_cmp(&log_weight).is_lt());
-    (10 * below / ranked.len().max(1)) as u8
 }

@@ -6,14 +6,19 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::candidates::{Candidate, Choice, Chosen, Deciding};
+use super::columns::{self, Offsets};
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    CoverageRequest, CoverageSelector, Covered, Criterion, Division, DocumentScores, Pick, select_coverage,
+    CoverageRequest, CoverageSelector, Covered, Criterion, Division, DocumentScores, Fraction, Pick, SelectorSettings,
+    select_coverage,
 };
 
-/// What deciding allocates for a candidate meanwhile, rounded up: numbers in pools and strata, scores and keys to be sorted.
-const DECIDING_BYTES: usize = 48;
+/// What deciding allocates for a candidate meanwhile, at most: its number in its pool and its stratum, or among those that are cut
+/// off, and one of its scores.
+const DECIDING_BYTES: usize = 2 * size_of::<u32>() + size_of::<f64>();
+/// And for one that is chosen.
+const CHOSEN_BYTES: usize = size_of::<Pick>() + size_of::<Chosen>();
 
 /// What is left of a document that waits outside of its window, and comes back if it is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,10 +69,12 @@ pub struct StratumSummary {
 #[derive(Debug)]
 pub(super) struct CoveredCandidates {
     division: Arc<Division>,
-    /// Which of a document's numbers are needed.
+    fraction: Fraction,
+    /// Which of a document's numbers are needed, and which are held: no field twice.
     needed: [bool; 2],
-    offsets: Vec<i64>,
-    /// Importance and score of the cut-off: empty where that is the weight, or not wanted.
+    held: [bool; 2],
+    offsets: Offsets,
+    /// Importance and score of the cut-off: empty where that is the weight, not wanted, or the other one.
     numbers: [Vec<f64>; 2],
     /// Empty where there is only one.
     pools: Vec<u16>,
@@ -76,10 +83,13 @@ pub(super) struct CoveredCandidates {
 }
 
 impl CoveredCandidates {
-    pub fn new(division: &Arc<Division>, coverage: &CoverageSelector) -> Self {
+    pub fn new(division: &Arc<Division>, coverage: &CoverageSelector, selector: &SelectorSettings) -> Self {
+        let [importance, cutoff] = coverage.fields();
         CoveredCandidates {
-            needed: coverage.fields().map(|field| field.is_some()),
-            offsets: Vec::new(),
+            fraction: selector.fraction,
+            needed: [importance.is_some(), cutoff.is_some()],
+            held: [importance.is_some(), cutoff.is_some() && cutoff != importance],
+            offsets: Offsets::default(),
             numbers: [Vec::new(), Vec::new()],
             pools: Vec::new(),
             other_log_weights: vec![Vec::new(); division.n_targets() - 1],
@@ -104,24 +114,25 @@ impl CoveredCandidates {
         of_score: impl Fn(&Score) -> f64,
     ) -> SpooledRow {
         let totals = candidate.total_log_weights(of_score).skip(1);
-        self.other_log_weights.iter_mut().zip(totals).for_each(|(weights, total)| weights.push(total));
+        self.other_log_weights.iter_mut().zip(totals).for_each(|(weights, total)| columns::push(weights, total));
         let Candidate { document, score, other_weights, .. } = candidate;
         self.offsets.push(offset);
-        let needed = self.numbers.iter_mut().zip(self.needed).zip(numbers);
-        needed.filter(|((_, needed), _)| *needed).for_each(|((kept, _), number)| kept.push(number));
+        let held = self.numbers.iter_mut().zip(self.held).zip(numbers);
+        held.filter(|((_, held), _)| *held).for_each(|((kept, _), number)| columns::push(kept, number));
         if self.division.n_pools() > 1 {
-            self.pools.push(self.division.pool_of(document.source.as_deref()) as u16);
+            columns::push(&mut self.pools, self.division.pool_of(document.source.as_deref()) as u16);
         }
         SpooledRow { document, score, other_weights }
     }
 
     /// What is held, and what deciding takes beside it. The documents never come back all together.
     pub fn held_bytes(&self) -> usize {
-        let numbers = self.numbers.iter().chain(&self.other_log_weights).map(Vec::capacity).sum::<usize>();
-        numbers * size_of::<f64>()
-            + self.offsets.capacity() * size_of::<i64>()
-            + self.offsets.len() * DECIDING_BYTES
-            + self.pools.capacity() * size_of::<u16>()
+        let n = self.offsets.len();
+        self.numbers.iter().chain(&self.other_log_weights).map(columns::held_bytes).sum::<usize>()
+            + self.offsets.held_bytes()
+            + columns::held_bytes(&self.pools)
+            + n * DECIDING_BYTES
+            + self.fraction.at_most(n as u64) as usize * CHOSEN_BYTES
     }
 
     pub fn choose(self, by: &Deciding<'_>) -> Choice {
@@ -134,17 +145,17 @@ impl CoveredCandidates {
         let is_uniform = selector.is_uniform();
         let key = |document: u32, target: usize| {
             let weight = if is_uniform { 0.0 } else { total(document, target) };
-            selector.key(noise, self.offsets[document as usize], weight)
+            selector.key(noise, self.offsets.get(document), weight)
         };
         let value = |criterion: &Criterion, which: usize, document: u32| match criterion {
             Criterion::Weight => total(document, 0),
             Criterion::Field(_) => self.numbers[which][document as usize],
         };
         let importance = |document| value(&coverage.importance, 0, document);
-        let cutoff = |document| value(&coverage.cutoff_by, 1, document);
+        let of_cutoff = usize::from(self.held[1]);
+        let cutoff = |document| value(&coverage.cutoff_by, of_cutoff, document);
         let pool_of = |document: u32| self.pools.get(document as usize).map_or(0, |pool| usize::from(*pool));
-        let mut pools = vec![Vec::new(); self.division.n_pools()];
-        (0..self.offsets.len() as u32).for_each(|document| pools[pool_of(document)].push(document));
+        let pools = self.by_pool(pool_of);
         let request = CoverageRequest {
             count: selector.fraction.of(n_documents, noise.rounding(from)),
             settings: coverage.settings,
@@ -160,7 +171,7 @@ impl CoveredCandidates {
             let cell = covered.cell(pool_of(number), importance(number)).expect("a chosen document has a stratum");
             let of_target = |target| total(number, target);
             let probability = covered.inclusion_probability(selector, coverage.settings.within, cell, of_target);
-            let offset = self.offsets[number as usize];
+            let offset = self.offsets.get(number);
             Chosen { number, offset, target: target as u32, key, inclusion_probability: chance * probability }
         });
         Choice {
@@ -172,6 +183,19 @@ impl CoveredCandidates {
             targets: self.division.targets().to_vec(),
             other_log_weights: self.other_log_weights,
         }
+    }
+
+    /// Candidates of each pool, and no room for more.
+    fn by_pool(&self, pool_of: impl Fn(u32) -> usize) -> Vec<Vec<u32>> {
+        let documents = 0..self.offsets.len() as u32;
+        if self.division.n_pools() == 1 {
+            return vec![documents.collect()];
+        }
+        let mut sizes = vec![0; self.division.n_pools()];
+        documents.clone().for_each(|document| sizes[pool_of(document)] += 1);
+        let mut pools: Vec<_> = sizes.into_iter().map(Vec::with_capacity).collect();
+        documents.for_each(|document| pools[pool_of(document)].push(document));
+        pools
     }
 
     fn summary(&self, covered: &Covered) -> CoverageSummary {

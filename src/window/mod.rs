@@ -6,10 +6,12 @@
 
 mod candidates;
 mod closed;
+mod columns;
 mod covered;
 mod extent;
 mod spread;
 mod statistics;
+mod tenths;
 
 use std::sync::Arc;
 

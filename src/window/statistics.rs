@@ -1,5 +1,6 @@
 //! What a window remembers of every document, whether or not it can still be selected.
 
+use super::columns;
 use crate::score::{NgramCounts, NgramTally, Score};
 use crate::select::{Noise, SelectorSettings, SourceCounts};
 
@@ -50,16 +51,16 @@ impl Statistics {
 
     /// Remembers a candidate and gives its number, from 0.
     pub fn candidate(&mut self, score: &Score, total_log_weight: f64) -> u32 {
-        self.log_weights.push(total_log_weight);
-        self.n_tokens.push(score.n_tokens);
+        columns::push(&mut self.log_weights, total_log_weight);
+        columns::push(&mut self.n_tokens, score.n_tokens);
         self.log_weights.len() as u32 - 1
     }
 
     pub fn held_bytes(&self) -> usize {
         2 * size_of_val(self.raw.as_slice())
             + self.sources.held_bytes()
-            + self.log_weights.capacity() * size_of::<f64>()
-            + self.n_tokens.capacity() * size_of::<u32>()
+            + columns::held_bytes(&self.log_weights)
+            + columns::held_bytes(&self.n_tokens)
     }
 }
 

@@ -1,5 +1,7 @@
 //! What is to be selected of every stratum, before anything is drawn.
 
+use std::cmp::Ordering;
+
 use super::super::{Rounding, Schedule, apportion};
 use super::{CoverageRequest, CoveredPool, Cutoff, Edges, Stratum, Tail, water_fill};
 
@@ -56,13 +58,14 @@ impl CoveragePlan {
         importance: &dyn Fn(u32) -> f64,
     ) {
         let n_strata = request.settings.strata;
-        let importance: Vec<f64> = documents.iter().map(|&document| importance(document)).collect();
-        let edges = Edges::of(importance.clone(), n_strata, request.settings.clip);
-        let mut strata = vec![Vec::new(); n_strata as usize];
-        if let Some(edges) = edges {
-            documents.iter().zip(importance).for_each(|(&document, score)| strata[edges.stratum(score)].push(document));
-        }
-        let sizes: Vec<u64> = strata.iter().map(|stratum| stratum.len() as u64).collect();
+        let scores = documents.iter().map(|&document| importance(document)).collect();
+        let edges = Edges::of(scores, n_strata, request.settings.clip);
+        let mut sizes = vec![0; n_strata as usize];
+        let stratum_of = |document: u32| edges.map_or(0, |edges| edges.stratum(importance(document)));
+        documents.iter().for_each(|document| sizes[stratum_of(*document)] += 1);
+        // There may be very many: no room for more.
+        let mut strata: Vec<Vec<u32>> = sizes.iter().map(|size| Vec::with_capacity(*size as usize)).collect();
+        documents.iter().for_each(|document| strata[stratum_of(*document)].push(*document));
         let budgets = water_fill(budget, &sizes);
         let of_targets = split_among_targets(&budgets, request.target_shares);
         let cell = |(documents, budgets)| PlannedCell { documents, budgets };
@@ -95,19 +98,26 @@ impl CoveragePlan {
 
 /// Takes the share of all documents out of the pools; gives them, and the score of the last one.
 fn cut_off(pools: &mut [Vec<u32>], cutoff: Cutoff, score: &dyn Fn(u32) -> f64) -> (Vec<u32>, Option<f64>) {
-    let mut scored: Vec<(f64, u32)> = pools.iter().flatten().map(|&document| (score(document), document)).collect();
-    assert!(scored.iter().all(|(score, _)| !score.is_nan()), "a score of the cut-off is not a number");
+    let mut scores: Vec<f64> = pools.iter().flatten().map(|&document| score(document)).collect();
+    assert!(scores.iter().all(|score| !score.is_nan()), "a score of the cut-off is not a number");
     // A uniform number of 1 rounds down.
-    let n = cutoff.rate.of(scored.len() as u64, 1.0) as usize;
+    let n = cutoff.rate.of(scores.len() as u64, 1.0) as usize;
     let Some(last) = n.checked_sub(1) else { return (Vec::new(), None) };
+    let from_tail = |a: &f64, b: &f64| if cutoff.tail == Tail::Low { a.total_cmp(b) } else { b.total_cmp(a) };
+    let cut_at = *scores.select_nth_unstable_by(last, from_tail).1;
+    // Twice as much would be held otherwise.
+    drop(scores);
+    let (mut cut, mut equal) = (Vec::with_capacity(n), Vec::new());
+    for &document in pools.iter().flatten() {
+        match from_tail(&score(document), &cut_at) {
+            Ordering::Less => cut.push(document),
+            Ordering::Equal => equal.push(document),
+            Ordering::Greater => {}
+        }
+    }
     // Of equal scores the later document goes.
-    scored.select_nth_unstable_by(last, |a, b| {
-        let by_score = a.0.total_cmp(&b.0);
-        let by_score = if cutoff.tail == Tail::Low { by_score } else { by_score.reverse() };
-        by_score.then(b.1.cmp(&a.1))
-    });
-    let cut_at = scored[last].0;
-    let mut cut: Vec<u32> = scored[..n].iter().map(|(_, document)| *document).collect();
+    equal.sort_unstable();
+    cut.extend_from_slice(&equal[equal.len() - (n - cut.len())..]);
     cut.sort_unstable();
     for pool in pools {
         pool.retain(|document| cut.binary_search(document).is_err());

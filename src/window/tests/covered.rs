@@ -8,12 +8,19 @@ use crate::select::{
     select_coverage,
 };
 
-fn covering(within: Within, cutoff: bool, strata: u32, fraction: &str) -> SelectorSettings {
-    let cutoff = cutoff.then(|| Cutoff { rate: "0.2".parse().unwrap(), tail: Tail::Low });
+/// `cutoff`: by the weight, by the importance itself or by another field.
+fn covering(within: Within, cutoff: Option<Criterion>, strata: u32, fraction: &str) -> SelectorSettings {
+    let (tail, cutoff_by) = (Tail::Low, cutoff.clone().unwrap_or(Criterion::Weight));
+    let cutoff = cutoff.map(|_| Cutoff { rate: "0.2".parse().unwrap(), tail });
     let settings = CoverageSettings { strata, cutoff, within, clip: 0.0 };
     let importance = Criterion::Field("hard".to_owned());
-    let coverage = Some(CoverageSelector { settings, importance, cutoff_by: Criterion::Weight });
+    let coverage = Some(CoverageSelector { settings, importance, cutoff_by });
     SelectorSettings { coverage, ..selector(fraction) }
+}
+
+fn criterion() -> impl Strategy<Value = Criterion> {
+    let field = |name: &str| Just(Criterion::Field(name.to_owned()));
+    prop_oneof![Just(Criterion::Weight), field("hard"), field("noisy")]
 }
 
 proptest! {
@@ -22,7 +29,7 @@ proptest! {
     fn a_window_over_strata_equals_the_selection_of_files(
         hard in proptest::collection::vec(proptest::option::weighted(0.9, -3i32..9), 0..20),
         is_uniform in any::<bool>(),
-        has_cutoff in any::<bool>(),
+        cutoff in proptest::option::of(criterion()),
         has_pools in any::<bool>(),
         strata in 1u32..6,
         tenths in 1u32..=10,
@@ -30,7 +37,7 @@ proptest! {
         let model = model();
         let weight = weight(&model);
         let within = if is_uniform { Within::Uniform } else { Within::Weighted };
-        let selector = covering(within, has_cutoff, strata, &format!("{}.{}", tenths / 10, tenths % 10));
+        let selector = covering(within, cutoff.clone(), strata, &format!("{}.{}", tenths / 10, tenths % 10));
         let shares = if has_pools { vec![("s1".to_owned(), 0.5)] } else { vec![] };
         let quotas = Quotas { sources: shares.into_iter().collect(), ..Quotas::default() };
         let division = Arc::new(Division::of(&quotas, &model));
@@ -43,10 +50,18 @@ proptest! {
             let text = "good bad noise ".repeat(1 + offset as usize % 4);
             let mut record = record(offset, &text, &model);
             let scored = record.outcome.as_mut().unwrap();
-            scored.numbers[0] = hard.map_or(f64::NAN, f64::from);
+            let hard = hard.map(f64::from);
+            let noisy = (offset * 7 % 5) as f64;
+            let of_field = |field: &str| if field == "hard" { hard.unwrap_or(f64::NAN) } else { noisy };
+            let fields = selector.coverage.as_ref().unwrap().fields();
+            scored.numbers = fields.map(|field| field.map_or(f64::NAN, of_field));
             let total = selector.total_log_weight(&scored.score, &model.featuriser);
             if let Some(hard) = hard {
-                candidates.push((offset, f64::from(*hard), total));
+                let by = match &cutoff {
+                    Some(Criterion::Field(field)) => of_field(field),
+                    _ => total,
+                };
+                candidates.push((offset, hard, total, by));
             }
             rows.extend(window.push(record, &weight, &selector, &noise));
         }
@@ -74,11 +89,11 @@ proptest! {
         let request =
             CoverageRequest { count, settings: coverage, pool_shares: &pool_shares, target_shares: &[1.0] };
         let key = |i: u32, _| {
-            let (offset, _, total) = candidates[i as usize];
+            let (offset, _, total, _) = candidates[i as usize];
             (if is_uniform { 0.0 } else { total }) + noise.gumbel(offset)
         };
         let scores = DocumentScores {
-            cutoff: &|i| candidates[i as usize].2,
+            cutoff: &|i| candidates[i as usize].3,
             importance: &|i| candidates[i as usize].1,
             key: &key,
         };
@@ -88,7 +103,7 @@ proptest! {
         let picks: Vec<_> = selected.iter().map(|row| (row.offset, row.selection_key)).collect();
         prop_assert_eq!(picks, expected_picks);
         for (row, pick) in selected.iter().zip(&expected.selection.picks) {
-            let (offset, hard, total) = candidates[pick.document as usize];
+            let (offset, hard, total, _) = candidates[pick.document as usize];
             let cell = expected.cell(pool(offset), hard).unwrap();
             let probability = expected.inclusion_probability(&selector, within, cell, |_| total);
             let chance = (selector.fraction.as_f64() * candidates.len().max(1) as f64).min(1.0);
@@ -117,7 +132,7 @@ proptest! {
 fn what_waits_elsewhere_is_not_held() {
     let model = model();
     let weight = weight(&model);
-    let selector = covering(Within::Weighted, false, 3, "0.05");
+    let selector = covering(Within::Weighted, None, 3, "0.05");
     let (mut window, noise) = open(&selector);
     let empty = window.held_bytes();
     let text = "good words ".repeat(2_000);
@@ -138,10 +153,40 @@ fn what_waits_elsewhere_is_not_held() {
     assert!(closed.waiting.len() == 1 && held < 20 * 200, "{held} bytes are held of a text of {}", text.len());
 }
 
+/// However many there are: numbers of a candidate, what deciding takes, and an eighth of the numbers for more.
+#[test]
+fn a_candidate_takes_some_fifty_bytes() {
+    let model = model();
+    let weight = weight(&model);
+    let selector = covering(Within::Weighted, None, 3, "0.1");
+    let (mut window, noise) = open(&selector);
+    let empty = window.held_bytes();
+    let n = 50_000;
+    let score = weight.weight.score("good words", &mut Scratch::default());
+    for offset in 100..100 + n {
+        let (id, text) = (offset.to_string(), "good words".to_owned());
+        let document = Document { id, text, source: None, timestamp_ms: None, metadata: None };
+        let scored = ScoredDocument {
+            content: Content::Whole(document),
+            score,
+            other_weights: Vec::new(),
+            numbers: [1.0, f64::NAN],
+            is_counted: true,
+            refused_by: None,
+            fingerprint: None,
+            buckets: None,
+        };
+        let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome: Ok(scored) };
+        assert!(window.push(record, &weight, &selector, &noise).is_some());
+    }
+    let a_candidate = (window.held_bytes() - empty) as f64 / n as f64;
+    assert!((45.0..50.0).contains(&a_candidate), "{a_candidate} bytes");
+}
+
 #[test]
 fn rows_that_cannot_be_read_decide_nothing() {
     let model = model();
-    let selector = covering(Within::Uniform, false, 3, "1");
+    let selector = covering(Within::Uniform, None, 3, "1");
     let (mut window, noise) = open(&selector);
     let mut record = record(100, "good words", &model);
     record.outcome.as_mut().unwrap().numbers[0] = 1.0;
