@@ -82,6 +82,13 @@ fn wait_decided(deployment: &Deployment, n: u64) {
     wait_for("all documents", || (deployment.totals().n_records as u64 >= n).then_some(()));
 }
 
+/// It is written after the transaction.
+fn wait_for_manifest(deployment: &Deployment) {
+    let manifest = deployment.folder.path().join("out/manifest.jsonl");
+    let n_lines = || std::fs::read_to_string(&manifest).map_or(0, |manifest| manifest.lines().count());
+    wait_for("the manifest", || (n_lines() as i64 == deployment.totals().n_shards).then_some(()));
+}
+
 fn said(deployment: &Deployment, arguments: &[&str]) -> String {
     let output = deployment.winnowd(arguments);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -252,6 +259,7 @@ fn without_embeddings_ngrams_stand_in_and_losses_are_learnt() {
     let daemon = deployment.start_without_end();
     produce(0..400);
     wait_decided(&deployment, 400);
+    wait_for_manifest(&deployment);
     let ids: Vec<String> = deployment.published().rows.into_iter().map(|row| row.id).collect();
     let sums: Vec<f64> = ids.iter().map(|id| 24.0 + 24.0 * f64::from(id.ends_with('1'))).collect();
     let tokens = vec![24; ids.len()];
@@ -265,6 +273,7 @@ fn without_embeddings_ngrams_stand_in_and_losses_are_learnt() {
         produce(sent..sent + 400);
         sent += 400;
         wait_decided(&deployment, sent);
+        wait_for_manifest(&deployment);
         let published = deployment.published();
         let is_learnt = |window: &WindowSummary| window.sensitivity.as_ref().unwrap().losses == LossSource::Expected;
         published.windows.iter().any(is_learnt).then_some(())

@@ -34,7 +34,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 13);
+        assert_eq!(catalog.migrate().await.unwrap(), 14);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -582,11 +582,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("13 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("14 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 13"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 14"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

@@ -43,7 +43,7 @@ pub struct ExplainedScore {
 
 impl ExplainedSensitivity {
     /// `None` where windows are not drawn so.
-    pub fn of(
+    pub(super) fn of(
         selector: &SelectorSettings,
         summary: Option<&SensitivitySummary>,
         (offset, document): (i64, &SeenDocument),

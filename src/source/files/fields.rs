@@ -4,7 +4,7 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
 use arrow::record_batch::RecordBatch;
 
-use crate::record::{Base64Floats, DocumentRef, FieldNames, embedding};
+use crate::record::{DocumentRef, FieldNames};
 
 /// Names of fields or columns.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,11 +45,7 @@ impl Extra {
         self.numbers.clear();
         self.numbers.extend(wanted.numbers.iter().map(number));
         let vector = wanted.vector.as_deref().and_then(value);
-        let of_json = |json: &str| match json.starts_with('"') {
-            true => embedding(json, Base64Floats::F16),
-            false => serde_json::from_str(json).ok(),
-        };
-        self.vector = vector.and_then(of_json).unwrap_or_default();
+        self.vector = vector.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
     }
 }
 

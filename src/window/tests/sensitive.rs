@@ -153,7 +153,7 @@ fn weighted_sums_are_those_of_all_documents() {
             Given { point: Some(point), loss: Some(1.0 + (i % 3) as f64 + noise.priority(i)) }
         })
         .collect();
-    const SEEDS: u64 = 4_000;
+    const SEEDS: u64 = 400;
     let (mut sums, mut squares) = ([0.0; 2], [0.0; 2]);
     for seed in 0..SEEDS {
         let (_, selected) = decide(&documents, &sensitive(LossSource::Record, "0.5", seed), &Quotas::default());
