@@ -11,7 +11,7 @@
 //! | [`features`] | a text → tokens, hashed n-grams, a point |
 //! | [`score`] | n-grams and a [`score::Model`] → log importance weight; training losses of ranks → weights of a global batch; a document's own loss, or the one to be expected → what it adds |
 //! | [`feedback`] | reports of trainers and what is known of their documents → loss statistics, a predictor of losses, quotas |
-//! | [`select`] | log weights, difficulty and noise by position → the selection, within budgets, with inclusion probabilities |
+//! | [`select`] | log weights, difficulty, embeddings and noise by position → the selection, within budgets, with inclusion probabilities |
 //! | [`checkpoint`] | intervals of offsets → what a publication advances |
 //! | [`window`] | scored records of one partition → a decided [`window::ClosedWindow`] |
 //! | [`manifest`] | what a shard is, for the catalog, for trainers, and for loaders of other projects |

@@ -53,6 +53,7 @@ impl Setting {
             holdout: None,
             coverage_sample: 0,
             coverage: None,
+            sensitivity: None,
         };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
@@ -66,6 +67,7 @@ impl Setting {
                 score,
                 other_weights: Vec::new(),
                 numbers: [f64::NAN; 2],
+                point: None,
                 buckets: Some(self.buckets.clone()),
                 is_counted: false,
                 refused_by: None,

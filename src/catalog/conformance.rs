@@ -8,9 +8,12 @@ use super::*;
 use crate::config::CatalogUrl;
 use crate::manifest::DerivedSettings;
 use crate::score::{ExpectedLossVersion, SelectedVersion};
-use crate::select::{Diagnostics, Quantiles, Quotas, SelectorKind, SelectorSettings, SourceCounts};
+use crate::select::{
+    Diagnostics, LossSource, Quantiles, Quotas, SelectorKind, SelectorSettings, SensitivityPool, SourceCounts,
+};
 use crate::window::{
-    CloseReason, CoverageSummary, PoolStrata, SpreadSummary, StratumSummary, TargetSummary, TurnSummary, WindowSummary,
+    CloseReason, CoverageSummary, PointSource, PoolSensitivities, PoolStrata, SensitivitySummary, SpreadSummary,
+    StratumSummary, TargetSummary, TurnSummary, WindowSummary,
 };
 
 /// A catalog under test, and what must live as long as it.
@@ -31,7 +34,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 13);
+        assert_eq!(catalog.migrate().await.unwrap(), 14);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -166,6 +169,7 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
             source_entropy_of_selected: 0.0,
         }),
         coverage: None,
+        sensitivity: None,
     }
 }
 
@@ -184,6 +188,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         holdout: None,
         coverage_sample: 32,
         coverage: None,
+        sensitivity: None,
     };
     ShardManifest {
         shard: shard.into(),
@@ -402,12 +407,28 @@ async fn what_divided_a_window_is_kept<C: Catalog + CatalogReader>(catalog: &C) 
         pools: vec![strata(None, Some((-1e-300, 2.0 / 3.0))), strata(Some("web \"2\""), None)],
     };
     let covered = WindowSummary { coverage: Some(coverage), ..window(0, 110, 120, 1) };
-    let mut manifest = manifest("s", vec![divided, covered]);
+    let pool = |source: Option<&str>, threshold| PoolSensitivities {
+        source: source.map(str::to_owned),
+        sample: SensitivityPool { documents: 5, selected: 2, total: 0.1 + 0.2, threshold, ratio: 2.0 / 3.0 },
+    };
+    let sensitivity = SensitivitySummary {
+        points: PointSource::Embedding,
+        dimensions: 768,
+        n_without_embedding: 3,
+        n_other_dimensions: 2,
+        losses: LossSource::Expected,
+        n_centres: 7,
+        scale: 1.0 / 3.0,
+        shortfall: 1,
+        pools: vec![pool(None, Some(-1.0 / 7.0)), pool(Some("web \"2\""), None)],
+    };
+    let sensitive = WindowSummary { sensitivity: Some(sensitivity), ..window(0, 120, 130, 1) };
+    let mut manifest = manifest("s", vec![divided, covered, sensitive]);
     manifest.selector.quotas = Quotas {
         sources: [("web \"2\"".to_owned(), 0.1 + 0.2)].into(),
         proportions: [("code".to_owned(), 1.0 / 3.0), ("math".to_owned(), 2.0 / 3.0)].into(),
     };
-    publish(catalog, &manifest, &[advance(0, 100, 120, epoch)]).await.unwrap();
+    publish(catalog, &manifest, &[advance(0, 100, 130, epoch)]).await.unwrap();
     assert_eq!(catalog.windows(PIPELINE).await.unwrap(), manifest.windows);
     assert_eq!(catalog.shards(PIPELINE).await.unwrap(), [(1, manifest)]);
 }
@@ -561,11 +582,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("13 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("14 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 13"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 14"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

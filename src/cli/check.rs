@@ -54,13 +54,18 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     println!(
         "  selects    {} of every window by {}{}, temperature {}, seed {}",
         selector.fraction,
-        if selector.coverage.is_some() { "coverage" } else { selector.kind.as_str() },
+        selector.name(),
         if selector.length_normalise { " of mean weights" } else { "" },
         selector.temperature,
         selector.seed
     );
     if let Some(coverage) = &selector.coverage {
         println!("             {coverage}");
+    }
+    if let Some(sensitivity) = &selector.sensitivity {
+        println!("             {sensitivity}");
+    }
+    if selector.sees_all() {
         let folder = config
             .spool
             .folder

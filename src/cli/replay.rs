@@ -16,9 +16,13 @@ use crate::config::{Bootstrap, Config};
 use crate::manifest::ShardManifest;
 use crate::pipeline::{DaemonError, Replay, Replayed, differences};
 use crate::record::TopicPartition;
+use crate::select::{LossSource, SensitivityPool};
 use crate::sink::{PublishedRow, ShardReader, ShardStore};
 use crate::sql::DerivedColumns;
-use crate::window::{ClosedWindow, CoverageSummary, PoolStrata, StratumSummary, WindowSummary};
+use crate::window::{
+    ClosedWindow, CoverageSummary, PointSource, PoolSensitivities, PoolStrata, SensitivitySummary, StratumSummary,
+    WindowSummary,
+};
 
 /// Differences of one window that are shown.
 const MAX_SHOWN: usize = 10;
@@ -382,6 +386,9 @@ fn as_table(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow)
     if let Some(coverage) = &summary.coverage {
         text += &strata(coverage)?;
     }
+    if let Some(sensitivity) = &summary.sensitivity {
+        text += &sensitivities(sensitivity)?;
+    }
     let several = !summary.targets.is_empty();
     writeln!(
         text,
@@ -418,11 +425,7 @@ fn strata(coverage: &CoverageSummary) -> Result<String, std::fmt::Error> {
         writeln!(text, "{shortfall} documents fewer than wanted")?;
     }
     for PoolStrata { source, range, strata } in pools {
-        let pool = match source {
-            Some(name) => format!("source {name}"),
-            None if pools.len() > 1 => "all other sources".to_owned(),
-            None => "all documents".to_owned(),
-        };
+        let pool = pool_name(source.as_deref(), pools.len());
         match range {
             Some((low, high)) => writeln!(text, "strata of {pool}, from {low} to {high}")?,
             None => writeln!(text, "no documents of {pool}")?,
@@ -437,6 +440,46 @@ fn strata(coverage: &CoverageSummary) -> Result<String, std::fmt::Error> {
         }
     }
     Ok(text)
+}
+
+/// How the window was drawn by sensitivity.
+fn sensitivities(sensitivity: &SensitivitySummary) -> Result<String, std::fmt::Error> {
+    let SensitivitySummary { points, dimensions, losses, n_centres, scale, shortfall, pools, .. } = sensitivity;
+    let SensitivitySummary { n_without_embedding, n_other_dimensions, .. } = sensitivity;
+    let points = match points {
+        PointSource::Embedding => "embeddings",
+        PointSource::Projection => "projected n-grams in place of embeddings",
+    };
+    let losses = match losses {
+        LossSource::Record => "losses of the records",
+        LossSource::Expected => "expected losses",
+        LossSource::None => "no losses",
+    };
+    let mut text = format!(
+        "{n_centres} centres of {points} ({dimensions} dimensions) with {losses}; a unit of distance counts as {scale} of loss\n\
+         {n_without_embedding} documents without an embedding, {n_other_dimensions} with one of other dimensions\n"
+    );
+    if *shortfall > 0 {
+        writeln!(text, "{shortfall} documents fewer than wanted")?;
+    }
+    for PoolSensitivities { source, sample } in pools {
+        let pool = pool_name(source.as_deref(), pools.len());
+        let SensitivityPool { documents, selected, total, threshold, ratio } = sample;
+        write!(text, "{selected} of {documents} of {pool}, sum of scores {total}, ratio of weights {ratio:.6}")?;
+        match threshold {
+            Some(threshold) => writeln!(text, ", highest key left {threshold:.6}")?,
+            None => writeln!(text)?,
+        }
+    }
+    Ok(text)
+}
+
+fn pool_name(source: Option<&str>, n_pools: usize) -> String {
+    match source {
+        Some(name) => format!("source {name}"),
+        None if n_pools > 1 => "all other sources".to_owned(),
+        None => "all documents".to_owned(),
+    }
 }
 
 #[cfg(test)]

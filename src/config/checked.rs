@@ -65,6 +65,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     // Every source with a share is a pool, and so are all others together.
     let n_pools = quotas.sources.len() as u64 + 1;
     let coverage = coverage::coverage(r, &kind, &decoder.fields, n_pools);
+    let sensitivity = sensitivity::sensitivity(r, &kind, &decoder.fields, feedback.as_ref());
     let selector = SelectorSettings {
         kind: match kind.as_str() {
             "top_k" => SelectorKind::TopK,
@@ -81,7 +82,9 @@ pub(super) fn check(r: &mut Reader) -> Config {
         holdout: holdout(r),
         coverage_sample: r.integer("selection.coverage_sample", 0..=10_000) as u32,
         coverage,
+        sensitivity,
     };
+    sensitivity::must_not_weigh(r, &selector, feedback.as_ref());
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());
     }
@@ -111,8 +114,8 @@ pub(super) fn check(r: &mut Reader) -> Config {
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
-    let limits = (window.max_bytes, memory_budget_bytes as u64);
-    let spool = coverage::spool(r, sink.scratch_dir.as_ref(), selector.coverage.is_some(), limits);
+    let limits = (sensitivity::waiting_bytes(&selector, &window), memory_budget_bytes as u64);
+    let spool = coverage::spool(r, sink.scratch_dir.as_ref(), selector.sees_all(), limits);
     let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
     let losses = losses::losses(r, &kafka.topics, memory_budget_bytes);
     let level = r.parse("log.level", tracing::Level::INFO, |value| {
@@ -156,14 +159,13 @@ fn holdout(r: &mut Reader) -> Option<Fraction> {
 
 const HOLDOUT: &str = "expected a decimal from 0 to below 1, such as 0.01";
 
-/// Its name, `coverage` among them.
+/// Its name, `coverage` and `sensitivity` among them.
 fn selector(r: &mut Reader) -> String {
     let [importance_resampling, top_k] = SelectorKind::NAMES;
     r.parse("selection.selector", importance_resampling.to_owned(), |value| match value {
-        "coverage" => Ok(value.to_owned()),
+        "coverage" | "sensitivity" => Ok(value.to_owned()),
         value if value == importance_resampling || value == top_k => Ok(value.to_owned()),
-        "sensitivity" => Err("works on files only (`winnowd select --selector sensitivity`)".to_owned()),
-        _ => Err(format!("expected one of: {importance_resampling}, {top_k}, coverage")),
+        _ => Err(format!("expected one of: {importance_resampling}, {top_k}, coverage, sensitivity")),
     })
 }
 

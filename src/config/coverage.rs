@@ -94,7 +94,7 @@ pub(super) fn spool(
     if is_wanted && max_bytes < 2 * reserve_bytes {
         let shown = |n| bytesize::ByteSize(n).display().iec().to_string();
         let problem = format!(
-            "must be at least {}: twice window.max_bytes ({}), since one window is completed while others wait, and half of \
+            "must be at least {}: twice what a window takes ({}, see window.max_bytes), since one window is completed while others wait, and half of \
              memory.budget ({})",
             shown(2 * reserve_bytes),
             shown(window_bytes),

@@ -10,6 +10,7 @@ mod filter;
 mod losses;
 mod quotas;
 mod reader;
+mod sensitivity;
 mod stores;
 mod traces;
 

@@ -1,7 +1,8 @@
 use super::*;
 use crate::features::Featuriser;
+use crate::record::{Base64Floats, EmbeddingField};
 use crate::score::{LossStrategy, LossTerm, Model, NgramCounts, Side, Target};
-use crate::select::{CoverageSelector, CoverageSettings, Criterion, Tail, Within};
+use crate::select::{CoverageSelector, CoverageSettings, Criterion, LossSource, SensitivitySelector, Tail, Within};
 
 fn load(toml: &str) -> Result<Config, ConfigErrors> {
     Config::from_toml(toml, [])
@@ -200,9 +201,36 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[selection]\nselector = \"best\"",
-        "`selection.selector` = `best`: expected one of: importance_resampling, top_k, coverage",
+        "`selection.selector` = `best`: expected one of: importance_resampling, top_k, coverage, sensitivity",
     ),
-    ("[selection]\nselector = \"sensitivity\"", "`selection.selector` = `sensitivity`: works on files only"),
+    (
+        "[selection]\nembedding_field = \"e\"",
+        "`selection.embedding_field` = `e`: has no effect without selection.selector",
+    ),
+    (
+        "[selection]\nselector = \"sensitivity\"\nembedding_field = \"text\"",
+        "`selection.embedding_field` = `text`: is no field of embeddings",
+    ),
+    ("[selection]\nembedding_base64 = \"f64\"", "`selection.embedding_base64` = `f64`: expected one of: f16, f32"),
+    ("[selection]\ncentres = 0", "`selection.centres` = `0`: expected an integer from 1"),
+    ("[selection]\ndistance_power = 3", "`selection.distance_power` = `3`: expected an integer from 1 to 2"),
+    ("[selection]\nfloor = 0", "`selection.floor` = `0`: expected a number above 0 and up to 1"),
+    (
+        "[documents]\nloss_field = \"l\"\n[selection]\nselector = \"sensitivity\"\nloss_coefficient = 1\nloss_high = 5",
+        "`selection.loss_coefficient` = `1`: has no effect with selection.selector = sensitivity",
+    ),
+    (
+        "[model]\nagainst = \"selected\"\n[selection]\nselector = \"sensitivity\"",
+        "`model.against` = `selected`: has no effect with selection.selector = sensitivity",
+    ),
+    (
+        "[feedback]\ntopic = \"losses\"\n[selection]\nselector = \"sensitivity\"\nexpected_loss = 2",
+        "`selection.expected_loss` = `2`: has no effect with selection.selector = sensitivity",
+    ),
+    (
+        "[selection]\nselector = \"sensitivity\"\nembedding_field = \"e\"\n[window]\nmax_bytes = \"3GiB\"",
+        "`spool.max_bytes` = `16.0 GiB`: must be at least 18.2 GiB: twice what a window takes (9.0 GiB",
+    ),
     ("[selection]\nselector = \"coverage\"", "`selection.importance` = ``: must name a field that says how hard"),
     ("[selection]\nimportance = \"loss\"", "`selection.importance` = `loss`: has no effect without selection.selector"),
     ("[selection]\ncutoff = 0.1", "`selection.cutoff` = `0.1`: has no effect without selection.selector = coverage"),
@@ -224,7 +252,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[spool]\nfolder = \"/no/such\"", "`spool.folder` = `/no/such`: is not a folder"),
     (
         "[selection]\nselector = \"coverage\"\nimportance = \"l\"\n[window]\nmax_bytes = \"10GiB\"",
-        "`spool.max_bytes` = `16.0 GiB`: must be at least 20.2 GiB: twice window.max_bytes (10.0 GiB)",
+        "`spool.max_bytes` = `16.0 GiB`: must be at least 20.2 GiB: twice what a window takes (10.0 GiB",
     ),
     ("[selection]\nfraction = 1.5", "`selection.fraction` = `1.5`: expected a decimal above 0 and at most 1"),
     ("[selection]\nfraction = 0", "`selection.fraction` = `0`: expected a decimal above 0"),
@@ -363,6 +391,21 @@ fn coverage_has_its_own_settings_as_on_files() {
     );
     assert_eq!(far.fields(), [Some("nll"), None]);
     assert!(load("").unwrap().selector.coverage.is_none());
+}
+
+#[test]
+fn sensitivity_takes_losses_from_where_there_are_some() {
+    let of = |more: &str| {
+        load(&format!("selection.selector = \"sensitivity\"\n{more}")).unwrap().selector.sensitivity.unwrap()
+    };
+    let default =
+        SensitivitySelector { centres: 256, exponent: 2, floor: 0.1, embedding: None, losses: LossSource::None };
+    assert_eq!(of(""), default);
+    assert_eq!(of("feedback.topic = \"losses\"").losses, LossSource::Expected);
+    assert_eq!(of("feedback.topic = \"losses\"\ndocuments.loss_field = \"l\"").losses, LossSource::Record);
+    let embedding = of("selection.embedding_field = \"e\"\nselection.embedding_base64 = \"f32\"").embedding;
+    assert_eq!(embedding, Some(EmbeddingField { field: "e".to_owned(), base64: Base64Floats::F32 }));
+    assert!(load("").unwrap().selector.sensitivity.is_none());
 }
 
 #[test]

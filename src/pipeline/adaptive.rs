@@ -13,7 +13,7 @@ use crate::score::{
     DecayedCounts, ExpectedLoss, ExpectedLossVersion, ImportanceWeight, Model, Probabilities, SelectedVersion, Target,
     VersionedWeight, WeightVersion, kl_divergence,
 };
-use crate::select::{Division, Quotas};
+use crate::select::{Division, LossSource, Quotas};
 
 /// What a window takes that opens now.
 #[derive(Clone)]
@@ -107,7 +107,9 @@ fn in_force(
     let coefficient = config.feedback.as_ref().map_or(0.0, |feedback| feedback.coefficient);
     // What a worker with another model has begun says nothing of this one's n-grams.
     let is_ours = |feedback: &&FeedbackVersion| *feedback.expected.featuriser() == model.model.featuriser;
-    let expected = feedback.filter(|_| coefficient != 0.0).filter(is_ours).map(|feedback| {
+    let sensitivity = config.selector.sensitivity.as_ref();
+    let is_wanted = coefficient != 0.0 || sensitivity.is_some_and(|s| s.losses == LossSource::Expected);
+    let expected = feedback.filter(|_| is_wanted).filter(is_ours).map(|feedback| {
         let version = ExpectedLossVersion { version: feedback.version, coefficient };
         (version, feedback.expected.clone())
     });

@@ -51,7 +51,9 @@ use crate::window::SelectedDocument;
 use collapse::SharedCollapseWatches;
 pub use forward::send_dead_letter;
 pub use lost::recreated_topics;
-pub use replay::{Explained, Explanation, Outcome, Replay, Replayed, Wanted, differences};
+pub use replay::{
+    Explained, ExplainedDocument, ExplainedSensitivity, Explanation, Outcome, Replay, Replayed, Wanted, differences,
+};
 use session::SessionEnd;
 
 /// For the last commit of what was answered.
@@ -65,7 +67,7 @@ pub enum DaemonError {
     #[error("selection.proportions{}: {problem}", name.as_ref().map(|name| format!(".{name}")).unwrap_or_default())]
     Proportions { name: Option<String>, problem: String },
     #[error("{0}")]
-    Coverage(&'static str),
+    Selector(&'static str),
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
@@ -96,7 +98,7 @@ impl DaemonError {
             | DaemonError::Proportions { .. }
             | DaemonError::Filter { .. }
             | DaemonError::Column { .. }
-            | DaemonError::Coverage(_)
+            | DaemonError::Selector(_)
             | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
             DaemonError::Catalog(error) => catalog_exit_code(error),
             DaemonError::Internal(_) => 70,
@@ -148,9 +150,12 @@ impl LoadedModel {
 
     /// Whether its targets can be selected for so.
     pub fn check_selector(&self, selector: &SelectorSettings) -> Result<(), DaemonError> {
-        let coverage = selector.coverage.as_ref().filter(|_| self.model.targets.len() > 1);
-        match coverage.and_then(|coverage| coverage.problem_of_targets()) {
-            Some(problem) => Err(DaemonError::Coverage(problem)),
+        let of_strata = selector.coverage.as_ref().and_then(|coverage| coverage.problem_of_targets());
+        let of_sensitivity = selector.sensitivity.as_ref().map(|_| {
+            "selection.selector = sensitivity: several targets choose by their weights, which say nothing there; use a model of one"
+        });
+        match of_strata.or(of_sensitivity).filter(|_| self.model.targets.len() > 1) {
+            Some(problem) => Err(DaemonError::Selector(problem)),
             None => Ok(()),
         }
     }
@@ -245,6 +250,9 @@ impl Daemon {
         model.check_selector(&config.selector)?;
         // Recorded with every shard.
         config.selector.quotas = config.selector.quotas.of_model(&model.model);
+        if let Some(sensitivity) = &config.selector.sensitivity {
+            tracing::info!("documents are drawn by their sensitivity: {sensitivity}");
+        }
         let filter = document_filter(config.selector.filter.as_ref())?;
         let registry = schema_registry(&config)?;
         let derived = derived_columns(&config.columns)?;

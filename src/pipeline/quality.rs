@@ -10,7 +10,7 @@ use crate::config::Against;
 use crate::score::{DriftMeter, Model, NgramCounts, TargetDistribution};
 use crate::select::{Diagnostics, SourceCounts, WeightHistogram};
 use crate::telemetry::{CoverageStatus, Lack, TargetStatus, WeightsStatus};
-use crate::window::{ClosedWindow, SpreadSummary, WindowSummary};
+use crate::window::{ClosedWindow, SensitivitySummary, SpreadSummary, WindowSummary};
 
 /// Sources that `/status` and manifests name; all others are summed up.
 pub(super) const TOP_SOURCES: usize = 20;
@@ -67,6 +67,9 @@ impl Quality {
         metrics.windows_closed.with_label_values(&[summary.closed_by.as_str()]).inc();
         let without_number = summary.coverage.as_ref().map_or(0, |coverage| coverage.n_without_number);
         metrics.documents_without_number.inc_by(without_number);
+        if let Some(sensitivity) = &summary.sensitivity {
+            observe_sensitivity(sensitivity, shared);
+        }
         self.raw.merge(&closed.raw_counts);
         closed.selected_counts.iter().for_each(|counts| self.selected.merge(counts));
         self.sources.merge(&closed.sources);
@@ -189,6 +192,19 @@ fn draws(summary: &WindowSummary) -> Vec<Diagnostics> {
     match &summary.targets[..] {
         [] => summary.diagnostics.into_iter().collect(),
         targets => targets.iter().map(|target| target.diagnostics).collect(),
+    }
+}
+
+fn observe_sensitivity(sensitivity: &SensitivitySummary, shared: &Shared) {
+    let metrics = &shared.telemetry.metrics;
+    for (reason, n) in [("missing", sensitivity.n_without_embedding), ("dimensions", sensitivity.n_other_dimensions)] {
+        metrics.documents_without_embedding.with_label_values(&[reason]).inc_by(n);
+    }
+    metrics.window_centres.set(sensitivity.n_centres.into());
+    let ratios = sensitivity.pools.iter().filter(|pool| pool.sample.selected > 0).map(|pool| pool.sample.ratio);
+    // A pool whose weights are far too low is as bad as one whose weights are as many times too high.
+    if let Some(ratio) = ratios.max_by(|a, b| a.ln().abs().total_cmp(&b.ln().abs())) {
+        metrics.window_weight_ratio.set(ratio);
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod compare;
 mod explained;
+mod sensitivities;
 mod strata;
 mod witness;
 
@@ -26,14 +27,15 @@ use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{Division, FilterSettings, Noise, Quotas};
 use crate::sink::{GiveUp, SinkError, Spool, SpoolFolder};
-use crate::source::{Batch, Probe, RangeReader, Record, SchemaRegistry, SourceError};
+use crate::source::{Batch, Probe, RangeReader, SchemaRegistry, SourceError};
 use crate::sql::DerivedColumns;
-use crate::window::{ClosedWindow, OpenWindow, ScoredRecord, SpooledRow, WindowPolicy, WindowSummary};
+use crate::window::{ClosedWindow, OpenWindow, SpooledRow, WindowPolicy, WindowSummary};
 use explained::Asked;
 use witness::Witness;
 
 pub use compare::differences;
-pub use explained::{Explanation, Outcome};
+pub use explained::{ExplainedDocument, Explanation, Outcome};
+pub use sensitivities::ExplainedSensitivity;
 pub use witness::Wanted;
 
 /// For what is asked of the brokers beside the records.
@@ -116,7 +118,7 @@ impl Replay {
             Err(gone) => return Ok(Replayed::Impossible(gone)),
         };
         let noise = Noise::new(manifest.selector.seed, &window.at);
-        let closed = tokio::task::block_in_place(|| self.decide(manifest, window, &basis, &noise, |_, _, _| ()));
+        let closed = tokio::task::block_in_place(|| self.decide(manifest, window, &basis, &noise, None));
         Ok(match possible(closed)? {
             Ok(closed) => Replayed::Decided(Box::new(closed)),
             Err(gone) => Replayed::Impossible(gone),
@@ -139,7 +141,7 @@ impl Replay {
         let noise = Noise::new(manifest.selector.seed, &window.at);
         let decoder = self.config.decoder.clone();
         let mut witness = Witness::new(wanted, &decoder, &manifest.selector, (division, &noise), weight);
-        let look = |record: Record<'_>, schemas: &Schemas, scored: &ScoredRecord| witness.look(record, schemas, scored);
+        let look = Some(&mut witness);
         let closed = tokio::task::block_in_place(|| self.decide(manifest, window, &basis, &noise, look));
         let closed = match possible(closed)? {
             Ok(closed) => closed,
@@ -211,14 +213,14 @@ impl Replay {
         Ok(Ok(Basis { model, weight, division }))
     }
 
-    /// `look` is shown every record after it was scored.
+    /// `witness` is shown every record after it was scored, and the window before it is decided.
     fn decide(
         &mut self,
         manifest: &ShardManifest,
         window: &WindowSummary,
         basis: &Basis,
         noise: &Noise,
-        mut look: impl FnMut(Record<'_>, &Schemas, &ScoredRecord),
+        mut witness: Option<&mut Witness<'_>>,
     ) -> Result<ClosedWindow, DaemonError> {
         let WindowSummary { at, interval, closed_by, .. } = window;
         let Basis { model, weight, division } = basis;
@@ -243,7 +245,9 @@ impl Replay {
             scored.tallies.into_iter().for_each(|counts| self.scorer.count(counts, &mut open));
             // All are ours, so that none is left out.
             for (i, record) in scored.records.into_iter().flatten().enumerate() {
-                look(batch.get(i), &schemas, &record);
+                if let Some(witness) = &mut witness {
+                    witness.look(batch.get(i), &schemas, &record);
+                }
                 if let Some(row) = open.push(record, weight, selector, noise) {
                     spool.push(&row);
                 }
@@ -251,6 +255,10 @@ impl Replay {
             Spool::write([&mut spool].into_iter())?;
         }
         open.advance_to(interval.to);
+        open.place(selector, noise, |numbers, look| spool.points::<SinkError>(numbers, look))?;
+        if let Some(witness) = witness {
+            witness.look_at_places(&open);
+        }
         // All its rows are held, and nobody asks for their texts but the columns that are computed of them.
         let are_asked_for = !manifest.columns.is_empty();
         let mut rows = Vec::new();
@@ -355,6 +363,7 @@ fn possible(closed: Result<ClosedWindow, DaemonError>) -> Result<Result<ClosedWi
 fn without_texts(mut row: SpooledRow) -> SpooledRow {
     row.document.text = String::new();
     row.document.metadata = None;
+    row.point = Vec::new();
     row
 }
 

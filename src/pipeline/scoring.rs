@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::features::{BucketList, Featuriser, Scratch};
-use crate::record::{Decoder, DocumentRef, FieldNames, Reject, Schemas, TextScratch};
+use crate::features::{BucketList, Featuriser, PointScratch, Projection, Scratch};
+use crate::record::{Decoder, DocumentRef, EmbeddingField, FieldNames, Reject, Schemas, TextScratch, embedding};
 use crate::score::{Score, VersionedWeight};
 use crate::select::{CoverageSelector, Division, Noise, Reservoir, SelectorSettings};
 use crate::source::{Batch, Record};
@@ -62,7 +62,7 @@ impl<'a> Destinations<'a> {
 
     /// The same of one that only opens within the batch, and will be divided so.
     pub fn coming(&mut self, division: &Division, weight: Arc<VersionedWeight>, noise: &'a Noise) -> u32 {
-        let is_divided = !division.is_whole() || self.selector.coverage.is_some();
+        let is_divided = !division.is_whole() || self.selector.sees_all();
         self.window(None, is_divided, weight, noise)
     }
 
@@ -165,6 +165,7 @@ struct Thread {
     text: TextScratch,
     features: Scratch,
     buckets: BucketList,
+    points: PointScratch,
     /// By number of window.
     tallies: Vec<(u32, WindowTally)>,
 }
@@ -176,6 +177,7 @@ impl Scorer {
             text: TextScratch::default(),
             features: Scratch::default(),
             buckets: BucketList::new(0),
+            points: PointScratch::default(),
             tallies: Vec::new(),
         };
         let threads = (0..rayon::current_num_threads()).map(|_| Mutex::new(thread())).collect();
@@ -300,10 +302,9 @@ impl Job<'_> {
     ) -> ScoredRecord {
         let Record { offset, timestamp_ms, payload, .. } = *record;
         let payload_bytes = payload.map_or(0, <[u8]>::len) as u64;
-        let Thread { features, buckets, tallies, .. } = thread;
         let outcome = match (document, verdict) {
-            (Ok(document), Verdict::Passes) => Ok(self.document(document, None, features, buckets, tallies)),
-            (Ok(document), Verdict::Refused(by)) => Ok(self.document(document, Some(*by), features, buckets, tallies)),
+            (Ok(document), Verdict::Passes) => Ok(self.document(document, None, thread)),
+            (Ok(document), Verdict::Refused(by)) => Ok(self.document(document, Some(*by), thread)),
             (Ok(_), Verdict::Fails(reject)) => Err(reject.clone()),
             (Err(reject), _) => Err(reject.clone()),
         };
@@ -320,14 +321,8 @@ impl Job<'_> {
         ScoredRecord { offset, record_timestamp_ms: timestamp_ms, payload_bytes, outcome }
     }
 
-    fn document(
-        &self,
-        document: &DocumentRef<'_>,
-        refused_by: Option<u16>,
-        features: &mut Scratch,
-        buckets: &mut BucketList,
-        tallies: &mut Vec<(u32, WindowTally)>,
-    ) -> ScoredDocument {
+    fn document(&self, document: &DocumentRef<'_>, refused_by: Option<u16>, thread: &mut Thread) -> ScoredDocument {
+        let Thread { features, buckets, points, tallies, .. } = thread;
         let Destination { weight, noise, .. } = self.destination;
         let featuriser = weight.weight.featuriser();
         let is_counted = self.destination.is_tallied();
@@ -358,6 +353,11 @@ impl Job<'_> {
         // What is not counted yet, nor kept as buckets, must be found in the text. The sample is of candidates: whoever is none must
         // not take the place of one in the batch.
         let lacks = self.selector.coverage.as_ref().is_some_and(|coverage| coverage.lacks(&numbers));
+        let is_candidate = refused_by.is_none() && score.n_tokens >= self.selector.min_tokens;
+        let sensitivity = self.selector.sensitivity.as_ref().filter(|_| is_candidate);
+        let field = sensitivity.and_then(|sensitivity| sensitivity.embedding.as_ref());
+        let given = field.and_then(|field| embedding_of(document, field));
+        let lacks = lacks || (field.is_some() && given.is_none());
         let is_sampled =
             refused_by.is_none() && !lacks && self.destination.might_sample(self.selector, document.offset, &score);
         let might_select =
@@ -370,11 +370,16 @@ impl Job<'_> {
             let other_weights = weight.for_others(&document.text, buckets.as_ref(), features);
             let fingerprint =
                 is_sampled.then(|| Fingerprint::of(buckets.as_ref(), &document.text, featuriser, features));
+            let projected = sensitivity.filter(|_| field.is_none()).map(|_| match &buckets {
+                Some(buckets) => Projection::OF_TEXTS.of_list(buckets, points),
+                None => Projection::OF_TEXTS.of_text(&document.text, featuriser, features),
+            });
             return ScoredDocument {
                 content,
                 score,
                 other_weights,
                 numbers,
+                point: given.or(projected),
                 buckets,
                 is_counted,
                 refused_by,
@@ -389,6 +394,7 @@ impl Job<'_> {
             score,
             other_weights: Vec::new(),
             numbers,
+            point: None,
             buckets: buckets.filter(|_| !is_counted),
             is_counted,
             refused_by,
@@ -419,6 +425,12 @@ fn number(document: &DocumentRef<'_>, field: Option<&str>, names: &FieldNames) -
         value.and_then(|(_, json)| serde_json::from_str(json).ok())
     };
     given.unwrap_or(f64::NAN)
+}
+
+/// The embedding that came with the document. A field that stands twice counts as it stands last.
+fn embedding_of(document: &DocumentRef<'_>, EmbeddingField { field, base64 }: &EmbeddingField) -> Option<Vec<f32>> {
+    let (_, json) = document.members.iter().rev().find(|(name, _)| name == field)?;
+    embedding(json, *base64)
 }
 
 #[cfg(test)]
@@ -471,7 +483,11 @@ mod tests {
                 let text = format!("good {} words {}", "bad ".repeat(n), i % 7);
                 let (source, loss) = (format!("s{}", i % 3), i % 7);
                 let hard = if i.is_multiple_of(11) { "unknown".into() } else { serde_json::json!(i * i % 101) };
-                let document = serde_json::json!({ "text": text, "source": source, "loss": loss, "hard": hard });
+                let mut embedding = vec![i % 5, i % 9, i % 2];
+                embedding.resize(if i.is_multiple_of(11) { 0 } else { 3 + usize::from(i.is_multiple_of(29)) }, i);
+                let document = serde_json::json!({
+                    "text": text, "source": source, "loss": loss, "hard": hard, "embedding": embedding,
+                });
                 Some(document.to_string().into_bytes())
             }
         };
@@ -538,7 +554,12 @@ mod tests {
                     ));
                 }
             }
-            let close = |((window, noise), spool): ((OpenWindow, &Noise), Vec<SpooledRow>)| {
+            let close = |((mut window, noise), spool): ((OpenWindow, &Noise), Vec<SpooledRow>)| {
+                let points = |numbers: &[u32], look: &mut dyn FnMut(&Score, &[f32])| -> Result<(), Infallible> {
+                    numbers.iter().map(|number| &spool[*number as usize]).for_each(|row| look(&row.score, &row.point));
+                    Ok(())
+                };
+                let Ok(()) = window.place(selector, noise, points);
                 let mut kept = Vec::new();
                 let rows = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
                     kept = numbers.iter().map(|number| spool[*number as usize].clone()).collect();
@@ -567,7 +588,7 @@ mod tests {
         );
         for batch_records in [3, 40, 150, 400] {
             let (found, n_passed_over) = setting.decide(batch_records);
-            let is_whole = setting.division.is_whole() && setting.config.selector.coverage.is_none();
+            let is_whole = setting.division.is_whole() && !setting.config.selector.sees_all();
             let is_expected = if is_whole { n_passed_over > 100 } else { n_passed_over == 0 };
             assert!(is_expected, "{n_passed_over} of 400");
             for (found, expected) in found.iter().zip(&expected) {
@@ -635,6 +656,30 @@ mod tests {
     fn also_where_targets_and_sources_divide_them() {
         check(&setting(64, true));
         check(&setting(1 << 16, true));
+    }
+
+    /// So do these, by what stands in for embeddings, and by embeddings that some lack.
+    #[test]
+    fn also_where_they_are_drawn_by_sensitivity() {
+        for (buckets, embedding) in [(64, ""), (1 << 16, ""), (64, "embedding_field = \"embedding\"")] {
+            let mut setting = setting(buckets, false);
+            let toml = format!(
+                "model.path = \"none\"\ndocuments.loss_field = \"loss\"\n[selection]\nselector = \"sensitivity\"\n\
+                 centres = 5\n{embedding}"
+            );
+            setting.config.selector.sensitivity = Config::from_toml(&toml, []).unwrap().selector.sensitivity;
+            check(&setting);
+            let (windows, _) = setting.decide(40);
+            for ClosedWindow { summary, selected, .. } in &windows {
+                let sensitivity = summary.sensitivity.as_ref().unwrap();
+                assert!(selected.len() as u64 == summary.n_selected && summary.n_selected > 5);
+                assert_eq!((sensitivity.n_centres, sensitivity.losses), (5, crate::select::LossSource::Record));
+                let is_embedded = !embedding.is_empty();
+                assert_eq!(sensitivity.dimensions, if is_embedded { 3 } else { 128 });
+                assert_eq!(sensitivity.n_without_embedding > 5, is_embedded, "{sensitivity:?}");
+                assert_eq!(sensitivity.n_other_dimensions > 1, is_embedded, "{sensitivity:?}");
+            }
+        }
     }
 
     /// Documents that wait elsewhere, by a number of the record and by its loss, with and without targets and shares.

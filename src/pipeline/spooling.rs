@@ -38,7 +38,7 @@ pub(super) struct Waiting<'a> {
 impl Spooling {
     pub fn new(folder: Arc<SpoolFolder>, config: &SpoolConfig, selector: &SelectorSettings) -> Self {
         let pause_bytes = config.max_bytes.saturating_sub(config.reserve_bytes);
-        let (max_bytes, is_wanted) = (config.max_bytes, selector.coverage.is_some());
+        let (max_bytes, is_wanted) = (config.max_bytes, selector.sees_all());
         Spooling { folder, max_bytes, pause_bytes, only: None, said: None, is_wanted }
     }
 
@@ -56,8 +56,10 @@ impl Spooling {
     ) -> Result<Option<Spool>, SinkError> {
         let Some(spool) = spool else { return Ok(None) };
         let mut kept = self.folder.open();
-        spool.rows(numbers, |row| {
+        spool.rows(numbers, |mut row| {
             look(&row);
+            // It has said what it had to say.
+            row.point = Vec::new();
             kept.push(&row);
             if kept.full_bytes() < WRITE_BYTES { Ok(()) } else { Spool::write([&mut kept].into_iter()) }
         })?;

@@ -16,7 +16,7 @@ use super::spooling::{Spooling, Waiting};
 use super::{DaemonError, Shared, schemas};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
-use crate::score::VersionedWeight;
+use crate::score::{Score, VersionedWeight};
 use crate::select::{Division, Noise};
 use crate::sink::{SinkError, Spool};
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
@@ -427,14 +427,20 @@ impl Worker {
         let next = self.open_window(at, partition.window.next_offset());
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
         let (owner_epoch, noise) = (partition.owner_epoch, partition.noise.clone());
-        let window = std::mem::replace(&mut partition.window, next);
+        let mut window = std::mem::replace(&mut partition.window, next);
         self.shared.telemetry.show_window(at, &partition.window);
         let (waiting, held_bytes) = (partition.spool.take(), window.held_bytes());
+        let selector = &self.shared.config.selector;
+        let points = |numbers: &[u32], look: &mut dyn FnMut(&Score, &[f32])| match &waiting {
+            Some(spool) => spool.points(numbers, look),
+            None => Ok(()),
+        };
+        window.place(selector, &noise, points).map_err(WorkerEnd::SpoolFailed)?;
         let mut spool = None;
         let rows = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| {
             self.spooling.keep(waiting, numbers, look).map(|kept| spool = kept)
         };
-        let closed = window.close_with(reason, &self.shared.config.selector, &noise, &self.shared.model.target, rows);
+        let closed = window.close_with(reason, selector, &noise, &self.shared.model.target, rows);
         let closed = closed.map_err(WorkerEnd::SpoolFailed)?;
         let held_bytes = match &spool {
             Some(spool) => closed.held_bytes() + spool.held_bytes(),

@@ -4,6 +4,7 @@
 mod avro;
 mod decode;
 mod document;
+mod embedding;
 mod formats;
 mod json;
 mod losses;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use decode::{Decoder, FieldNames};
 pub use document::{Document, DocumentRef};
+pub use embedding::{Base64Floats, EmbeddingField, embedding};
 pub use formats::{Format, Parts, RawRecord, RecordPart, TextFormat};
 pub use losses::{BadLoss, BadLossReason, BadReport, BadReportReason, LossDecoder, LossReport, SampleLoss};
 pub use scan::TextScratch;

@@ -47,8 +47,9 @@ pub use quotas::{Division, Quotas, pool_shares_of};
 pub use reservoir::{Chosen, Reservoir, Selection};
 pub use reservoirs::{BudgetedReservoirs, ChosenFor};
 pub use sensitivity::{
-    CentreSettings, Centres, CentresError, DEFAULT_FLOOR, SamplePoint, Sensitivity, SensitivityPool,
-    SensitivitySelection, select_by_sensitivity, with_floor,
+    CentreSettings, Centres, CentresError, DEFAULT_CENTRES, DEFAULT_EXPONENT, DEFAULT_FLOOR, LossSource, MAX_CENTRES,
+    SamplePoint, Sensitivity, SensitivityPool, SensitivitySelection, SensitivitySelector, select_by_sensitivity,
+    with_floor,
 };
 pub use spread::NearestDistances;
 
@@ -108,6 +109,9 @@ pub struct SelectorSettings {
     /// Spreads the selection over strata, inside which `kind` decides; `None`: the highest keys of the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coverage: Option<CoverageSelector>,
+    /// Draws documents by how much a loss depends on them, and not by `kind`; `None`: the keys decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<SensitivitySelector>,
 }
 
 impl SelectorSettings {
@@ -135,7 +139,22 @@ impl SelectorSettings {
 
     /// Whether the weights say nothing of which documents are selected.
     pub fn is_uniform(&self) -> bool {
-        self.coverage.as_ref().is_some_and(|coverage| coverage.settings.within == Within::Uniform)
+        let is_uniform = |coverage: &CoverageSelector| coverage.settings.within == Within::Uniform;
+        self.sensitivity.is_some() || self.coverage.as_ref().is_some_and(is_uniform)
+    }
+
+    /// Whether a window is decided when all its documents have come, which wait elsewhere until then.
+    pub fn sees_all(&self) -> bool {
+        self.coverage.is_some() || self.sensitivity.is_some()
+    }
+
+    /// Its name, which is not that of its kind where that decides nothing, or only inside strata.
+    pub fn name(&self) -> &'static str {
+        match (&self.coverage, &self.sensitivity) {
+            (None, None) => self.kind.as_str(),
+            (Some(_), _) => "coverage",
+            (None, Some(_)) => "sensitivity",
+        }
     }
 
     /// The key by which documents are ranked, highest first.

@@ -19,6 +19,7 @@
 //! known, S, is then made exact by a common factor (a ratio estimator).
 
 mod centres;
+mod selector;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,9 +27,14 @@ use super::{BudgetedSelection, Rounding, apportion};
 
 pub(super) use centres::squared_distance;
 pub use centres::{CentreSettings, Centres, CentresError, SamplePoint};
+pub use selector::{LossSource, SensitivitySelector};
 
 /// γ: share of the scores that is the same for all documents.
 pub const DEFAULT_FLOOR: f64 = 0.1;
+pub const DEFAULT_CENTRES: usize = 256;
+pub const MAX_CENTRES: usize = 65_536;
+/// z.
+pub const DEFAULT_EXPONENT: u32 = 2;
 
 /// How much depends on a document.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

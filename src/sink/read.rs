@@ -24,6 +24,7 @@ pub struct PublishedRow {
     pub log_importance_weight: f64,
     pub selection_key: f64,
     pub inclusion_probability: f64,
+    pub sample_weight: f64,
     pub window: String,
     /// Whether the file is one of the validation split.
     pub held_out: bool,
@@ -36,8 +37,8 @@ pub struct PublishedRow {
     pub derived: Vec<(String, ArrayRef)>,
 }
 
-const COLUMNS: [&str; 6] =
-    ["id", "offset", "log_importance_weight", "selection_key", "inclusion_probability", "window"];
+const COLUMNS: [&str; 7] =
+    ["id", "offset", "log_importance_weight", "selection_key", "inclusion_probability", "sample_weight", "window"];
 
 /// Columns of losses. Shards that were written before a column came do not have it.
 const LOSSES: [&str; 3] = ["loss", "loss_weight", "expected_loss"];
@@ -140,7 +141,7 @@ fn push_rows(
     let offsets = column::<Int64Array>(batch, "offset")?;
     let numbers = |name| column::<Float64Array>(batch, name);
     let (weights, keys) = (numbers("log_importance_weight")?, numbers("selection_key")?);
-    let probabilities = numbers("inclusion_probability")?;
+    let (probabilities, sample_weights) = (numbers("inclusion_probability")?, numbers("sample_weight")?);
     let targets = batch.column_by_name("target").map(|_| column::<StringArray>(batch, "target")).transpose()?;
     let of_losses = LOSSES.into_iter().filter(|name| batch.column_by_name(name).is_some());
     let of_losses: Vec<_> = of_losses.map(|name| Ok((name, numbers(name)?))).collect::<Result<_, ParquetError>>()?;
@@ -160,6 +161,7 @@ fn push_rows(
             log_importance_weight: weights.value(i),
             selection_key: keys.value(i),
             inclusion_probability: probabilities.value(i),
+            sample_weight: sample_weights.value(i),
             window: windows.value(i).to_owned(),
             held_out,
             target: targets.map(|targets| targets.value(i).to_owned()),

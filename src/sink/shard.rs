@@ -334,7 +334,7 @@ impl Batch {
         self.log_importance_weight.append_value(row.log_importance_weight);
         self.selection_key.append_value(row.selection_key);
         self.inclusion_probability.append_value(row.inclusion_probability);
-        self.sample_weight.append_value(row.inclusion_probability.recip());
+        self.sample_weight.append_value(row.sample_weight);
         self.window.append_value(row.window);
         self.model.append_value(&self.model_name);
         self.metadata.append_option(row.metadata);

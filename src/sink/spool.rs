@@ -177,7 +177,29 @@ impl Spool {
     pub fn rows<E: From<SinkError>>(
         &self,
         numbers: &[u32],
-        mut each: impl FnMut(SpooledRow) -> Result<(), E>,
+        each: impl FnMut(SpooledRow) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.visit(numbers, |mut row| row.row(), each)
+    }
+
+    /// The same of their scores and points alone.
+    pub fn points<E: From<SinkError>>(&self, numbers: &[u32], mut each: impl FnMut(&Score, &[f32])) -> Result<(), E> {
+        self.visit(
+            numbers,
+            |mut row| row.numbers(),
+            |row| {
+                each(&row.score, &row.point);
+                Ok(())
+            },
+        )
+    }
+
+    /// What `read` makes of each of these rows.
+    fn visit<T: Send, E: From<SinkError>>(
+        &self,
+        numbers: &[u32],
+        read: impl Fn(Encoded<'_>) -> io::Result<T> + Sync,
+        mut each: impl FnMut(T) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut wanted = self.wanted(numbers);
         let mut next = wanted.next();
@@ -192,8 +214,8 @@ impl Spool {
                 }
                 is_too_much
             });
-            let read = |(place, numbers): (Place<'_>, &[u32])| self.rows_of(place, numbers);
-            let rows: Vec<io::Result<Vec<SpooledRow>>> = together.into_par_iter().map(read).collect();
+            let of_place = |(place, numbers): (Place<'_>, &[u32])| self.rows_of(place, numbers, &read);
+            let rows: Vec<io::Result<Vec<T>>> = together.into_par_iter().map(of_place).collect();
             for rows in rows {
                 rows.map_err(|source| self.of.error(source))?.into_iter().try_for_each(&mut each)?;
             }
@@ -218,21 +240,27 @@ impl Spool {
     }
 
     /// Those of one place.
-    fn rows_of(&self, place: Place<'_>, numbers: &[u32]) -> io::Result<Vec<SpooledRow>> {
+    fn rows_of<T>(
+        &self,
+        place: Place<'_>,
+        numbers: &[u32],
+        read: &impl Fn(Encoded<'_>) -> io::Result<T>,
+    ) -> io::Result<Vec<T>> {
         let bytes = match place {
             Place::File(chunk) => &self.read(chunk)?,
             Place::Memory(pending) => &pending.rows,
         };
         let (mut encoded, mut next) = (Encoded(bytes), place.first());
         let row = |number: &u32| {
-            let mut read = || {
+            let mut read_next = || {
                 for _ in next..*number {
                     let length = encoded.number()?;
                     encoded.take(length)?;
                 }
-                encoded.row()
+                let length = encoded.number()?;
+                encoded.take(length).map(Encoded).and_then(read)
             };
-            let row = read()
+            let row = read_next()
                 .map_err(|e| io::Error::new(e.kind(), format!("row {number} of {} cannot be read: {e}", self.n_rows)));
             next = number + 1;
             row
@@ -328,7 +356,7 @@ impl Drop for Spool {
 
 /// The length of the row, then its parts.
 fn encode(row: &SpooledRow, out: &mut Vec<u8>) {
-    let SpooledRow { document, score, other_weights } = row;
+    let SpooledRow { document, score, other_weights, point } = row;
     let Document { id, text, source, timestamp_ms, metadata } = document;
     let begin = out.len();
     out.extend_from_slice(&[0; 8]);
@@ -343,15 +371,25 @@ fn encode(row: &SpooledRow, out: &mut Vec<u8>) {
         u64::from(timestamp_ms.is_some()),
         timestamp_ms.unwrap_or_default().cast_unsigned(),
         other_weights.len() as u64,
+        point.len() as u64,
     ];
     let weights = other_weights.iter().map(|weight| weight.to_bits());
     numbers.into_iter().chain(weights).for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+    point.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
     for part in [Some(id), Some(text), source.as_ref(), metadata.as_ref()] {
         out.extend_from_slice(&part.map_or(ABSENT, |part| part.len() as u64).to_le_bytes());
         out.extend_from_slice(part.map_or(&[], |part| part.as_bytes()));
     }
     let length = (out.len() - begin - 8) as u64;
     out[begin..begin + 8].copy_from_slice(&length.to_le_bytes());
+}
+
+/// Of a row.
+struct Numbers {
+    score: Score,
+    timestamp_ms: Option<i64>,
+    other_weights: Vec<f64>,
+    point: Vec<f32>,
 }
 
 /// What is left to be read.
@@ -385,29 +423,39 @@ impl<'a> Encoded<'a> {
         String::from_utf8(bytes).map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
     }
 
-    fn row(&mut self) -> io::Result<SpooledRow> {
-        let length = self.number()?;
-        let mut row = Encoded(self.take(length)?);
-        let n_tokens = row.number()? as u32;
-        let log_importance_weight = row.real()?;
-        let (has_loss, loss) = (row.number()? == 1, row.real()?);
-        let expected_loss_weight = row.real()?;
-        let (has_expected_loss, expected_loss) = (row.number()? == 1, row.real()?);
-        let (has_timestamp, timestamp_ms) = (row.number()? == 1, row.number()?.cast_signed());
-        let n_others = row.number()?;
-        let other_weights = (0..n_others).map(|_| row.real()).collect::<io::Result<_>>()?;
-        let missing = || io::Error::from(io::ErrorKind::InvalidData);
-        let document = Document {
-            id: row.text()?.ok_or_else(missing)?,
-            text: row.text()?.ok_or_else(missing)?,
-            source: row.text()?,
-            timestamp_ms: has_timestamp.then_some(timestamp_ms),
-            metadata: row.text()?,
-        };
+    fn floats(&mut self, n: u64) -> io::Result<Vec<f32>> {
+        let bytes = self.take(n.saturating_mul(4))?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect())
+    }
+
+    /// What stands before the document.
+    fn numbers(&mut self) -> io::Result<Numbers> {
+        let n_tokens = self.number()? as u32;
+        let log_importance_weight = self.real()?;
+        let (has_loss, loss) = (self.number()? == 1, self.real()?);
+        let expected_loss_weight = self.real()?;
+        let (has_expected_loss, expected_loss) = (self.number()? == 1, self.real()?);
+        let (has_timestamp, timestamp_ms) = (self.number()? == 1, self.number()?.cast_signed());
+        let (n_others, dims) = (self.number()?, self.number()?);
+        let other_weights = (0..n_others).map(|_| self.real()).collect::<io::Result<_>>()?;
+        let point = self.floats(dims)?;
         let loss = has_loss.then_some(loss);
         let expected_loss = has_expected_loss.then_some(expected_loss);
         let score = Score { n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
-        Ok(SpooledRow { document, score, other_weights })
+        Ok(Numbers { score, timestamp_ms: has_timestamp.then_some(timestamp_ms), other_weights, point })
+    }
+
+    fn row(&mut self) -> io::Result<SpooledRow> {
+        let Numbers { score, timestamp_ms, other_weights, point } = self.numbers()?;
+        let missing = || io::Error::from(io::ErrorKind::InvalidData);
+        let document = Document {
+            id: self.text()?.ok_or_else(missing)?,
+            text: self.text()?.ok_or_else(missing)?,
+            source: self.text()?,
+            timestamp_ms,
+            metadata: self.text()?,
+        };
+        Ok(SpooledRow { document, score, other_weights, point })
     }
 }
 

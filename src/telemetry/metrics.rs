@@ -84,6 +84,9 @@ pub struct Metrics {
     pub spool_paused_partitions: IntGauge,
     pub spool_errors: IntCounter,
     pub documents_without_number: IntCounter,
+    pub documents_without_embedding: IntCounterVec,
+    pub window_centres: LateGauge,
+    pub window_weight_ratio: LateGauge,
     pub memory_budget_bytes: IntGauge,
     pub catalog_documents: IntGaugeVec,
     pub catalog_shards: IntGauge,
@@ -277,6 +280,23 @@ impl Default for Metrics {
                 &r,
                 "documents_without_number_total",
                 "Documents that a coverage selection cannot select: they lack its number.",
+            ),
+            documents_without_embedding: counters(
+                &r,
+                "documents_without_embedding_total",
+                "Documents that a sensitivity selection cannot select: they have no embedding, or one of other dimensions.",
+                "reason",
+                &["missing", "dimensions"],
+            ),
+            window_centres: LateGauge::new(
+                &r,
+                "window_centres",
+                "Centres of the last window that was drawn by sensitivity.",
+            ),
+            window_weight_ratio: LateGauge::new(
+                &r,
+                "window_weight_ratio",
+                "What weights of the last window that was drawn by sensitivity were multiplied by, of its pools the one farthest from 1.",
             ),
             memory_budget_bytes: gauge(&r, "memory_budget_bytes", "Configured memory budget."),
             catalog_documents: gauges(

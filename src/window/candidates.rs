@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::columns;
 use super::covered::CoveredCandidates;
-use super::{CoverageSummary, TurnSummary};
+use super::sensitive::SensitiveCandidates;
+use super::{CoverageSummary, SensitivitySummary, TurnSummary};
 use crate::features::BucketList;
 use crate::record::Document;
 use crate::score::Score;
@@ -46,6 +47,8 @@ pub(super) enum Candidates {
     Divided(Box<Divided>),
     /// Only numbers are held; the documents wait elsewhere until all have come.
     Covered(Box<CoveredCandidates>),
+    /// So are these.
+    Sensitive(Box<SensitiveCandidates>),
 }
 
 #[derive(Debug)]
@@ -79,6 +82,7 @@ pub(super) struct Choice {
     /// Names of several targets; nothing of one.
     pub targets: Vec<String>,
     pub coverage: Option<CoverageSummary>,
+    pub sensitivity: Option<SensitivitySummary>,
 }
 
 /// What is decided of a candidate.
@@ -90,6 +94,8 @@ pub(super) struct Chosen {
     pub target: u32,
     pub key: f64,
     pub inclusion_probability: f64,
+    /// What 1 / its inclusion probability is multiplied by to be its sample weight.
+    pub ratio: f64,
 }
 
 impl Candidates {
@@ -97,6 +103,9 @@ impl Candidates {
     pub fn new(division: &Arc<Division>, at_most: u64, selector: &SelectorSettings) -> Self {
         if let Some(coverage) = &selector.coverage {
             return Candidates::Covered(Box::new(CoveredCandidates::new(division, coverage, selector)));
+        }
+        if let Some(sensitivity) = &selector.sensitivity {
+            return Candidates::Sensitive(Box::new(SensitiveCandidates::new(division, sensitivity)));
         }
         if division.is_whole() {
             return Candidates::Whole(Reservoir::new(at_most as usize));
@@ -122,7 +131,7 @@ impl Candidates {
                 reservoir.offer(offset, key(total_log_weight), candidate).into_iter().for_each(out);
             }
             Candidates::Divided(divided) => divided.offer(offset, candidate, of_score, key, out),
-            Candidates::Covered(_) => unreachable!("documents of strata wait elsewhere"),
+            Candidates::Covered(_) | Candidates::Sensitive(_) => unreachable!("these documents wait elsewhere"),
         }
     }
 
@@ -130,7 +139,7 @@ impl Candidates {
     pub fn might_hold(&self, key: f64) -> bool {
         match self {
             Candidates::Whole(reservoir) => reservoir.might_hold(key),
-            Candidates::Divided(_) | Candidates::Covered(_) => true,
+            Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Sensitive(_) => true,
         }
     }
 
@@ -140,6 +149,7 @@ impl Candidates {
             Candidates::Whole(_) => 0,
             Candidates::Divided(divided) => divided.other_log_weights.iter().map(columns::held_bytes).sum(),
             Candidates::Covered(covered) => covered.held_bytes(),
+            Candidates::Sensitive(sensitive) => sensitive.held_bytes(),
         }
     }
 
@@ -148,6 +158,7 @@ impl Candidates {
             Candidates::Whole(reservoir) => whole(reservoir, by),
             Candidates::Divided(divided) => divided.choose(by),
             Candidates::Covered(covered) => covered.choose(by),
+            Candidates::Sensitive(sensitive) => sensitive.choose(by),
         }
     }
 }
@@ -162,7 +173,7 @@ fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
     let chosen = selection.chosen.into_iter().map(|select::Chosen { offset, key, item: candidate }| {
         let probability = selector.inclusion_probability(log_weights[candidate.number as usize], threshold);
         let inclusion_probability = chance * probability;
-        (Chosen { number: candidate.number, offset, target: 0, key, inclusion_probability }, candidate)
+        (Chosen { number: candidate.number, offset, target: 0, key, inclusion_probability, ratio: 1.0 }, candidate)
     });
     let (chosen, candidates) = chosen.unzip();
     Choice {
@@ -173,6 +184,7 @@ fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
         other_log_weights: Vec::new(),
         targets: Vec::new(),
         coverage: None,
+        sensitivity: None,
     }
 }
 
@@ -224,11 +236,20 @@ impl Divided {
             // Whether anything of its pool is chosen at all may have been left to chance.
             let inclusion_probability = chances[pool] * best;
             let target = target as u32;
-            (Chosen { number: candidate.number, offset, target, key, inclusion_probability }, candidate)
+            (Chosen { number: candidate.number, offset, target, key, inclusion_probability, ratio: 1.0 }, candidate)
         };
         let (chosen, candidates) = chosen.into_iter().map(to_candidate).unzip();
         let turns = turns.iter().map(summary).collect();
         let targets = division.targets().to_vec();
-        Choice { chosen, candidates, threshold: None, turns, other_log_weights, targets, coverage: None }
+        Choice {
+            chosen,
+            candidates,
+            threshold: None,
+            turns,
+            other_log_weights,
+            targets,
+            coverage: None,
+            sensitivity: None,
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::candidates::{Candidate, Choice, Chosen, Deciding};
 use super::spread::{self, Fingerprint, Sample, SpreadSummary};
 use super::statistics::Statistics;
 use super::tenths::Tenths;
-use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SpooledRow};
+use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SensitivitySummary, SpooledRow};
 use crate::checkpoint::Interval;
 use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, TopicPartition};
@@ -28,6 +28,8 @@ pub struct SelectedDocument {
     pub log_importance_weights: Vec<f64>,
     pub selection_key: f64,
     pub inclusion_probability: f64,
+    /// What it stands for in weighted sums.
+    pub sample_weight: f64,
     /// Log of the weight that its loss gives it, where losses count.
     pub loss_weight: Option<f64>,
     /// Its tenth among the candidates of the window by total log weight for that target, the lowest 0.
@@ -45,6 +47,7 @@ pub struct Decision {
     pub tenth: u8,
     pub selection_key: f64,
     pub inclusion_probability: f64,
+    pub sample_weight: f64,
 }
 
 /// A decided window, ready for a shard.
@@ -118,6 +121,9 @@ pub struct WindowSummary {
     /// Where the selection was spread over strata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coverage: Option<CoverageSummary>,
+    /// Where it was drawn by sensitivity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<SensitivitySummary>,
 }
 
 /// What one target chose from one pool.
@@ -202,8 +208,9 @@ impl OpenWindow {
             ..
         } = self;
         let by = Deciding { selector, noise, from, n_documents, log_weights: &log_weights };
-        let Choice { chosen, candidates, threshold, turns, other_log_weights, targets: names, coverage } =
-            candidates.choose(&by);
+        let choice = candidates.choose(&by);
+        let Choice { chosen, candidates, threshold, turns, other_log_weights, .. } = choice;
+        let (names, coverage, sensitivity) = (choice.targets, choice.coverage, choice.sensitivity);
         let n_targets = names.len().max(1);
         let mut by_target = vec![Vec::new(); n_targets];
         chosen.iter().for_each(|chosen| by_target[chosen.target as usize].push(chosen.number as usize));
@@ -225,9 +232,9 @@ impl OpenWindow {
             scratch: Scratch::default(),
         };
         let n_selected = decisions.len() as u64;
-        let (selected, waiting) = match coverage {
-            None => (counter.whole(candidates, decisions), Vec::new()),
-            Some(_) => {
+        let (selected, waiting) = match selector.sees_all() {
+            false => (counter.whole(candidates, decisions), Vec::new()),
+            true => {
                 counter.waiting(&numbers, &decisions, rows)?;
                 (Vec::new(), decisions)
             }
@@ -273,6 +280,7 @@ impl OpenWindow {
             targets: target_summaries(names, target, &raw, &selected_counts, &diagnostics),
             spread,
             coverage,
+            sensitivity,
         };
         Ok(ClosedWindow {
             summary,
@@ -306,8 +314,8 @@ impl ClosedWindow {
 impl Decision {
     /// The selected document, with the row that has come back.
     pub fn of(&self, row: SpooledRow, selector: &SelectorSettings) -> SelectedDocument {
-        let SpooledRow { document, score, other_weights } = row;
-        let Decision { offset, target, tenth, selection_key, inclusion_probability } = *self;
+        let SpooledRow { document, score, other_weights, .. } = row;
+        let Decision { offset, target, tenth, selection_key, inclusion_probability, sample_weight } = *self;
         let target = target as usize;
         let (score, log_importance_weights) = for_target(target, score, &other_weights);
         let loss_weight = selector.loss.map(|term| term.log_weight(score.loss));
@@ -320,6 +328,7 @@ impl Decision {
             log_importance_weights,
             selection_key,
             inclusion_probability,
+            sample_weight,
             loss_weight,
             tenth,
             held_out,
@@ -330,9 +339,10 @@ impl Decision {
 /// `log_weights`: of all candidates, for each target.
 fn decisions(chosen: Vec<Chosen>, log_weights: &[&[f64]]) -> Vec<Decision> {
     let tenths: Vec<Tenths> = log_weights.iter().map(|weights| Tenths::of(weights.to_vec())).collect();
-    let decision = |Chosen { number, offset, target, key, inclusion_probability }: Chosen| {
+    let decision = |Chosen { number, offset, target, key, inclusion_probability, ratio }: Chosen| {
         let tenth = tenths[target as usize].of_weight(log_weights[target as usize][number as usize]);
-        Decision { offset, target, tenth, selection_key: key, inclusion_probability }
+        let sample_weight = ratio / inclusion_probability;
+        Decision { offset, target, tenth, selection_key: key, inclusion_probability, sample_weight }
     };
     // In the same memory.
     chosen.into_iter().map(decision).collect()
@@ -355,7 +365,7 @@ impl SelectionCounter<'_> {
         let selected = |(candidate, decision): (Candidate, Decision)| {
             let Candidate { document, score, other_weights, buckets, .. } = candidate;
             self.count(decision.target, decision.offset, &document, buckets.as_ref());
-            decision.of(SpooledRow { document, score, other_weights }, self.selector)
+            decision.of(SpooledRow { document, score, other_weights, point: Vec::new() }, self.selector)
         };
         candidates.into_iter().zip(decisions).map(selected).collect()
     }

@@ -27,6 +27,8 @@ pub struct SpooledRow {
     pub score: Score,
     /// See [`super::ScoredDocument::other_weights`].
     pub other_weights: Vec<f64>,
+    /// See [`super::ScoredDocument::point`]; empty where there is none.
+    pub point: Vec<f32>,
 }
 
 /// How a window was spread over strata.
@@ -122,7 +124,7 @@ impl CoveredCandidates {
         if self.division.n_pools() > 1 {
             columns::push(&mut self.pools, self.division.pool_of(document.source.as_deref()) as u16);
         }
-        SpooledRow { document, score, other_weights }
+        SpooledRow { document, score, other_weights, point: Vec::new() }
     }
 
     /// What is held, and what deciding takes beside it. The documents never come back all together.
@@ -172,7 +174,8 @@ impl CoveredCandidates {
             let of_target = |target| total(number, target);
             let probability = covered.inclusion_probability(selector, coverage.settings.within, cell, of_target);
             let offset = self.offsets.get(number);
-            Chosen { number, offset, target: target as u32, key, inclusion_probability: chance * probability }
+            let (target, inclusion_probability) = (target as u32, chance * probability);
+            Chosen { number, offset, target, key, inclusion_probability, ratio: 1.0 }
         });
         Choice {
             chosen: chosen.collect(),
@@ -180,6 +183,7 @@ impl CoveredCandidates {
             threshold: None,
             turns: Vec::new(),
             coverage: Some(self.summary(&covered)),
+            sensitivity: None,
             targets: self.division.targets().to_vec(),
             other_log_weights: self.other_log_weights,
         }

@@ -9,6 +9,7 @@ mod closed;
 mod columns;
 mod covered;
 mod extent;
+mod sensitive;
 mod spread;
 mod statistics;
 mod tenths;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use closed::{ClosedWindow, Decision, SelectedDocument, TargetSummary, TurnSummary, WindowSummary};
 pub use covered::{CoverageSummary, PoolStrata, SpooledRow, StratumSummary};
 pub use extent::{Extent, Forecast};
+pub use sensitive::{PlacedDocument, PointSource, PoolSensitivities, SensitivitySummary};
 pub use spread::{Fingerprint, SpreadSummary};
 pub use statistics::WindowTally;
 
@@ -97,6 +99,9 @@ pub struct ScoredDocument {
     pub other_weights: Vec<f64>,
     /// What it has in the fields of a coverage selector, see [`crate::select::CoverageSelector::fields`]; NaN where there is none.
     pub numbers: [f64; 2],
+    /// Of a sensitivity selection and a document that may be selected: its embedding, or what stands in for that; `None` where it has
+    /// none that can be used.
+    pub point: Option<Vec<f32>>,
     /// Buckets of its n-grams, for the counts of the window. `None` of a text so long that nobody wants to hold them: the
     /// window finds them again.
     pub buckets: Option<BucketList>,
@@ -307,7 +312,8 @@ impl OpenWindow {
         if !scored.is_counted {
             self.statistics.count(offset, noise, |count| scored.for_each_chunk(featuriser, count));
         }
-        let ScoredDocument { content, score, other_weights, numbers, buckets, refused_by, fingerprint, .. } = scored;
+        let ScoredDocument { content, score, other_weights, numbers, point, buckets, refused_by, .. } = scored;
+        let fingerprint = scored.fingerprint;
         if refused_by.is_some() {
             self.n_filtered += 1;
             return None;
@@ -318,6 +324,11 @@ impl OpenWindow {
         }
         if let Candidates::Covered(covered) = &mut self.candidates
             && !covered.accepts(&numbers)
+        {
+            return None;
+        }
+        if let Candidates::Sensitive(sensitive) = &mut self.candidates
+            && sensitive.rejects(point.as_deref())
         {
             return None;
         }
@@ -332,11 +343,37 @@ impl OpenWindow {
         if let Candidates::Covered(covered) = &mut self.candidates {
             return Some(covered.take(offset, candidate, numbers, of_score));
         }
+        if let Candidates::Sensitive(sensitive) = &mut self.candidates {
+            return Some(sensitive.take(offset, candidate, point.unwrap_or_default()));
+        }
         self.held_bytes += candidate.size_bytes();
         let key = |total_log_weight| selector.key(noise, offset, total_log_weight);
         let Self { candidates, held_bytes, .. } = self;
         candidates.offer(offset, candidate, total_log_weight, of_score, key, |out| *held_bytes -= out.size_bytes());
         None
+    }
+
+    /// Of a sensitivity selection, once all rows are in it and before it is closed: finds centres and scores all by their points.
+    /// `points` shows the scores and points of the rows of these numbers, one after the other by ascending numbers; it is called twice,
+    /// the first time for a bounded sample. Of other windows it is not called.
+    pub fn place<E>(
+        &mut self,
+        selector: &SelectorSettings,
+        noise: &Noise,
+        points: impl FnMut(&[u32], &mut dyn FnMut(&Score, &[f32])) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match &mut self.candidates {
+            Candidates::Sensitive(sensitive) => sensitive.place(selector, noise, points),
+            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) => Ok(()),
+        }
+    }
+
+    /// What [`OpenWindow::place`] has found of the document at an offset, whose point this is.
+    pub fn placed(&self, offset: i64, point: &[f32]) -> Option<PlacedDocument> {
+        match &self.candidates {
+            Candidates::Sensitive(sensitive) => sensitive.placed(offset, point),
+            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) => None,
+        }
     }
 
     /// Whether a document with this key may still be selected. Once it may not, it never may again, whatever comes. Of a

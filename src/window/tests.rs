@@ -1,5 +1,6 @@
 mod covered;
 mod divided;
+mod sensitive;
 mod spread;
 
 use proptest::prelude::*;
@@ -43,6 +44,7 @@ fn selector(fraction: &str) -> SelectorSettings {
         holdout: None,
         coverage_sample: 0,
         coverage: None,
+        sensitivity: None,
     }
 }
 
@@ -61,6 +63,7 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
         score,
         other_weights: Vec::new(),
         numbers: [f64::NAN; 2],
+        point: None,
         is_counted: false,
         refused_by: None,
         fingerprint: None,

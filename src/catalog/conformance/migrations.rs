@@ -17,13 +17,14 @@ async fn a_catalog_of_the_schema_before_targets_is_migrated() {
             100,
         );
         catalog.fill_schema_of_version_7(PIPELINE, &model_id(), &counts.to_bytes()).await;
-        assert_eq!(catalog.pending_migrations().await.unwrap(), 6);
-        assert_eq!(catalog.migrate().await.unwrap(), 6);
+        assert_eq!(catalog.pending_migrations().await.unwrap(), 7);
+        assert_eq!(catalog.migrate().await.unwrap(), 7);
         catalog.check_schema().await.unwrap();
 
         let [old] = &catalog.windows(PIPELINE).await.unwrap()[..] else { panic!("one window") };
         assert_eq!((old.n_selected, old.against_selected), (3, Some(SelectedVersion { version: 1, share: 0.5 })));
         assert!(old.turns.is_empty() && old.targets.is_empty() && old.spread.is_none() && old.coverage.is_none());
+        assert!(old.sensitivity.is_none());
         let lines = catalog.counts_lines(PIPELINE, CountsKind::Selected).await.unwrap();
         let line = |version, shard: Option<&str>, n_ngrams, is_kept| CountsLine {
             version,

@@ -31,6 +31,7 @@ const SQLITE: &Migrations = &[
     (11, "filtered documents", include_str!("../../../migrations/sqlite/0011_filtered_documents.sql")),
     (12, "spread", include_str!("../../../migrations/sqlite/0012_spread.sql")),
     (13, "coverage", include_str!("../../../migrations/sqlite/0013_coverage.sql")),
+    (14, "sensitivity", include_str!("../../../migrations/sqlite/0014_sensitivity.sql")),
 ];
 const POSTGRES: &Migrations = &[
     (1, "catalog", include_str!("../../../migrations/postgres/0001_catalog.sql")),
@@ -46,6 +47,7 @@ const POSTGRES: &Migrations = &[
     (11, "filtered documents", include_str!("../../../migrations/postgres/0011_filtered_documents.sql")),
     (12, "spread", include_str!("../../../migrations/postgres/0012_spread.sql")),
     (13, "coverage", include_str!("../../../migrations/postgres/0013_coverage.sql")),
+    (14, "sensitivity", include_str!("../../../migrations/postgres/0014_sensitivity.sql")),
 ];
 
 const MAX_CONNECTIONS: u32 = 4;

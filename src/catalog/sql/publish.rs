@@ -123,9 +123,10 @@ async fn insert_windows(tx: &mut Tx, manifest: &ShardManifest) -> Result<(), sql
             r#"INSERT INTO windows (pipeline, topic, "partition", from_offset, to_offset, shard, model, closed_by,
                    n_records, n_selected, n_rejected, n_too_short, n_dead_letters, payload_bytes, threshold, kl_reduction,
                    random_kl_reduction, raw_version, diagnostics, selected_version, selected_share, turns, targets,
-                   expected_loss_version, expected_loss_coefficient, quota_version, n_filtered, spread, coverage)
+                   expected_loss_version, expected_loss_coefficient, quota_version, n_filtered, spread, coverage,
+                   sensitivity)
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-                   $23, $24, $25, $26, $27, $28, $29)"#,
+                   $23, $24, $25, $26, $27, $28, $29, $30)"#,
             values![
                 manifest.pipeline.as_str(),
                 &*window.at.topic,
@@ -156,6 +157,7 @@ async fn insert_windows(tx: &mut Tx, manifest: &ShardManifest) -> Result<(), sql
                 window.n_filtered.map(|n| n as i64),
                 window.spread.as_ref().map(to_json),
                 window.coverage.as_ref().map(to_json),
+                window.sensitivity.as_ref().map(to_json),
             ],
         )
         .await?;

@@ -119,6 +119,10 @@ impl CatalogReader for SqlCatalog {
                 Ok(coverage) => coverage,
                 Err(problem) => return Ok(Err(problem)),
             };
+            let sensitivity = match of_json(row.get(26)?, "sensitivity") {
+                Ok(sensitivity) => sensitivity,
+                Err(problem) => return Ok(Err(problem)),
+            };
             let (selected_version, selected_share): (Option<i64>, Option<f64>) = (row.get(16)?, row.get(17)?);
             let (expected_version, coefficient): (Option<i64>, Option<f64>) = (row.get(20)?, row.get(21)?);
             Ok(Ok(WindowSummary {
@@ -148,13 +152,14 @@ impl CatalogReader for SqlCatalog {
                 targets,
                 spread,
                 coverage,
+                sensitivity,
             }))
         };
         let windows = self.select(
             r#"SELECT topic, "partition", from_offset, to_offset, closed_by, n_records, n_selected, n_rejected, n_too_short,
                    n_dead_letters, payload_bytes, threshold, kl_reduction, random_kl_reduction, raw_version, diagnostics,
                    selected_version, selected_share, turns, targets, expected_loss_version, expected_loss_coefficient,
-                   quota_version, n_filtered, spread, coverage
+                   quota_version, n_filtered, spread, coverage, sensitivity
                FROM windows WHERE pipeline = $1 ORDER BY topic, "partition", from_offset"#,
             values![pipeline],
             window,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::manifest::rfc3339;
-use crate::pipeline::{Explanation, Outcome};
+use crate::pipeline::{ExplainedDocument, ExplainedSensitivity, Explanation, Outcome};
 use crate::select::SelectorKind;
 
 pub fn of(explanation: &Explanation) -> String {
@@ -22,9 +22,12 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
     };
     let told = match outcome {
         Outcome::Selected => "selected",
-        Outcome::BelowThreshold | Outcome::TooShort | Outcome::Filtered | Outcome::NoNumber | Outcome::CutOff => {
-            "not selected"
-        }
+        Outcome::BelowThreshold
+        | Outcome::TooShort
+        | Outcome::Filtered
+        | Outcome::NoNumber
+        | Outcome::NoEmbedding
+        | Outcome::CutOff => "not selected",
         Outcome::DeadLetter => "a dead letter",
         Outcome::NotInWindow => "not in that window",
         Outcome::NoRecord => "no record",
@@ -84,6 +87,9 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
         let (coefficient, version) = (expected.coefficient, expected.version);
         line("  expected loss adds", format!("{:+.6} = {coefficient} × {of}, version {version}", expected.added))?;
     }
+    if let Some(sensitivity) = &document.sensitivity {
+        return of_sensitivity(document, sensitivity, text);
+    }
     line("temperature", selector.temperature.to_string())?;
     match document.noise {
         Some(noise) => line("noise", format!("{noise:+.6} (seed {})", selector.seed))?,
@@ -102,6 +108,31 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
     }
     if let Some(probability) = document.inclusion_probability {
         line("inclusion probability", format!("{probability:.6}"))?;
+    }
+    Ok(())
+}
+
+/// Where the log weight decides nothing.
+fn of_sensitivity(
+    document: &ExplainedDocument,
+    sensitivity: &ExplainedSensitivity,
+    text: &mut String,
+) -> std::fmt::Result {
+    let mut line = |name: &str, value: String| writeln!(text, "  {name:<22} {value}");
+    let Some(of) = &sensitivity.score else { return Ok(()) };
+    line("centre", format!("{}, with a loss of {:.6}, at a distance of {:.6}", of.centre, of.loss, of.distance))?;
+    let sum = format!("{:.6} + {:.6} × {:.6}^{}", of.loss, of.scale, of.distance, of.distance_power);
+    line("score", format!("{:.6} = {sum}, mixed with the mean: {:.6}", of.unmixed, of.score))?;
+    line("uniform number", format!("{:.6}", of.uniform))?;
+    line("key", format!("{:.6}, the log of their quotient", of.key))?;
+    let threshold = sensitivity.pool.threshold.map_or("none".to_owned(), |threshold| format!("{threshold:.6}"));
+    let (n, of_documents) = (sensitivity.pool.selected, sensitivity.pool.documents);
+    line("  threshold", format!("{threshold}; {n} of {of_documents} selected"))?;
+    if let Some(probability) = document.inclusion_probability {
+        line("inclusion probability", format!("{probability:.6}"))?;
+    }
+    if let Some(weight) = document.sample_weight {
+        line("sample weight", format!("{weight:.6}, with a ratio of {:.6}", sensitivity.pool.ratio))?;
     }
     Ok(())
 }

@@ -111,6 +111,7 @@ pub fn settings(
         holdout: None,
         coverage_sample: 0,
         coverage: None,
+        sensitivity: None,
     };
     Ok((requested, settings))
 }

@@ -1,7 +1,10 @@
 //! Selectors other than importance resampling: their options, and what they come to.
 
 use crate::cli::UsageError;
-use crate::select::{CoverageSettings, Cutoff, DEFAULT_CLIP, DEFAULT_FLOOR, DEFAULT_STRATA, Fraction, Tail, Within};
+use crate::select::{
+    CoverageSettings, Cutoff, DEFAULT_CENTRES, DEFAULT_CLIP, DEFAULT_EXPONENT, DEFAULT_FLOOR, DEFAULT_STRATA, Fraction,
+    MAX_CENTRES, Tail, Within,
+};
 
 /// What a selection is made by.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,8 +61,6 @@ pub struct Sensitivity {
 }
 
 const MAX_STRATA: u32 = 10_000;
-const MAX_CENTRES: usize = 65_536;
-const DEFAULT_CENTRES: usize = 256;
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "With --selector coverage")]
@@ -204,7 +205,7 @@ impl SensitivityArguments {
         if !(1..=MAX_CENTRES).contains(&centres) {
             return wrong(format!("--centres {centres}: must be 1 to {MAX_CENTRES}"));
         }
-        let exponent = self.distance_power.unwrap_or(2);
+        let exponent = self.distance_power.unwrap_or(DEFAULT_EXPONENT);
         if !(1..=2).contains(&exponent) {
             return wrong(format!("--distance-power {exponent}: must be 1 or 2"));
         }

@@ -60,6 +60,10 @@ pub fn differences(
     if strata(published) != strata(now) {
         differ("strata", &strata(published), &strata(now));
     }
+    let sensitivity = |window: &WindowSummary| serde_json::to_string(&window.sensitivity).unwrap_or_default();
+    if sensitivity(published) != sensitivity(now) {
+        differ("sensitivities", &sensitivity(published), &sensitivity(now));
+    }
     let json = |window: &WindowSummary| serde_json::to_string(&window.spread).unwrap_or_default();
     if json(published) != json(now) {
         differ("what the selection covers", &json(published), &json(now));
@@ -153,6 +157,7 @@ fn compare(row: &PublishedRow, document: &SelectedDocument, window: &str, found:
         ("log importance weight", row.log_importance_weight, document.score.log_importance_weight),
         ("selection key", row.selection_key, document.selection_key),
         ("inclusion probability", row.inclusion_probability, document.inclusion_probability),
+        ("sample weight", row.sample_weight, document.sample_weight),
     ] {
         if published.to_bits() != now.to_bits() {
             differ(what, &published, &now);
@@ -211,6 +216,7 @@ mod tests {
             targets: vec![],
             spread: None,
             coverage: None,
+            sensitivity: None,
         };
         let (id, window) = ("d".to_owned(), summary.id());
         let document = Document { id: id.clone(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
@@ -224,6 +230,7 @@ mod tests {
             log_importance_weights: vec![1.0, 2.0],
             selection_key,
             inclusion_probability,
+            sample_weight: 2.0,
             loss_weight: None,
             tenth: 9,
             held_out: false,
@@ -234,6 +241,7 @@ mod tests {
             log_importance_weight: 2.0,
             selection_key,
             inclusion_probability,
+            sample_weight: 2.0,
             window,
             held_out: false,
             target: Some("math".into()),
@@ -271,6 +279,7 @@ mod tests {
         differs(|_, row| row.held_out = true, "offset 3: split: published validation, now train");
         differs(|_, row| row.target = Some("code".into()), "offset 3: target: published code, now math");
         differs(|_, row| row.log_importance_weights[0].1 = -1.0, "log importance weight for code: published -1, now 1");
+        differs(|_, row| row.sample_weight = 2.5, "offset 3: sample weight: published 2.5, now 2");
         differs(|_, row| row.losses[0].1 = Some(2.0), "loss: published 2, now none");
         differs(|_, row| row.losses[1].1 = Some(2.0), "loss_weight: published 2, now none");
         differs(|_, row| row.losses[2].1 = None, "expected_loss: published none, now 3.5");

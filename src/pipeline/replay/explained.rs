@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::sensitivities::ExplainedSensitivity;
 use super::strata::{ExplainedStrata, Strata};
 use super::witness::{Contenders, Seen, SeenDocument, TakenBy};
 use crate::features::Featuriser;
@@ -23,6 +24,8 @@ pub enum Outcome {
     TooShort,
     /// It lacks a number that strata need.
     NoNumber,
+    /// It has no embedding, or one of other dimensions than most of its window.
+    NoEmbedding,
     /// The cut-off of the strata removes it.
     CutOff,
     /// By a clause of `documents.filter`.
@@ -90,6 +93,9 @@ pub struct ExplainedDocument {
     /// Where windows are spread over strata.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strata: Option<ExplainedStrata>,
+    /// Where windows are drawn by sensitivity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<ExplainedSensitivity>,
     /// Its Gumbel number; `null` where there is no noise.
     pub noise: Option<f64>,
     /// For each target of the model.
@@ -130,7 +136,7 @@ pub struct OfTarget {
     /// That, or the mean over the n-grams; with what losses add it is the total.
     pub of_text: f64,
     pub total_log_weight: f64,
-    /// The total over the temperature, and the noise.
+    /// The total over the temperature, and the noise; of a sensitivity selection that of [`ExplainedSensitivity`].
     pub key: f64,
     /// From 1, among the candidates that this target could choose from, those of the same pool which the targets before it have
     /// left; `null`: it is no candidate.
@@ -234,12 +240,14 @@ impl Asked<'_> {
         let competition = self.competition(seen);
         let min_tokens = manifest.selector.min_tokens;
         let strata = of_document.strata.as_ref();
-        let in_words = |by: Option<usize>| match strata {
-            Some(strata) => {
+        let sensitivity = of_document.sensitivity.as_ref();
+        let in_words = |by: Option<usize>| match (strata, sensitivity) {
+            (_, Some(sensitivity)) => sensitivity.in_words(by.is_some()),
+            (Some(strata), None) => {
                 let keys: Vec<f64> = of_document.targets.iter().map(|of| of.key).collect();
                 strata.in_words(&keys, by)
             }
-            None => in_words(&of_document.targets, &competition.turns, by),
+            (None, None) => in_words(&of_document.targets, &competition.turns, by),
         };
         let (outcome, why) = match (&of_document.refused_by, by) {
             (Some(clause), _) => (
@@ -254,6 +262,9 @@ impl Asked<'_> {
             }
             (None, Some(by)) => (Outcome::Selected, in_words(Some(by))),
             _ if strata.is_some_and(|strata| strata.lacks().is_some()) => (Outcome::NoNumber, in_words(None)),
+            _ if sensitivity.is_some_and(|sensitivity| !sensitivity.competes()) => {
+                (Outcome::NoEmbedding, in_words(None))
+            }
             _ if strata.is_some_and(ExplainedStrata::is_cut) => (Outcome::CutOff, in_words(None)),
             (None, None) => (Outcome::BelowThreshold, in_words(None)),
         };
@@ -289,7 +300,7 @@ impl Asked<'_> {
     /// What was chosen from where this document stood.
     fn turns(&self, seen: &Seen) -> Vec<ExplainedTurn> {
         let summary = &self.closed.summary;
-        if summary.coverage.is_some() {
+        if summary.coverage.is_some() || summary.sensitivity.is_some() {
             return Vec::new();
         }
         if self.division.is_whole() {
@@ -318,6 +329,10 @@ impl Asked<'_> {
         let SeenDocument { score, log_importance_weights, refused_by, .. } = document;
         let is_candidate = refused_by.is_none() && score.n_tokens >= selector.min_tokens;
         let pool = self.division.pool_of(seen.source.as_deref());
+        let of_window = self.closed.summary.sensitivity.as_ref();
+        let sensitivity = ExplainedSensitivity::of(selector, of_window, (seen.offset, document), pool, self.noise);
+        let sensitivity = sensitivity.filter(|_| is_candidate);
+        let drawn_key = sensitivity.as_ref().and_then(|sensitivity| sensitivity.score.as_ref()).map(|of| of.key);
         let of_target = |(number, &log_importance_weight): (usize, &f64)| {
             let score = Score { log_importance_weight, ..*score };
             let total_log_weight = selector.total_log_weight(&score, self.featuriser);
@@ -326,11 +341,14 @@ impl Asked<'_> {
                 log_importance_weight,
                 of_text: selector.text_log_weight(&score, self.featuriser),
                 total_log_weight,
-                key: selector.key(self.noise, seen.offset, if selector.is_uniform() { 0.0 } else { total_log_weight }),
+                key: drawn_key.unwrap_or_else(|| {
+                    let weight = if selector.is_uniform() { 0.0 } else { total_log_weight };
+                    selector.key(self.noise, seen.offset, weight)
+                }),
                 rank: self
                     .contenders
                     .rank(seen.offset, pool, number, taken)
-                    .filter(|_| is_candidate && selector.coverage.is_none() && taken.is_left_for(number, seen.offset)),
+                    .filter(|_| is_candidate && !selector.sees_all() && taken.is_left_for(number, seen.offset)),
             }
         };
         let targets: Vec<OfTarget> = log_importance_weights.iter().enumerate().map(of_target).collect();
@@ -340,7 +358,11 @@ impl Asked<'_> {
             let weight = targets[0].total_log_weight;
             strata.explain((seen.offset, document, weight), pool, self.contenders)
         });
-        let inclusion_probability = is_candidate.then(|| self.inclusion_probability(seen, &targets, strata.as_ref()));
+        let inclusion_probability = is_candidate.then(|| match &sensitivity {
+            Some(sensitivity) => self.chance() * sensitivity.inclusion_probability(),
+            None => self.inclusion_probability(seen, &targets, strata.as_ref()),
+        });
+        let ratio = sensitivity.as_ref().map_or(1.0, |sensitivity| sensitivity.pool.ratio);
         ExplainedDocument {
             n_tokens: score.n_tokens,
             n_ngrams: self.featuriser.n_ngrams(score.n_tokens),
@@ -358,20 +380,29 @@ impl Asked<'_> {
                 added: score.expected_loss_weight,
             }),
             strata,
-            noise: (selector.kind == SelectorKind::ImportanceResampling).then(|| self.noise.gumbel(seen.offset)),
+            noise: (selector.kind == SelectorKind::ImportanceResampling && sensitivity.is_none())
+                .then(|| self.noise.gumbel(seen.offset)),
+            sensitivity,
             selected_for: selected_by.and_then(|target| self.division.targets().get(target).cloned()),
-            sample_weight: inclusion_probability.filter(|_| selected_by.is_some()).map(f64::recip),
+            sample_weight: inclusion_probability.filter(|_| selected_by.is_some()).map(|p| ratio / p),
             inclusion_probability,
             targets,
         }
     }
 
+    fn n_documents(&self) -> u64 {
+        self.closed.summary.n_selected + self.closed.summary.n_rejected
+    }
+
+    /// That the window selects anything.
+    fn chance(&self) -> f64 {
+        (self.manifest.selector.fraction.as_f64() * self.n_documents() as f64).min(1.0)
+    }
+
     /// As the window computes it for those that it selects.
     fn inclusion_probability(&self, seen: &Seen, targets: &[OfTarget], strata: Option<&ExplainedStrata>) -> f64 {
         let selector = &self.manifest.selector;
-        let WindowSummary { n_selected, n_rejected, .. } = self.closed.summary;
-        let n_documents = n_selected + n_rejected;
-        let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
+        let chance = self.chance();
         if let Some(strata) = strata {
             let weights: Vec<f64> = targets.iter().map(|of| of.total_log_weight).collect();
             return chance * strata.inclusion_probability(selector, &weights);
@@ -381,7 +412,7 @@ impl Asked<'_> {
             return chance * selector.inclusion_probability(targets[0].total_log_weight, turns[0].threshold);
         }
         let sizes = self.contenders.sizes(self.division.n_pools());
-        let chances = self.division.chances(selector.fraction, n_documents, &sizes);
+        let chances = self.division.chances(selector.fraction, self.n_documents(), &sizes);
         let of_turn = |(target, turn): (&OfTarget, &ExplainedTurn)| {
             (turn.budget > 0).then(|| selector.inclusion_probability(target.total_log_weight, turn.threshold))
         };

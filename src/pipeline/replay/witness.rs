@@ -9,7 +9,7 @@ use crate::record::{Decoder, Reject, Schemas, TextScratch};
 use crate::score::{Score, VersionedWeight};
 use crate::select::{Criterion, Division, Noise, SelectorSettings, Tail};
 use crate::source::Record;
-use crate::window::{ClosedWindow, ScoredDocument, ScoredRecord};
+use crate::window::{ClosedWindow, OpenWindow, PlacedDocument, ScoredDocument, ScoredRecord};
 
 /// Which records of a window are asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,9 @@ pub(super) struct SeenDocument {
     pub log_importance_weights: Vec<f64>,
     /// See [`ScoredDocument::numbers`].
     pub numbers: [f64; 2],
+    /// See [`ScoredDocument::point`], and what was found by it; `None` where it does not compete.
+    pub point: Option<Vec<f32>>,
+    pub placed: Option<PlacedDocument>,
     /// The clause of the filter that refuses it.
     pub refused_by: Option<u16>,
 }
@@ -80,6 +83,17 @@ impl<'a> Witness<'a> {
         }
     }
 
+    /// Before the window is decided.
+    pub fn look_at_places(&mut self, window: &OpenWindow) {
+        for Seen { offset, outcome, .. } in &mut self.seen {
+            if let Ok(document) = outcome
+                && let Some(point) = &document.point
+            {
+                document.placed = window.placed(*offset, point);
+            }
+        }
+    }
+
     fn enter(&mut self, offset: i64, document: &ScoredDocument) {
         let Witness { selector, division, noise, weight, contenders, .. } = self;
         let pool = division.pool_of(document.content.source());
@@ -98,6 +112,9 @@ impl<'a> Witness<'a> {
                     Criterion::Field(_) => document.numbers[1],
                 });
             }
+        }
+        if selector.sensitivity.is_some() && document.point.is_none() {
+            return;
         }
         let first = document.score.log_importance_weight;
         // Of several targets every candidate of the window has all weights: see `Candidates::might_hold`.
@@ -123,6 +140,8 @@ impl<'a> Witness<'a> {
                 score: scored.score,
                 log_importance_weights,
                 numbers: scored.numbers,
+                point: scored.point.clone(),
+                placed: None,
                 refused_by: scored.refused_by,
             }
         };

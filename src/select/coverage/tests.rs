@@ -40,6 +40,7 @@ fn selector() -> SelectorSettings {
         holdout: None,
         coverage_sample: 0,
         coverage: None,
+        sensitivity: None,
     }
 }
 

@@ -18,6 +18,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
         holdout: None,
         coverage_sample: 0,
         coverage: None,
+        sensitivity: None,
     }
 }
 

@@ -19,6 +19,7 @@ pub(super) struct Row<'a> {
     pub log_importance_weight: f64,
     pub selection_key: f64,
     pub inclusion_probability: f64,
+    pub sample_weight: f64,
     pub window: &'a str,
     pub metadata: Option<&'a str>,
     pub loss: Option<f64>,
@@ -47,6 +48,7 @@ impl<'a> Row<'a> {
             log_importance_weight: score.log_importance_weight,
             selection_key: selected.selection_key,
             inclusion_probability: selected.inclusion_probability,
+            sample_weight: selected.sample_weight,
             window,
             metadata: document.metadata.as_deref(),
             loss: score.loss,
@@ -76,6 +78,10 @@ impl<'a> Row<'a> {
             + few
     }
 
+    fn numbers(&self) -> [f64; 4] {
+        [self.log_importance_weight, self.selection_key, self.inclusion_probability, self.sample_weight]
+    }
+
     /// Appends it as bytes.
     pub fn encode(&self, into: &mut Vec<u8>) {
         let mut out = Encoder(into);
@@ -85,7 +91,7 @@ impl<'a> Row<'a> {
         for string in [self.source, self.metadata] {
             out.optional(string, |out, string| out.string(string));
         }
-        for number in [self.log_importance_weight, self.selection_key, self.inclusion_probability] {
+        for number in self.numbers() {
             out.number(number);
         }
         for number in [self.loss, self.loss_weight, self.expected_loss] {
@@ -106,8 +112,8 @@ impl<'a> Row<'a> {
         let mut from = Decoder(bytes);
         let [text, id, topic, window] = [from.string()?, from.string()?, from.string()?, from.string()?];
         let [source, metadata] = [from.optional(Decoder::string)?, from.optional(Decoder::string)?];
-        let [log_importance_weight, selection_key, inclusion_probability] =
-            [from.number()?, from.number()?, from.number()?];
+        let [log_importance_weight, selection_key, inclusion_probability, sample_weight] =
+            [from.number()?, from.number()?, from.number()?, from.number()?];
         let [loss, loss_weight, expected_loss] =
             [from.optional(Decoder::number)?, from.optional(Decoder::number)?, from.optional(Decoder::number)?];
         let timestamp_ms = from.optional(|from| from.array().map(i64::from_le_bytes))?;
@@ -128,6 +134,7 @@ impl<'a> Row<'a> {
             log_importance_weight,
             selection_key,
             inclusion_probability,
+            sample_weight,
             window,
             metadata,
             loss,
@@ -216,7 +223,7 @@ mod tests {
         fn rows_come_back_as_they_were(
             strings in prop::array::uniform4(".{0,40}"),
             optional in prop::array::uniform2(prop::option::of(".{0,40}")),
-            numbers in prop::array::uniform3(any::<f64>()),
+            numbers in prop::array::uniform4(any::<f64>()),
             losses in prop::array::uniform3(prop::option::of(any::<f64>())),
             (timestamp_ms, offset, partition) in any::<(Option<i64>, i64, i32)>(),
             (n_tokens, target) in any::<(u32, u32)>(),
@@ -234,6 +241,7 @@ mod tests {
                 log_importance_weight: numbers[0],
                 selection_key: numbers[1],
                 inclusion_probability: numbers[2],
+                sample_weight: numbers[3],
                 loss: losses[0],
                 loss_weight: losses[1],
                 expected_loss: losses[2],

@@ -30,6 +30,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
             log_importance_weights: vec![],
             selection_key: 1.25,
             inclusion_probability: 0.25,
+            sample_weight: 4.0,
             loss_weight: None,
             tenth: 9,
             held_out: false,
@@ -59,6 +60,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         targets: vec![],
         spread: None,
         coverage: None,
+        sensitivity: None,
     };
     let (counts, sources) = (NgramCounts::zero(2), SourceCounts::default());
     let (raw_counts, selected_counts) = (counts.clone(), vec![counts]);

@@ -28,11 +28,12 @@ fn row() -> impl Strategy<Value = SpooledRow> {
     let number = || proptest::option::of(proptest::num::f64::NORMAL);
     let numbers = (any::<u32>(), proptest::num::f64::NORMAL, number(), proptest::num::f64::NORMAL, number());
     let others = proptest::collection::vec(proptest::num::f64::NORMAL, 0..4);
-    let all = (parts, numbers, proptest::option::of(any::<i64>()), others);
-    all.prop_map(|((text, id, source, metadata), numbers, timestamp_ms, other_weights)| {
+    let point = proptest::collection::vec(proptest::num::f32::NORMAL, 0..9);
+    let all = (parts, numbers, proptest::option::of(any::<i64>()), others, point);
+    all.prop_map(|((text, id, source, metadata), numbers, timestamp_ms, other_weights, point)| {
         let (n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss) = numbers;
         let score = Score { n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
-        SpooledRow { document: Document { id, text, source, timestamp_ms, metadata }, score, other_weights }
+        SpooledRow { document: Document { id, text, source, timestamp_ms, metadata }, score, other_weights, point }
     })
 }
 
@@ -53,6 +54,10 @@ proptest! {
         for _ in 0..2 {
             let found = rows(&spool, &numbers).unwrap();
             prop_assert_eq!(found.iter().collect::<Vec<_>>(), expected.clone());
+            let mut points = Vec::new();
+            spool.points::<SinkError>(&numbers, |score, point| points.push((*score, point.to_vec()))).unwrap();
+            let of_rows: Vec<_> = expected.iter().map(|row| (row.score, row.point.clone())).collect();
+            prop_assert_eq!(points, of_rows);
         }
         prop_assert_eq!((folder.used_bytes(), spool.n_rows()), (spool.bytes(), wanted.len() as u32));
         prop_assert_eq!(folder.n_files(), u64::from(spool.bytes() > 0));
@@ -66,7 +71,7 @@ proptest! {
 
 fn plain(text: String) -> SpooledRow {
     let document = Document { id: "d".into(), text, source: None, timestamp_ms: None, metadata: None };
-    SpooledRow { document, score: Score::default(), other_weights: vec![] }
+    SpooledRow { document, score: Score::default(), other_weights: vec![], point: vec![] }
 }
 
 #[test]

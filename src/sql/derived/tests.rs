@@ -26,6 +26,7 @@ fn selected(offset: i64, record: &str) -> SelectedDocument {
         log_importance_weights: Vec::new(),
         selection_key: 0.0,
         inclusion_probability: 1.0,
+        sample_weight: 1.0,
         loss_weight: None,
         tenth: 0,
         held_out: false,

@@ -1,0 +1,77 @@
+//! A selection by sensitivity: what its points and losses are taken from.
+
+use super::FeedbackConfig;
+use super::reader::Reader;
+use crate::features::Projection;
+use crate::record::{Base64Floats, EmbeddingField, FieldNames};
+use crate::select::{DEFAULT_FLOOR, LossSource, MAX_CENTRES, SelectorSettings, SensitivitySelector};
+use crate::window::WindowPolicy;
+
+/// `None`: another selector.
+pub(super) fn sensitivity(
+    r: &mut Reader,
+    selector: &str,
+    fields: &FieldNames,
+    feedback: Option<&FeedbackConfig>,
+) -> Option<SensitivitySelector> {
+    let field = r.optional("selection.embedding_field");
+    let base64 = match r.choice("selection.embedding_base64", &["f16", "f32"]).as_str() {
+        "f32" => Base64Floats::F32,
+        _ => Base64Floats::F16,
+    };
+    let centres = r.integer("selection.centres", 1..=MAX_CENTRES as u64) as u32;
+    let exponent = r.integer("selection.distance_power", 1..=2) as u32;
+    let floor = r.parse("selection.floor", DEFAULT_FLOOR, |value| {
+        let floor = value.parse::<f64>().ok().filter(|floor| *floor > 0.0 && *floor <= 1.0);
+        floor.ok_or("expected a number above 0 and up to 1".to_owned())
+    });
+    if selector != "sensitivity" {
+        if let Some(field) = field {
+            r.error("selection.embedding_field", &field, "has no effect without selection.selector = sensitivity");
+        }
+        return None;
+    }
+    if let Some(field) = &field {
+        let is_known = |name: &Option<String>| name.as_ref() == Some(field);
+        let FieldNames { text, id, source, timestamp, loss, reference_loss } = fields;
+        if field == text || [id, source, timestamp, loss, reference_loss].into_iter().any(is_known) {
+            r.error("selection.embedding_field", field, "is no field of embeddings: [documents] says what it is");
+        }
+    }
+    let losses = match (&fields.loss, feedback) {
+        (Some(_), _) => LossSource::Record,
+        (None, Some(_)) => LossSource::Expected,
+        (None, None) => LossSource::None,
+    };
+    let embedding = field.map(|field| EmbeddingField { field, base64 });
+    Some(SensitivitySelector { centres, exponent, floor, embedding, losses })
+}
+
+/// Whoever weighs documents expects that to decide.
+pub(super) fn must_not_weigh(r: &mut Reader, selector: &SelectorSettings, feedback: Option<&FeedbackConfig>) {
+    const PROBLEM: &str =
+        "has no effect with selection.selector = sensitivity, which looks at losses and distances, but not at weights";
+    if selector.sensitivity.is_none() {
+        return;
+    }
+    if let Some(loss) = selector.loss {
+        r.error("selection.loss_coefficient", &loss.coefficient.to_string(), PROBLEM);
+    }
+    if let Some(feedback) = feedback.filter(|feedback| feedback.coefficient != 0.0) {
+        r.error("selection.expected_loss", &feedback.coefficient.to_string(), PROBLEM);
+    }
+    if r.choice("model.against", &["raw", "selected"]) == "selected" {
+        r.error("model.against", "selected", PROBLEM);
+    }
+}
+
+/// The most that the rows of a window take while they wait: of a number in an embedding, two bytes of JSON at least, four are kept beside
+/// it.
+pub(super) fn waiting_bytes(selector: &SelectorSettings, window: &WindowPolicy) -> u64 {
+    let WindowPolicy { max_bytes, max_documents, .. } = *window;
+    match selector.sensitivity.as_ref().map(|sensitivity| &sensitivity.embedding) {
+        None => max_bytes,
+        Some(Some(_)) => max_bytes.saturating_mul(3),
+        Some(None) => max_bytes.saturating_add(max_documents.saturating_mul(4 * Projection::OF_TEXTS.dims() as u64)),
+    }
+}
