@@ -19,6 +19,7 @@ mod reservoir;
 mod reservoirs;
 mod sensitivity;
 mod spread;
+mod tokens;
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,7 @@ pub use sensitivity::{
     SensitivitySelection, select_by_sensitivity, with_floor,
 };
 pub use spread::NearestDistances;
+pub use tokens::{RankedDocument, TokenPool, Unit, token_budgets};
 
 /// How keys are made from log importance weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,8 +80,12 @@ impl SelectorKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SelectorSettings {
     pub kind: SelectorKind,
-    /// Share of a window's documents that is kept.
+    /// Share of a window's documents, or of their tokens, that is kept.
     pub fraction: Fraction,
+    /// What it and the shares of sources are counted in. The tokens are those of the tokenizer that is recorded beside it, or else
+    /// word-punct tokens.
+    #[serde(default, skip_serializing_if = "Unit::is_documents")]
+    pub unit: Unit,
     /// Log weights are divided by it: above 1 flattens them towards a uniform sample. Finite, above 0.
     pub temperature: f64,
     /// Whether documents compete by the mean log weight of their n-grams instead of the sum, which dwarfs the noise and
@@ -136,6 +142,11 @@ impl SelectorSettings {
     /// Whether the weights say nothing of which documents are selected.
     pub fn is_uniform(&self) -> bool {
         self.coverage.as_ref().is_some_and(|coverage| coverage.settings.within == Within::Uniform)
+    }
+
+    /// Whether nobody can say what is selected of a window before all its documents have come, so that they wait elsewhere.
+    pub fn sees_whole_windows(&self) -> bool {
+        self.coverage.is_some() || self.unit == Unit::Tokens
     }
 
     /// The key by which documents are ranked, highest first.

@@ -248,6 +248,7 @@ fn encode(row: &SpooledRow, out: &mut Vec<u8>) {
     out.extend_from_slice(&[0; 8]);
     let numbers = [
         u64::from(score.n_tokens),
+        score.counted_tokens.map_or(ABSENT, u64::from),
         score.log_importance_weight.to_bits(),
         u64::from(score.loss.is_some()),
         score.loss.unwrap_or_default().to_bits(),
@@ -303,6 +304,7 @@ impl<'a> Encoded<'a> {
         let length = self.number()?;
         let mut row = Encoded(self.take(length)?);
         let n_tokens = row.number()? as u32;
+        let counted_tokens = Some(row.number()?).filter(|n| *n != ABSENT).map(|n| n as u32);
         let log_importance_weight = row.real()?;
         let (has_loss, loss) = (row.number()? == 1, row.real()?);
         let expected_loss_weight = row.real()?;
@@ -320,7 +322,8 @@ impl<'a> Encoded<'a> {
         };
         let loss = has_loss.then_some(loss);
         let expected_loss = has_expected_loss.then_some(expected_loss);
-        let score = Score { n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
+        let score =
+            Score { n_tokens, counted_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
         Ok(SpooledRow { document, score, other_weights })
     }
 }

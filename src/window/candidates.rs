@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::covered::CoveredCandidates;
+use super::tokens::TokenCandidates;
 use super::{CoverageSummary, TurnSummary};
 use crate::features::BucketList;
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    self, BudgetedReservoirs, ChosenFor, Division, Noise, Reservoir, Rounding, SelectorSettings, Turn,
+    self, BudgetedReservoirs, ChosenFor, Division, Noise, Reservoir, Rounding, SelectorSettings, Turn, Unit,
 };
 
 #[derive(Debug)]
@@ -45,6 +46,7 @@ pub(super) enum Candidates {
     Divided(Box<Divided>),
     /// Only numbers are held; the documents wait elsewhere until all have come.
     Covered(Box<CoveredCandidates>),
+    Tokens(Box<TokenCandidates>),
 }
 
 #[derive(Debug)]
@@ -61,6 +63,8 @@ pub(super) struct Deciding<'a> {
     /// Its first offset.
     pub from: i64,
     pub n_documents: u64,
+    /// Of all its documents, as they count in budgets.
+    pub n_tokens: u64,
     /// Total log weights of every candidate for the first target.
     pub log_weights: &'a [f64],
 }
@@ -70,6 +74,7 @@ pub(super) struct Choice {
     pub chosen: Vec<Chosen>,
     /// Of each chosen one, unless it waits elsewhere: then nothing of any.
     pub candidates: Vec<Candidate>,
+    pub is_waiting: bool,
     /// See [`super::WindowSummary`].
     pub threshold: Option<f64>,
     pub turns: Vec<TurnSummary>,
@@ -97,6 +102,9 @@ impl Candidates {
         if let Some(coverage) = &selector.coverage {
             return Candidates::Covered(Box::new(CoveredCandidates::new(division, coverage)));
         }
+        if selector.unit == Unit::Tokens {
+            return Candidates::Tokens(Box::new(TokenCandidates::new(division)));
+        }
         if division.is_whole() {
             return Candidates::Whole(Reservoir::new(at_most as usize));
         }
@@ -121,7 +129,7 @@ impl Candidates {
                 reservoir.offer(offset, key(total_log_weight), candidate).into_iter().for_each(out);
             }
             Candidates::Divided(divided) => divided.offer(offset, candidate, of_score, key, out),
-            Candidates::Covered(_) => unreachable!("documents of strata wait elsewhere"),
+            Candidates::Covered(_) | Candidates::Tokens(_) => unreachable!("documents wait elsewhere"),
         }
     }
 
@@ -129,7 +137,7 @@ impl Candidates {
     pub fn might_hold(&self, key: f64) -> bool {
         match self {
             Candidates::Whole(reservoir) => reservoir.might_hold(key),
-            Candidates::Divided(_) | Candidates::Covered(_) => true,
+            Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Tokens(_) => true,
         }
     }
 
@@ -141,6 +149,7 @@ impl Candidates {
                 divided.other_log_weights.iter().map(|weights| weights.capacity() * size_of::<f64>()).sum()
             }
             Candidates::Covered(covered) => covered.held_bytes(),
+            Candidates::Tokens(in_tokens) => in_tokens.held_bytes(),
         }
     }
 
@@ -149,12 +158,13 @@ impl Candidates {
             Candidates::Whole(reservoir) => whole(reservoir, by),
             Candidates::Divided(divided) => divided.choose(by),
             Candidates::Covered(covered) => covered.choose(by),
+            Candidates::Tokens(in_tokens) => in_tokens.choose(by),
         }
     }
 }
 
 fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
-    let Deciding { selector, noise, from, n_documents, log_weights } = *by;
+    let Deciding { selector, noise, from, n_documents, log_weights, .. } = *by;
     let k = selector.fraction.of(n_documents, noise.rounding(from)) as usize;
     let selection = candidates.select(k);
     let threshold = selection.threshold;
@@ -169,6 +179,7 @@ fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
     Choice {
         chosen,
         candidates,
+        is_waiting: false,
         threshold,
         turns: Vec::new(),
         other_log_weights: Vec::new(),
@@ -194,7 +205,7 @@ impl Divided {
     }
 
     fn choose(self, by: &Deciding<'_>) -> Choice {
-        let Deciding { selector, noise, from, n_documents, log_weights } = *by;
+        let Deciding { selector, noise, from, n_documents, log_weights, .. } = *by;
         let Divided { reservoirs, other_log_weights } = self;
         let count = selector.fraction.of(n_documents, noise.rounding(from));
         let sizes = reservoirs.sizes().to_vec();
@@ -208,6 +219,7 @@ impl Divided {
             n_candidates: sizes[turn.pool],
             n_selected: turn.count,
             threshold: turn.threshold,
+            tokens: None,
         };
         let n_targets = division.n_targets();
         let (chosen, turns) = reservoirs.select(&budgets);
@@ -230,6 +242,15 @@ impl Divided {
         let (chosen, candidates) = chosen.into_iter().map(to_candidate).unzip();
         let turns = turns.iter().map(summary).collect();
         let targets = division.targets().to_vec();
-        Choice { chosen, candidates, threshold: None, turns, other_log_weights, targets, coverage: None }
+        Choice {
+            chosen,
+            candidates,
+            is_waiting: false,
+            threshold: None,
+            turns,
+            other_log_weights,
+            targets,
+            coverage: None,
+        }
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::candidates::{Candidate, Choice, Chosen, Deciding};
 use super::spread::{self, Fingerprint, Sample, SpreadSummary};
 use super::statistics::Statistics;
-use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SpooledRow};
+use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SpooledRow, TokenTurn};
 use crate::checkpoint::Interval;
 use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, TopicPartition};
@@ -131,6 +131,9 @@ pub struct TurnSummary {
     pub n_selected: u64,
     /// Highest selection key that was left; `None` when nothing was left, or nothing was to be chosen.
     pub threshold: Option<f64>,
+    /// Where budgets are in tokens; then the window has a turn for each pool, be it the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenTurn>,
 }
 
 /// What a window comes to for one of several targets.
@@ -190,6 +193,7 @@ impl OpenWindow {
             from,
             extent: Extent { n_records, payload_bytes, .. },
             n_documents,
+            n_tokens: window_tokens,
             n_too_short,
             n_filtered,
             dead_letters,
@@ -200,8 +204,8 @@ impl OpenWindow {
             quota_version,
             ..
         } = self;
-        let by = Deciding { selector, noise, from, n_documents, log_weights: &log_weights };
-        let Choice { chosen, candidates, threshold, turns, other_log_weights, targets: names, coverage } =
+        let by = Deciding { selector, noise, from, n_documents, n_tokens: window_tokens, log_weights: &log_weights };
+        let Choice { chosen, candidates, is_waiting, threshold, turns, other_log_weights, targets: names, coverage } =
             candidates.choose(&by);
         let n_targets = names.len().max(1);
         let mut numbers = vec![Vec::new(); n_targets];
@@ -223,9 +227,9 @@ impl OpenWindow {
             scratch: Scratch::default(),
         };
         let n_selected = chosen.len() as u64;
-        let (selected, waiting) = match coverage {
-            None => (counter.whole(candidates, decisions), Vec::new()),
-            Some(_) => {
+        let (selected, waiting) = match is_waiting {
+            false => (counter.whole(candidates, decisions), Vec::new()),
+            true => {
                 counter.waiting(&chosen, rows)?;
                 (Vec::new(), decisions)
             }

@@ -125,7 +125,7 @@ impl CoveredCandidates {
     }
 
     pub fn choose(self, by: &Deciding<'_>) -> Choice {
-        let Deciding { selector, noise, from, n_documents, log_weights } = *by;
+        let Deciding { selector, noise, from, n_documents, log_weights, .. } = *by;
         let coverage = selector.coverage.as_ref().expect("the window was opened for a coverage selector");
         let total = |document: u32, target: usize| match target.checked_sub(1) {
             None => log_weights[document as usize],
@@ -166,6 +166,7 @@ impl CoveredCandidates {
         Choice {
             chosen: chosen.collect(),
             candidates: Vec::new(),
+            is_waiting: true,
             threshold: None,
             turns: Vec::new(),
             coverage: Some(self.summary(&covered)),

@@ -10,6 +10,7 @@ mod covered;
 mod extent;
 mod spread;
 mod statistics;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ pub use covered::{CoverageSummary, PoolStrata, SpooledRow, StratumSummary};
 pub use extent::{Extent, Forecast};
 pub use spread::{Fingerprint, SpreadSummary};
 pub use statistics::WindowTally;
+pub use tokens::TokenTurn;
 
 use crate::checkpoint::Interval;
 use crate::features::{BucketList, Featuriser, Scratch};
@@ -132,7 +134,8 @@ impl ScoredDocument {
             (None, Content::Whole(document)) => by.score(&document.text, &mut Scratch::default(), |_| ()),
             (None, Content::PassedOver { .. }) => panic!("a document that is to be scored again was passed over"),
         };
-        self.score = Score { loss: self.score.loss, ..of_text };
+        let Score { loss, counted_tokens, .. } = self.score;
+        self.score = Score { loss, counted_tokens, ..of_text };
         if let Content::Whole(document) = &self.content {
             self.other_weights = by.for_others(&document.text, self.buckets.as_ref(), &mut Scratch::default());
         }
@@ -177,6 +180,8 @@ pub struct OpenWindow {
     next_offset: i64,
     extent: Extent,
     n_documents: u64,
+    /// Tokens of all documents, as they count in budgets.
+    n_tokens: u64,
     n_too_short: u64,
     n_filtered: u64,
     held_bytes: usize,
@@ -208,6 +213,7 @@ impl OpenWindow {
             next_offset: from,
             extent: Extent::default(),
             n_documents: 0,
+            n_tokens: 0,
             n_too_short: 0,
             n_filtered: 0,
             held_bytes: 0,
@@ -301,6 +307,7 @@ impl OpenWindow {
     ) -> Option<SpooledRow> {
         let featuriser = scored_with.weight.featuriser();
         self.n_documents += 1;
+        self.n_tokens += u64::from(scored.score.budget_tokens());
         self.statistics.sources.document(scored.content.source());
         if !scored.is_counted {
             self.statistics.count(offset, noise, |count| scored.for_each_chunk(featuriser, count));
@@ -330,6 +337,9 @@ impl OpenWindow {
         if let Candidates::Covered(covered) = &mut self.candidates {
             return Some(covered.take(offset, candidate, numbers, of_score));
         }
+        if let Candidates::Tokens(in_tokens) = &mut self.candidates {
+            return Some(in_tokens.take(offset, candidate));
+        }
         self.held_bytes += candidate.size_bytes();
         let key = |total_log_weight| selector.key(noise, offset, total_log_weight);
         let Self { candidates, held_bytes, .. } = self;
@@ -349,7 +359,7 @@ impl OpenWindow {
         self.sample.as_ref().is_some_and(|sample| sample.might_hold(number))
     }
 
-    /// Whether it looks at all its documents whole: several targets, quotas or strata divide it.
+    /// Whether it looks at all its documents whole: several targets, quotas or strata divide it, or it counts tokens.
     pub fn is_divided(&self) -> bool {
         !matches!(self.candidates, Candidates::Whole(_))
     }

@@ -1,6 +1,7 @@
 mod covered;
 mod divided;
 mod spread;
+mod tokens;
 
 use proptest::prelude::*;
 
@@ -33,6 +34,7 @@ fn selector(fraction: &str) -> SelectorSettings {
     SelectorSettings {
         kind,
         fraction,
+        unit: Default::default(),
         temperature: 1.0,
         length_normalise: false,
         min_tokens: 2,
