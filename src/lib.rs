@@ -22,6 +22,7 @@
 //! | module | is |
 //! | --- | --- |
 //! | `crash` | places where tests end the process; nothing in a release |
+//! | `tokenizer` | a `tokenizer.json` of Hugging Face and a text → how many of its tokens the text has |
 //! | `config` | `config/default.toml`, a file and the environment → a checked `Config`, or every mistake at once |
 //! | `store` | the URL of an object store and its options → the store |
 //! | `telemetry` | metrics, health, status and a page for people on one HTTP port; weights for those who ask; traces to a collector |
@@ -44,6 +45,8 @@ pub mod publish;
 
 #[cfg(feature = "daemon")]
 pub mod crash;
+#[cfg(feature = "daemon")]
+pub mod tokenizer;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]

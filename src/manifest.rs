@@ -28,6 +28,9 @@ pub struct ShardManifest {
     /// Columns that its rows have beside those of every shard.
     #[serde(default, skip_serializing_if = "DerivedSettings::is_empty")]
     pub columns: DerivedSettings,
+    /// The tokenizer that its rows were counted with, and how many tokens they have; `None`: they were not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<CountedTokens>,
     /// Of the log importance weights of its rows.
     pub log_importance_weights: Option<Quantiles>,
     /// Over all its windows.
@@ -63,6 +66,25 @@ impl DerivedSettings {
     }
 }
 
+/// What a tokenizer has counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountedTokens {
+    /// Its column is called `n_tokens_NAME`.
+    pub name: String,
+    /// `sha256:` and hex, of the bytes of its `tokenizer.json`.
+    pub digest: String,
+    /// In all rows of the shard.
+    pub tokens: u64,
+    /// In what is held out of training, published together with it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub validation_tokens: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
 fn is_false(flag: &bool) -> bool {
     !flag
@@ -96,6 +118,9 @@ pub struct ManifestEntry {
     pub model: ModelId,
     /// Ids of the windows whose selections it holds, `topic/partition/from-to`.
     pub windows: Vec<String>,
+    /// How many tokens its rows have by the tokenizer of the configuration, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<CountedTokens>,
     /// What is held out of training of the same windows; not for training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<PublishedFile>,
@@ -116,6 +141,7 @@ impl ShardManifest {
             digest: self.digest.clone()?,
             model: self.model.clone(),
             windows: self.windows.iter().filter(|w| w.n_selected > 0).map(WindowSummary::id).collect(),
+            tokenizer: self.tokenizer.clone(),
             validation: self.validation.clone(),
             created_at: rfc3339(self.created_at_ms),
         })
@@ -155,5 +181,8 @@ mod tests {
         assert_eq!((again.get("columns"), again["windows"][0].get("n_filtered")), (None, None));
         assert!(manifest.columns.is_empty() && window.n_filtered.is_none());
         assert!(!manifest.shuffled && again.get("shuffled").is_none());
+        assert!(manifest.tokenizer.is_none() && again.get("tokenizer").is_none());
+        let entry = serde_json::to_value(manifest.entry(1)).unwrap();
+        assert!(entry.get("tokenizer").is_none());
     }
 }

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// In the order in which a document passes them; each may use only itself and what stands before it.
-const MODULES: [&str; 19] = [
+const MODULES: [&str; 20] = [
     "record",
     "features",
     "score",
@@ -16,6 +16,7 @@ const MODULES: [&str; 19] = [
     "manifest",
     "publish",
     "crash",
+    "tokenizer",
     "config",
     "store",
     "source",

@@ -43,6 +43,7 @@ impl Setting {
         let selector = SelectorSettings {
             kind,
             fraction,
+            unit: Default::default(),
             temperature: TEMPERATURE,
             length_normalise: false,
             min_tokens: 0,

@@ -13,7 +13,7 @@ use crate::select::{
 };
 use crate::window::{
     CloseReason, CoverageSummary, PointSource, PoolSensitivities, PoolStrata, SensitivitySummary, SpreadSummary,
-    StratumSummary, TargetSummary, TurnSummary, WindowSummary,
+    StratumSummary, TargetSummary, TokenTurn, TurnSummary, WindowSummary,
 };
 
 /// A catalog under test, and what must live as long as it.
@@ -178,6 +178,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
     let selector = SelectorSettings {
         kind: SelectorKind::ImportanceResampling,
         fraction: "0.1".parse().unwrap(),
+        unit: Default::default(),
         temperature: 1.0,
         length_normalise: false,
         min_tokens: 1,
@@ -200,6 +201,7 @@ fn manifest(shard: &str, windows: Vec<WindowSummary>) -> ShardManifest {
         model: model_id(),
         selector,
         columns: DerivedSettings::default(),
+        tokenizer: None,
         log_importance_weights: None,
         sources: SourceCounts::default().top(20),
         windows,
@@ -376,6 +378,7 @@ async fn what_divided_a_window_is_kept<C: Catalog + CatalogReader>(catalog: &C) 
         n_candidates: 7,
         n_selected: 2,
         threshold,
+        tokens: target.is_none().then_some(TokenTurn { budget: 0.1 + 0.2, candidates: 70, selected: 20 }),
     };
     let of_target = |target: &str, kl_reduction| TargetSummary {
         target: target.to_owned(),

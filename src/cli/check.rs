@@ -8,8 +8,9 @@ use super::{ConfigArguments, load_model, print, runtime};
 use crate::catalog::{Access, SqlCatalog};
 use crate::config::{Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, FeedbackConfig, RawDistribution};
 use crate::feedback::Mixing;
-use crate::pipeline::DaemonError;
+use crate::pipeline::{DaemonError, load_tokenizer};
 use crate::record::Format;
+use crate::select::Unit;
 use crate::sink::ShardStore;
 use crate::source::{Probe, SchemaRegistry, SourceError};
 use crate::sql::DerivedColumns;
@@ -35,6 +36,7 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     let config = arguments.config.load()?;
     let model = load_model(&config)?.divided_by(&config.selector.quotas)?;
     model.check_selector(&config.selector)?;
+    let tokenizer = load_tokenizer(&config)?;
     let bootstrap = match &config.kafka.bootstrap {
         Bootstrap::Embedded { .. } => "the in-process cluster",
         Bootstrap::Servers(servers) => servers,
@@ -52,8 +54,9 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
         Format::Protobuf => println!("             in Protobuf{of_registry}"),
     }
     println!(
-        "  selects    {} of every window by {}{}, temperature {}, seed {}",
+        "  selects    {} of every window{} by {}{}, temperature {}, seed {}",
         selector.fraction,
+        if selector.unit == Unit::Tokens { "'s tokens" } else { "" },
         selector.name(),
         if selector.length_normalise { " of mean weights" } else { "" },
         selector.temperature,
@@ -65,7 +68,7 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     if let Some(sensitivity) = &selector.sensitivity {
         println!("             {sensitivity}");
     }
-    if selector.sees_all() {
+    if selector.sees_whole_windows() {
         let folder = config
             .spool
             .folder
@@ -90,6 +93,9 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
             field.data_type(),
             config.columns.columns[field.name()]
         );
+    }
+    if let Some(tokenizer) = tokenizer {
+        println!("             with {}: UInt32, by the tokenizer {}", tokenizer.column(), tokenizer.digest());
     }
     println!("  model      {}", model.id);
     let documents = |side: &crate::score::Side| side.provenance.documents;

@@ -278,13 +278,13 @@ impl Explaining<'_> {
                 Err(DamagedShards(message).into())
             }
             Explained::Decided(again, explanations) => {
-                let derived = self.replay.derived(manifest)?;
-                let columns: Vec<&str> = derived.iter().flat_map(|derived| derived.names()).collect();
+                // No column decides: those that cannot be made here are left out.
+                let further = self.replay.columns(manifest)?.unwrap_or_default();
+                let columns = further.names();
+                let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
                 let rows = self.rows(manifest, window, &columns).await?;
-                let problems = rows.map_or_else(
-                    |problem| vec![problem],
-                    |rows| differences(window, &rows, &again, derived.as_deref()),
-                );
+                let problems =
+                    rows.map_or_else(|problem| vec![problem], |rows| differences(window, &rows, &again, &further));
                 if problems.is_empty() {
                     return Ok(explanations);
                 }

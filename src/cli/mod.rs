@@ -22,6 +22,7 @@ mod run;
 mod score;
 mod select;
 mod shards;
+mod tokenizer;
 mod weights;
 
 use std::path::{Path, PathBuf};

@@ -14,11 +14,10 @@ use crate::catalog::{Access, ReplayCatalog, SqlCatalog};
 use crate::checkpoint::Interval;
 use crate::config::{Bootstrap, Config};
 use crate::manifest::ShardManifest;
-use crate::pipeline::{DaemonError, Replay, Replayed, differences};
+use crate::pipeline::{DaemonError, FurtherColumns, Replay, Replayed, differences};
 use crate::record::TopicPartition;
 use crate::select::{LossSource, SensitivityPool};
 use crate::sink::{PublishedRow, ShardReader, ShardStore};
-use crate::sql::DerivedColumns;
 use crate::window::{
     ClosedWindow, CoverageSummary, PointSource, PoolSensitivities, PoolStrata, SensitivitySummary, StratumSummary,
     WindowSummary,
@@ -168,8 +167,9 @@ impl Verification {
         if manifest.shuffled {
             files.iter().flatten().try_for_each(|(path, shard)| self.order(path, manifest.selector.seed, shard))?;
         }
-        let derived = replay.derived(manifest)?;
-        let columns: Vec<&str> = derived.iter().flat_map(|derived| derived.names()).collect();
+        let further = replay.columns(manifest)?;
+        let columns = further.as_ref().map(FurtherColumns::names).unwrap_or_default();
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
         let mut windows = &windows[..];
         while !windows.is_empty() {
             let (now, later) = windows.split_at(at_a_time(windows));
@@ -177,7 +177,7 @@ impl Verification {
             let rows = files.as_ref().map_err(Clone::clone);
             let rows = rows.and_then(|files| tokio::task::block_in_place(|| rows_of(files, &ids, &columns)));
             for window in now {
-                self.window(manifest, window, &rows, derived.as_deref(), replay).await?;
+                self.window(manifest, window, &rows, &further, replay).await?;
             }
             windows = later;
         }
@@ -189,9 +189,16 @@ impl Verification {
         manifest: &ShardManifest,
         window: &WindowSummary,
         rows: &Result<BTreeMap<String, Vec<PublishedRow>>, String>,
-        derived: Option<&DerivedColumns>,
+        further: &Result<FurtherColumns, String>,
         replay: &mut Replay,
     ) -> anyhow::Result<()> {
+        let further = match further {
+            Ok(further) => further,
+            Err(problem) => {
+                self.impossible += 1;
+                return self.say(&window.id(), "cannot_be_verified", std::slice::from_ref(problem));
+            }
+        };
         let problems = match replay.window(manifest, window).await? {
             Replayed::Impossible(problem) => {
                 self.impossible += 1;
@@ -203,7 +210,7 @@ impl Verification {
                     Err(problem) => vec![problem.clone()],
                     Ok(rows) => {
                         let rows = rows.get(&window.id()).map_or(&[][..], Vec::as_slice);
-                        differences(window, rows, &again, derived)
+                        differences(window, rows, &again, further)
                     }
                 }
             }
@@ -289,7 +296,7 @@ pub(super) async fn open_files(
     Ok(Ok(files))
 }
 
-/// The rows of these windows in all files of a publication, by ascending offsets, with these derived columns.
+/// The rows of these windows in all files of a publication, by ascending offsets, with these further columns.
 pub(super) fn rows_of(
     files: &[(String, ShardReader)],
     windows: &[String],

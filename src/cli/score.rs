@@ -15,11 +15,13 @@ use parquet::file::properties::WriterProperties;
 
 use super::files::{Files, LossFieldArguments, ReadArguments, persist, scratch_file_for, total_bytes};
 use super::progress::Progress;
+use super::tokenizer::TokenizerArguments;
 use super::{UsageError, print};
 use crate::features::Scratch;
 use crate::score::ModelId;
 use crate::select::Quantiles;
 use crate::source::files::{ChunkReader, FileError, Wanted};
+use crate::tokenizer::Tokenizer;
 
 #[derive(clap::Args)]
 pub struct ScoreArguments {
@@ -30,13 +32,16 @@ pub struct ScoreArguments {
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// Where to write id, source, n_tokens and log_importance_weight (of several targets, log_importance_weight_NAME):
-    /// FILE.parquet, FILE.jsonl or FILE.jsonl.zst; with --loss-field also loss, of which 1 % and 99 % are printed
+    /// FILE.parquet, FILE.jsonl or FILE.jsonl.zst; with --loss-field also loss, of which 1 % and 99 % are printed; with --tokenizer
+    /// n_tokens_NAME
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
     read: ReadArguments,
     #[command(flatten)]
     losses: LossFieldArguments,
+    #[command(flatten)]
+    tokenizer: TokenizerArguments,
 }
 
 pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
@@ -46,7 +51,11 @@ pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
     let unwritable = |e: std::io::Error| UsageError(format!("`{}` cannot be written: {e}", arguments.out.display()));
     let scratch = scratch_file_for(&arguments.out).map_err(unwritable)?;
     let weights = super::weights::Weights::new(&model);
-    let columns = Columns { weights: weights.columns().to_vec(), has_losses: arguments.losses.has_losses() };
+    let columns = Columns {
+        weights: weights.columns().to_vec(),
+        has_losses: arguments.losses.has_losses(),
+        tokenizer: arguments.tokenizer.load()?,
+    };
     let mut out = Out::new(&arguments.out, scratch.reopen()?, &columns, &id)?;
     let is_parquet = matches!(out, Out::Parquet(_));
     let mut losses = Vec::new();
@@ -85,6 +94,8 @@ pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
 struct Columns {
     weights: Vec<String>,
     has_losses: bool,
+    /// Its column stands last.
+    tokenizer: Option<Arc<Tokenizer>>,
 }
 
 /// The rows of one chunk.
@@ -112,13 +123,14 @@ impl Scored {
     ) -> Result<Self, FileError> {
         let (mut ids, mut sources) = (StringBuilder::new(), StringBuilder::new());
         let (mut n_tokens, mut values) = (Vec::new(), vec![Vec::new(); weights.len()]);
-        let mut losses = Vec::new();
+        let (mut losses, mut counted) = (Vec::new(), Vec::new());
         let mut bad_lines = 0;
         chunk.for_each_document(|record| match record {
             Some(record) => {
                 ids.append_value(chunk.id(&record));
                 sources.append_option(record.source);
                 losses.push(record.loss);
+                counted.extend(names.tokenizer.as_ref().map(|tokenizer| tokenizer.count(record.text)));
                 n_tokens.push(weights.score(record.text, scratch, |target, weight| values[target].push(weight)));
             }
             None => bad_lines += 1,
@@ -132,6 +144,9 @@ impl Scored {
             columns.extend(values.into_iter().map(|column| Arc::new(Float64Array::from(column)) as ArrayRef));
             if names.has_losses {
                 columns.push(Arc::new(Float64Array::from(losses)));
+            }
+            if names.tokenizer.is_some() {
+                columns.push(Arc::new(UInt32Array::from(counted)));
             }
             Rows::Parquet(RecordBatch::try_new(schema(names), columns).expect("the columns follow the schema"))
         } else {
@@ -149,6 +164,9 @@ impl Scored {
                 }
                 if names.has_losses {
                     let _ = write!(lines, ",\"loss\":{}", serde_json::Value::from(losses[row]));
+                }
+                if let Some(tokenizer) = &names.tokenizer {
+                    let _ = write!(lines, ",\"{}\":{}", tokenizer.column(), serde_json::Value::from(counted[row]));
                 }
                 lines.extend_from_slice(b"}\n");
             }
@@ -168,6 +186,7 @@ fn schema(columns: &Columns) -> Arc<Schema> {
     if columns.has_losses {
         fields.push(Field::new("loss", DataType::Float64, true));
     }
+    fields.extend(columns.tokenizer.iter().map(|of| Field::new(of.column(), DataType::UInt32, true)));
     Arc::new(Schema::new(fields))
 }
 

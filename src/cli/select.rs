@@ -20,6 +20,7 @@ mod scores;
 mod sensitive;
 mod spool;
 mod spread;
+mod tokens;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -27,8 +28,10 @@ use std::time::Instant;
 use super::files::{FeaturiserArguments, Files, LossFieldArguments, ReadArguments};
 use super::fit::{FitPlan, SampleArguments, Sampling, TargetArguments};
 use super::print;
+use super::tokenizer::TokenizerArguments;
 use super::weights::Weights;
 use crate::score::{Model, ModelId};
+use crate::select::Unit;
 use crate::source::files::{ExtraFields, Input};
 use featurise::Featurised;
 use methods::Method;
@@ -85,6 +88,8 @@ pub struct SelectArguments {
     read: ReadArguments,
     #[command(flatten)]
     losses: LossFieldArguments,
+    #[command(flatten)]
+    tokenizer: TokenizerArguments,
 }
 
 /// A model, and its bytes if they are to be written beside the selection.
@@ -96,7 +101,7 @@ struct ChosenModel {
 
 pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
     let began = Instant::now();
-    let plan = arguments.selection.checked(&arguments.losses)?;
+    let plan = arguments.selection.checked(&arguments.losses, &arguments.tokenizer)?;
     let inputs = arguments.read.inputs(&arguments.input, true)?;
     let folder = Folder::prepare(&arguments.out, arguments.overwrite)?;
     let fit_files = Files::new(&arguments.read)?;
@@ -117,6 +122,7 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
                 None => scores::score_all(&inputs, &files, &weights, &plan)?,
             };
             let draw = match &plan.method {
+                Method::Importance if plan.unit == Unit::Tokens => tokens::draw(&scores, model, &plan)?,
                 Method::Importance => draw::draw(&scores, model, &plan)?,
                 Method::Coverage(coverage) => covered::draw(&scores, model, &plan, coverage)?,
                 Method::Sensitivity(sensitivity) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::quotas::quotas;
 use super::reader::{Reader, is_secret};
 use super::*;
-use crate::select::{Fraction, SelectorKind};
+use crate::select::{Fraction, SelectorKind, Unit};
 
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -51,6 +51,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     let (decoder, registry) = documents::documents(r);
     kafka.parts = decoder.format.parts();
     let (filter, columns) = filter::expressions(r, &decoder.fields);
+    let tokenizer = filter::tokenizer(r, &columns);
     let memory_budget_bytes = r.bytes("memory.budget", 64 * MIB..=1024 * GIB) as usize;
     let dead_letters = dead_letters(r, &kafka);
     let feedback = feedback::check(r, &kafka, &dead_letters);
@@ -71,6 +72,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
             "top_k" => SelectorKind::TopK,
             _ => SelectorKind::ImportanceResampling,
         },
+        unit: unit(r, coverage.is_some()),
         fraction: r.parse("selection.fraction", "1".parse().expect("1 is a fraction"), str::parse),
         temperature: r.number_above_zero("selection.temperature"),
         length_normalise: r.boolean("selection.length_normalise"),
@@ -115,7 +117,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
     let limits = (sensitivity::waiting_bytes(&selector, &window), memory_budget_bytes as u64);
-    let spool = coverage::spool(r, sink.scratch_dir.as_ref(), selector.sees_all(), limits);
+    let spool = coverage::spool(r, sink.scratch_dir.as_ref(), selector.sees_whole_windows(), limits);
     let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
     let losses = losses::losses(r, &kafka.topics, memory_budget_bytes);
     let level = r.parse("log.level", tracing::Level::INFO, |value| {
@@ -127,6 +129,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         decoder,
         registry,
         columns,
+        tokenizer,
         dead_letters,
         feedback,
         model_path: r.optional("model.path").map(PathBuf::from),
@@ -158,6 +161,22 @@ fn holdout(r: &mut Reader) -> Option<Fraction> {
 }
 
 const HOLDOUT: &str = "expected a decimal from 0 to below 1, such as 0.01";
+
+/// What is counted.
+fn unit(r: &mut Reader, has_other_budgets: bool) -> Unit {
+    let unit = match r.choice("selection.unit", &Unit::NAMES).as_str() {
+        "tokens" => Unit::Tokens,
+        _ => Unit::Documents,
+    };
+    if unit == Unit::Tokens && has_other_budgets {
+        r.error(
+            "selection.unit",
+            "tokens",
+            "works with importance_resampling and top_k: the others have budgets of documents",
+        );
+    }
+    unit
+}
 
 /// Its name, `coverage` and `sensitivity` among them.
 fn selector(r: &mut Reader) -> String {

@@ -1,5 +1,5 @@
-//! The filter of documents and the columns that are derived from them, as they are written; what they mean is looked at where they are
-//! compiled.
+//! The filter of documents and the columns that are derived from them, as they are written, and the column of a tokenizer. What they mean
+//! is looked at where they are compiled and loaded.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use super::reader::Reader;
 use crate::manifest::DerivedSettings;
 use crate::record::FieldNames;
 use crate::select::{FieldType, FilterSettings};
+use crate::tokenizer::TokenizerSettings;
 
 /// Each is looked for in every record.
 const MAX_FIELDS: usize = 100;
@@ -30,6 +31,32 @@ pub(super) fn expressions(r: &mut Reader, names: &FieldNames) -> (Option<FilterS
         DerivedSettings { columns, fields: fields.clone() }
     };
     (sql.map(|sql| FilterSettings { sql, fields }), derived)
+}
+
+/// Of the model that is trained. `columns`: those that have their names already.
+pub(super) fn tokenizer(r: &mut Reader, columns: &DerivedSettings) -> Option<TokenizerSettings> {
+    let path = r.optional("documents.tokenizer.path");
+    let name = r.optional("documents.tokenizer.name");
+    let Some(path) = path else {
+        if let Some(name) = name {
+            r.error("documents.tokenizer.name", &name, "has no effect without documents.tokenizer.path");
+        }
+        return None;
+    };
+    let settings = match TokenizerSettings::new(path.clone().into(), name.as_deref()) {
+        Ok(settings) => settings,
+        Err(problem) => {
+            let (key, value) = name.map_or(("path", path), |name| ("name", name));
+            r.error(&format!("documents.tokenizer.{key}"), &value, problem);
+            return None;
+        }
+    };
+    let column = settings.column();
+    // Readers often do not look at case.
+    if let Some((taken, sql)) = columns.columns.iter().find(|(taken, _)| taken.eq_ignore_ascii_case(&column)) {
+        r.error(&format!("documents.columns.{taken}"), sql, "is the column of documents.tokenizer");
+    }
+    Some(settings)
 }
 
 fn fields(r: &mut Reader, names: &FieldNames, has_expressions: bool) -> BTreeMap<String, FieldType> {

@@ -27,6 +27,7 @@ use crate::manifest::{DerivedSettings, SideFile};
 use crate::record::{Decoder, LossDecoder, RecordPart};
 use crate::score::{AssemblySettings, LossWeightSettings};
 use crate::select::SelectorSettings;
+use crate::tokenizer::TokenizerSettings;
 use crate::window::WindowPolicy;
 pub use stores::{STORE_SCHEMES, is_store_option};
 pub use traces::TracingConfig;
@@ -44,6 +45,8 @@ pub struct Config {
     pub registry: Option<RegistryConfig>,
     /// Further columns of shards.
     pub columns: DerivedSettings,
+    /// What is published is counted in its tokens, too; loaded where it is used.
+    pub tokenizer: Option<TokenizerSettings>,
     pub dead_letters: DeadLetterConfig,
     /// `None`: trainers are not listened to.
     pub feedback: Option<FeedbackConfig>,

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ManifestEntry, PublishedFile};
+use super::{CountedTokens, ManifestEntry, PublishedFile};
 
 /// A file that says the same as the manifest, in the way of another project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,14 +132,17 @@ fn counts(present: &[u8]) -> Option<(i64, &str)> {
     Some((lines.filter(|line| line.starts_with("/shards/")).count() as i64, whole))
 }
 
-/// fms-fsdp finds a dataset behind a slash, and reads `documents`. Tokens depend on the tokenizer of the model, so they are left out.
+/// fms-fsdp finds a dataset behind a slash, and reads `documents`. Tokens depend on the tokenizer of the model: without one they are
+/// left out.
 fn with_counts(present: &[u8], entries: &[ManifestEntry]) -> Vec<u8> {
     let mut text = counts(present).map_or_else(|| format!("{COUNTS_HEADING}\n"), |(_, whole)| whole.to_owned());
     for entry in entries {
-        let held_out = entry.validation.as_ref().map(|file| (&file.path, file.rows));
+        let tokens =
+            |of: fn(&CountedTokens) -> u64| entry.tokenizer.as_ref().map(|n| of(n).to_string()).unwrap_or_default();
+        let held_out = entry.validation.as_ref().map(|file| (&file.path, file.rows, tokens(|n| n.validation_tokens)));
         // What is held out before the shard: its row says that the entry is complete.
-        for (path, rows) in held_out.into_iter().chain([(&entry.path, entry.rows)]) {
-            text.push_str(&format!("/{path},{rows},\n"));
+        for (path, rows, tokens) in held_out.into_iter().chain([(&entry.path, entry.rows, tokens(|n| n.tokens))]) {
+            text.push_str(&format!("/{path},{rows},{tokens}\n"));
         }
     }
     text.into_bytes()
@@ -167,6 +170,7 @@ mod tests {
             digest: "sha256:00".into(),
             model: ModelId::of(b"m"),
             windows: vec![],
+            tokenizer: None,
             validation: held_out.map(file),
             created_at: "2026-01-31T12:00:00.000Z".into(),
         }
@@ -175,7 +179,10 @@ mod tests {
     const ALL: [SideFile; 3] = [SideFile::LitdataTrain, SideFile::LitdataValidation, SideFile::FmsCounts];
 
     fn entries() -> Vec<ManifestEntry> {
-        vec![entry(1, 10, None), entry(2, 7, Some(3)), entry(3, 0, Some(1)), entry(4, 5, None)]
+        let counted =
+            CountedTokens { name: "t".into(), digest: "sha256:00".into(), tokens: 900, validation_tokens: 70 };
+        let with_tokens = ManifestEntry { tokenizer: Some(counted), ..entry(2, 7, Some(3)) };
+        vec![entry(1, 10, None), with_tokens, entry(3, 0, Some(1)), entry(4, 5, None)]
     }
 
     #[test]
@@ -192,7 +199,7 @@ mod tests {
         assert_eq!(of(SideFile::LitdataValidation), format!(r#"{{"chunks":[{a},{b}],{config}"#));
         assert_eq!(
             of(SideFile::FmsCounts),
-            "dataset/filename,documents,tokens\n/shards/s1.parquet,10,\n/validation/s2.parquet,3,\n/shards/s2.parquet,7,\n\
+            "dataset/filename,documents,tokens\n/shards/s1.parquet,10,\n/validation/s2.parquet,3,70\n/shards/s2.parquet,7,900\n\
              /validation/s3.parquet,1,\n/shards/s3.parquet,0,\n/shards/s4.parquet,5,\n"
         );
     }

@@ -7,6 +7,7 @@
 mod adaptive;
 mod assignments;
 mod collapse;
+mod columns;
 mod feedback;
 mod forward;
 mod lost;
@@ -28,27 +29,28 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::ArrayRef;
 use tokio::sync::watch;
 
 use crate::catalog::{
     Catalog, CatalogError, CatalogReader, CountsCatalog, FeedbackCatalog, OffsetsCatalog, SqlCatalog,
 };
 use crate::config::{Bootstrap, Config};
-use crate::manifest::DerivedSettings;
 use crate::record::TopicPartition;
 use crate::score::{
     ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
 };
-use crate::select::{Division, FilterSettings, Quotas, SelectorSettings};
+use crate::select::{Division, FilterSettings, Quotas, SelectorSettings, Unit};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SchemaRegistry, SourceError, SourceLimits};
-use crate::sql::{Derived, DerivedColumns, DocumentFilter, FilterError};
+use crate::sql::{DocumentFilter, FilterError};
 use crate::telemetry::{HttpServer, Telemetry, TelemetryError, WeightsEndpoint};
+use crate::tokenizer::TokenizerError;
 use crate::window::SelectedDocument;
 
 use collapse::SharedCollapseWatches;
+pub use columns::{FurtherColumns, load_tokenizer};
+use columns::{FurtherValues, derived_columns};
 pub use forward::send_dead_letter;
 pub use lost::recreated_topics;
 pub use replay::{
@@ -68,6 +70,10 @@ pub enum DaemonError {
     Proportions { name: Option<String>, problem: String },
     #[error("{0}")]
     Selector(&'static str),
+    #[error(
+        "`selection.unit` = `tokens`: the model has {n_targets} targets, and only one can be selected for by tokens"
+    )]
+    UnitOfTargets { n_targets: usize },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
@@ -78,6 +84,8 @@ pub enum DaemonError {
     Filter { sql: String, source: FilterError },
     #[error("`documents.columns.{column}` = `{sql}`: {source}")]
     Column { column: String, sql: String, source: FilterError },
+    #[error("`documents.tokenizer.path` = `{path}`: {source}")]
+    Tokenizer { path: String, source: TokenizerError },
     #[error(transparent)]
     Http(#[from] TelemetryError),
     #[error(
@@ -98,7 +106,9 @@ impl DaemonError {
             | DaemonError::Proportions { .. }
             | DaemonError::Filter { .. }
             | DaemonError::Column { .. }
+            | DaemonError::Tokenizer { .. }
             | DaemonError::Selector(_)
+            | DaemonError::UnitOfTargets { .. }
             | DaemonError::Sink(SinkError::ForeignManifest { .. }) => 64,
             DaemonError::Catalog(error) => catalog_exit_code(error),
             DaemonError::Internal(_) => 70,
@@ -150,11 +160,15 @@ impl LoadedModel {
 
     /// Whether its targets can be selected for so.
     pub fn check_selector(&self, selector: &SelectorSettings) -> Result<(), DaemonError> {
+        let n_targets = self.model.targets.len();
+        if selector.unit == Unit::Tokens && n_targets > 1 {
+            return Err(DaemonError::UnitOfTargets { n_targets });
+        }
         let of_strata = selector.coverage.as_ref().and_then(|coverage| coverage.problem_of_targets());
         let of_sensitivity = selector.sensitivity.as_ref().map(|_| {
             "selection.selector = sensitivity: several targets choose by their weights, which say nothing there; use a model of one"
         });
-        match of_strata.or(of_sensitivity).filter(|_| self.model.targets.len() > 1) {
+        match of_strata.or(of_sensitivity).filter(|_| n_targets > 1) {
             Some(problem) => Err(DaemonError::Selector(problem)),
             None => Ok(()),
         }
@@ -192,17 +206,17 @@ struct Shared {
     filter: Option<Arc<DocumentFilter>>,
     /// `None` where records name no schemas.
     registry: Option<SchemaRegistry>,
-    derived: Option<Arc<DerivedColumns>>,
+    columns: FurtherColumns,
 }
 
 impl Shared {
-    /// The derived columns of documents of a partition. Counts the values that are null because their expressions fail.
-    fn derive(&self, derived: &DerivedColumns, documents: &[&SelectedDocument], at: &TopicPartition) -> Vec<ArrayRef> {
-        let Derived { arrays, failed } = derived.of(documents, at);
-        for (name, n) in derived.names().zip(failed) {
-            self.telemetry.metrics.failed_columns.with_label_values(&[name]).inc_by(n);
+    /// The further columns of documents of a partition. Counts the values that are null because there is none.
+    fn further(&self, documents: &[&SelectedDocument], at: &TopicPartition) -> FurtherValues {
+        let values = self.columns.of(documents, at);
+        for (field, n) in self.columns.fields().iter().zip(&values.failed) {
+            self.telemetry.metrics.failed_columns.with_label_values(&[field.name()]).inc_by(*n);
         }
-        arrays
+        values
     }
 }
 
@@ -255,13 +269,16 @@ impl Daemon {
         }
         let filter = document_filter(config.selector.filter.as_ref())?;
         let registry = schema_registry(&config)?;
-        let derived = derived_columns(&config.columns)?;
+        let columns = FurtherColumns::new(derived_columns(&config.columns)?, load_tokenizer(&config)?);
         let telemetry = Arc::new(Telemetry::new(&config.pipeline, config.kafka.max_poll_interval));
         for clause in filter.iter().flat_map(|filter| filter.labels()) {
             telemetry.metrics.filtered_documents.with_label_values(&[clause]);
         }
-        for field in derived.iter().flat_map(|derived| derived.fields()) {
+        for field in columns.fields() {
             telemetry.metrics.failed_columns.with_label_values(&[field.name()]);
+        }
+        if let Some(tokenizer) = columns.tokenizer() {
+            telemetry.metrics.published_tokens.with_label_values(&[tokenizer.name()]);
         }
         let catalog = open_catalog(&config).await?;
         telemetry.status().readiness.migrated = true;
@@ -322,7 +339,7 @@ impl Daemon {
             collapse,
             filter,
             registry,
-            derived,
+            columns,
         };
         Ok(Daemon { shared: Arc::new(shared), http, embedded })
     }
@@ -396,17 +413,6 @@ fn document_filter(settings: Option<&FilterSettings>) -> Result<Option<Arc<Docum
 fn schema_registry(config: &Config) -> Result<Option<SchemaRegistry>, SourceError> {
     let registry = config.registry.as_ref();
     registry.map(|registry| SchemaRegistry::open(registry, &config.decoder.format)).transpose()
-}
-
-/// The derived columns that were configured, or recorded with a shard; `None` if there are none.
-fn derived_columns(settings: &DerivedSettings) -> Result<Option<Arc<DerivedColumns>>, DaemonError> {
-    if settings.is_empty() {
-        return Ok(None);
-    }
-    DerivedColumns::compile(settings).map(|derived| Some(Arc::new(derived))).map_err(|mut wrong| {
-        let (column, source) = wrong.remove(0);
-        DaemonError::Column { sql: settings.columns[&column].clone(), column, source }
-    })
 }
 
 /// What this process is called beside others of its pipeline.

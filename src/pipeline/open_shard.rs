@@ -14,7 +14,7 @@ use crate::checkpoint::Progress;
 use crate::config::{Against, Config, RawDistribution};
 use crate::features::{Featuriser, Scratch};
 use crate::feedback::{DocumentFacts, document_key};
-use crate::manifest::{PublishedFile, ShardManifest};
+use crate::manifest::{CountedTokens, PublishedFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
 use crate::score::{NgramCounts, sample_ngrams};
 use crate::select::{Quantiles, SourceCounts};
@@ -43,6 +43,9 @@ pub(super) struct OpenShard {
     dead_letters: Option<DeadLetterWriter>,
     reasons: BTreeMap<RejectReason, u64>,
     log_importance_weights: Vec<f64>,
+    /// By the tokenizer of the configuration: of what is for training, and of what is held out.
+    tokens: u64,
+    validation_tokens: u64,
     sources: SourceCounts,
     counts: BTreeMap<CountsKind, ByTarget<NgramCounts>>,
     /// What losses will be joined to, and the bytes of that.
@@ -77,6 +80,8 @@ impl OpenShard {
             dead_letters: None,
             reasons: BTreeMap::new(),
             log_importance_weights: Vec::new(),
+            tokens: 0,
+            validation_tokens: 0,
             sources: SourceCounts::default(),
             counts: BTreeMap::new(),
             documents: Vec::new(),
@@ -197,8 +202,12 @@ impl OpenShard {
             Some(writer) => writer,
             none => none.insert(shard_writer(&self.id, shared, &self.full_disk)?),
         };
-        let derived = shared.derived.as_ref().map(|derived| shared.derive(derived, rows, at)).unwrap_or_default();
-        writer.append(rows, at, window, &shared.model.id, &derived)
+        let further = shared.further(rows, at);
+        match split {
+            Split::Train => self.tokens += further.n_tokens,
+            Split::Validation => self.validation_tokens += further.n_tokens,
+        }
+        writer.append(rows, at, window, &shared.model.id, &further.arrays)
     }
 
     fn append_dead_letters(&mut self, window: &ClosedWindow, shared: &Shared) -> Result<(), SinkError> {
@@ -253,7 +262,13 @@ impl OpenShard {
 
     /// Ends the files and states what they hold.
     pub fn finish(self, shared: &Shared) -> Result<FinishedPublication, SinkError> {
-        let Shared { config, model, .. } = shared;
+        let Shared { config, model, columns, .. } = shared;
+        let counted = |none: CountedTokens| CountedTokens {
+            tokens: self.tokens,
+            validation_tokens: self.validation_tokens,
+            ..none
+        };
+        let tokenizer = columns.nothing_counted().map(counted);
         let OpenShard { id, writer, validation, full_disk, progress, epochs, windows, .. } = self;
         let OpenShard { dead_letters, reasons, counts, documents, .. } = self;
         let advance =
@@ -269,6 +284,7 @@ impl OpenShard {
             model: model.id.clone(),
             selector: config.selector.clone(),
             columns: config.columns.clone(),
+            tokenizer,
             log_importance_weights: Quantiles::of(self.log_importance_weights),
             sources: self.sources.top(TOP_SOURCES),
             windows,
@@ -349,11 +365,11 @@ fn shard_writer(id: &str, shared: &Shared, full_disk: &Arc<dyn FullDisk>) -> Res
         shuffle: config.sink.shuffle.then_some(config.selector.seed),
     };
     let scratch_dir = config.sink.scratch_dir.as_deref();
-    let derived = shared.derived.as_ref().map(|derived| derived.fields()).unwrap_or_default();
-    ShardWriter::create(id, scratch_dir, settings, model.division.targets(), &derived, full_disk.clone())
+    let further = shared.columns.fields();
+    ShardWriter::create(id, scratch_dir, settings, model.division.targets(), &further, full_disk.clone())
 }
 
-/// How many documents from the first one are written together: their derived columns are computed of a copy.
+/// How many documents from the first one are written together: their further columns are computed of a copy.
 fn at_a_time(documents: &[SelectedDocument]) -> usize {
     let mut bytes = 0;
     let fits = documents.iter().take(BATCH_ROWS).take_while(|selected| {
@@ -407,8 +423,10 @@ fn footer(manifest: &ShardManifest, advances: &[Advance], split: Split) -> Vec<(
         ("windows", json(serde_json::to_value(&manifest.windows))),
     ]
     .map(|(key, value)| (format!("winnowd.{key}"), value));
+    let tokenizer = manifest.tokenizer.as_ref();
+    let tokenizer = tokenizer.map(|of| ("winnowd.tokenizer".to_owned(), json(serde_json::to_value(of))));
     let split = (SPLIT.to_owned(), split.as_str().to_owned());
-    names(manifest).into_iter().chain(more).chain([split]).collect()
+    names(manifest).into_iter().chain(more).chain(tokenizer).chain([split]).collect()
 }
 
 /// What every file of a publication says of itself.

@@ -339,6 +339,9 @@ impl Publisher {
             metrics.published_shards.inc();
             metrics.published_rows.inc_by(manifest.rows);
             metrics.published_bytes.inc_by(manifest.bytes);
+            if let Some(counted) = &manifest.tokenizer {
+                metrics.published_tokens.with_label_values(&[&counted.name]).inc_by(counted.tokens);
+            }
             metrics.held_out_rows.inc_by(manifest.validation.as_ref().map_or(0, |file| file.rows));
             tracing::info!(
                 shard = manifest.shard,

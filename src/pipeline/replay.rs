@@ -17,18 +17,19 @@ use rayon::prelude::*;
 use tokio::runtime::Handle;
 
 use super::adaptive::{mixed, versioned_weight};
+use super::columns::{FurtherColumns, load_tokenizer, same_tokenizer};
 use super::scoring::{Destinations, Scorer};
-use super::{DaemonError, LoadedModel, derived_columns, document_filter, recreated_topics, schema_registry, schemas};
+use super::{DaemonError, LoadedModel, document_filter, recreated_topics, schema_registry, schemas};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
 use crate::checkpoint::Interval;
 use crate::config::Config;
-use crate::manifest::{DerivedSettings, ShardManifest};
+use crate::manifest::{CountedTokens, DerivedSettings, ShardManifest};
 use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
-use crate::select::{Division, FilterSettings, Noise, Quotas};
+use crate::select::{Division, FilterSettings, Noise, Quotas, Unit};
 use crate::sink::{GiveUp, SinkError, Spool, SpoolFolder};
 use crate::source::{Batch, Probe, RangeReader, SchemaRegistry, SourceError};
-use crate::sql::DerivedColumns;
+use crate::tokenizer::Tokenizer;
 use crate::window::{ClosedWindow, OpenWindow, SpooledRow, WindowPolicy, WindowSummary};
 use explained::Asked;
 use witness::Witness;
@@ -76,7 +77,9 @@ pub struct Replay {
     weight: Option<(ModelId, Arc<VersionedWeight>)>,
     /// What the scorer filters by, and its clauses by number.
     filter: Option<FilterSettings>,
-    derived: (DerivedSettings, Option<Arc<DerivedColumns>>),
+    tokenizer: Option<Arc<Tokenizer>>,
+    /// Of the shard with these.
+    columns: Option<(DerivedSettings, Option<CountedTokens>, Result<FurtherColumns, String>)>,
     clauses: Vec<String>,
 }
 
@@ -88,6 +91,7 @@ impl Replay {
         let recreated = recreated_topics(&config, &probe, &*catalog).await?.into_iter().filter_map(topic).collect();
         let scorer = Scorer::new(config.decoder.clone(), 0);
         let registry = schema_registry(&config)?;
+        let tokenizer = load_tokenizer(&config)?;
         Ok(Replay {
             config,
             catalog,
@@ -98,17 +102,26 @@ impl Replay {
             model: None,
             weight: None,
             filter: None,
-            derived: Default::default(),
+            tokenizer,
+            columns: None,
             clauses: Vec::new(),
         })
     }
 
-    /// What computes the derived columns of a shard; `None` if it has none.
-    pub fn derived(&mut self, manifest: &ShardManifest) -> Result<Option<Arc<DerivedColumns>>, DaemonError> {
-        if self.derived.0 != manifest.columns {
-            self.derived = (manifest.columns.clone(), derived_columns(&manifest.columns)?);
+    /// What computes the further columns of a shard. The inner error: nothing here can.
+    pub fn columns(&mut self, manifest: &ShardManifest) -> Result<Result<FurtherColumns, String>, DaemonError> {
+        let ShardManifest { columns, tokenizer, .. } = manifest;
+        // How much was counted is another matter.
+        let name = |counted: &Option<CountedTokens>| counted.as_ref().map(|of| (of.name.clone(), of.digest.clone()));
+        if let Some((known, counted, found)) = &self.columns
+            && known == columns
+            && name(counted) == name(tokenizer)
+        {
+            return Ok(found.clone());
         }
-        Ok(self.derived.1.clone())
+        let found = FurtherColumns::of_shard(manifest, self.tokenizer.as_ref())?;
+        self.columns = Some((columns.clone(), tokenizer.clone(), found.clone()));
+        Ok(found)
     }
 
     /// Decides a window of a published shard again. Holds no more than the window itself does.
@@ -193,6 +206,16 @@ impl Replay {
             self.scorer.filter_by(filter);
             self.filter.clone_from(&manifest.selector.filter);
         }
+        let tokenizer = match &manifest.tokenizer {
+            Some(counted) if manifest.selector.unit == Unit::Tokens => {
+                match same_tokenizer(counted, self.tokenizer.as_ref()) {
+                    Ok(tokenizer) => Some(tokenizer.clone()),
+                    Err(other) => return Ok(Err(other)),
+                }
+            }
+            _ => None,
+        };
+        self.scorer.count_with(tokenizer);
         let model = self.model(manifest).await?;
         let version = WeightVersion {
             raw: window.raw_version,
@@ -260,7 +283,7 @@ impl Replay {
             witness.look_at_places(&open);
         }
         // All its rows are held, and nobody asks for their texts but the columns that are computed of them.
-        let are_asked_for = !manifest.columns.is_empty();
+        let are_asked_for = !manifest.columns.is_empty() || manifest.tokenizer.is_some();
         let mut rows = Vec::new();
         let mut closed = open.close_with(*closed_by, selector, noise, &model.target, |numbers, look| {
             spool.rows(numbers, |row| {

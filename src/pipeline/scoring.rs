@@ -10,6 +10,7 @@ use crate::score::{Score, VersionedWeight};
 use crate::select::{CoverageSelector, Division, Noise, Reservoir, SelectorSettings};
 use crate::source::{Batch, Record};
 use crate::sql::{DocumentFilter, Verdict};
+use crate::tokenizer::Tokenizer;
 use crate::window::{
     Content, DeadLetter, Fingerprint, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy, WindowTally,
 };
@@ -62,7 +63,7 @@ impl<'a> Destinations<'a> {
 
     /// The same of one that only opens within the batch, and will be divided so.
     pub fn coming(&mut self, division: &Division, weight: Arc<VersionedWeight>, noise: &'a Noise) -> u32 {
-        let is_divided = !division.is_whole() || self.selector.sees_all();
+        let is_divided = !division.is_whole() || self.selector.sees_whole_windows();
         self.window(None, is_divided, weight, noise)
     }
 
@@ -156,6 +157,7 @@ pub struct Scorer {
     decoder: Decoder,
     kept_payload_bytes: usize,
     filter: Option<Arc<DocumentFilter>>,
+    tokenizer: Option<Arc<Tokenizer>>,
     schemas: Schemas,
     threads: Vec<Mutex<Thread>>,
     spare: Mutex<Vec<WindowTally>>,
@@ -182,7 +184,7 @@ impl Scorer {
         };
         let threads = (0..rayon::current_num_threads()).map(|_| Mutex::new(thread())).collect();
         let schemas = Schemas::default();
-        Scorer { decoder, kept_payload_bytes, filter: None, schemas, threads, spare: Mutex::default() }
+        Scorer { decoder, kept_payload_bytes, filter: None, tokenizer: None, schemas, threads, spare: Mutex::default() }
     }
 
     /// The schemas that records name from now on, all of them.
@@ -193,6 +195,11 @@ impl Scorer {
     /// What documents must pass from now on.
     pub fn filter_by(&mut self, filter: Option<Arc<DocumentFilter>>) {
         self.filter = filter;
+    }
+
+    /// What counts the tokens of every document from now on; `None`: nobody asks for them.
+    pub fn count_with(&mut self, tokenizer: Option<Arc<Tokenizer>>) {
+        self.tokenizer = tokenizer;
     }
 
     /// In: a batch and the windows of its records. Out: what came of each record, in the same order, and the counts of their
@@ -341,7 +348,8 @@ impl Job<'_> {
                 tally.add_buckets(chunk);
             }
         });
-        let score = Score { loss: document.loss, ..of_text };
+        let counted_tokens = self.scorer.tokenizer.as_ref().and_then(|tokenizer| tokenizer.count(&document.text));
+        let score = Score { loss: document.loss, counted_tokens, ..of_text };
         let fields = self.selector.coverage.as_ref().map_or([None; 2], CoverageSelector::fields);
         let numbers = fields.map(|field| number(document, field, &self.scorer.decoder.fields));
         let kept = |buckets: &mut BucketList, features: &Scratch| {
@@ -588,7 +596,7 @@ mod tests {
         );
         for batch_records in [3, 40, 150, 400] {
             let (found, n_passed_over) = setting.decide(batch_records);
-            let is_whole = setting.division.is_whole() && !setting.config.selector.sees_all();
+            let is_whole = setting.division.is_whole() && !setting.config.selector.sees_whole_windows();
             let is_expected = if is_whole { n_passed_over > 100 } else { n_passed_over == 0 };
             assert!(is_expected, "{n_passed_over} of 400");
             for (found, expected) in found.iter().zip(&expected) {

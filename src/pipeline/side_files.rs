@@ -9,10 +9,10 @@ use crate::sink::schema;
 
 /// Adds to each what has been published since. Loses nothing where it fails: the next one finds the same lines.
 pub(super) async fn extend_side_files(shared: &Shared) -> Result<(), DaemonError> {
-    let Shared { config, model, catalog, store, derived, .. } = shared;
-    let derived = derived.as_ref().map(|derived| derived.fields()).unwrap_or_default();
+    let Shared { config, model, catalog, store, columns, .. } = shared;
+    let further = columns.fields();
     let types: Vec<String> =
-        schema(model.division.targets(), &derived).fields().iter().map(|field| arrow_name(field.data_type())).collect();
+        schema(model.division.targets(), &further).fields().iter().map(|field| arrow_name(field.data_type())).collect();
     for &file in &config.sink.side_files {
         let open = store.open_side_file(file).await?;
         let lines = catalog.manifest_lines(&config.pipeline, open.last_sequence).await?;

@@ -38,7 +38,7 @@ pub(super) struct Waiting<'a> {
 impl Spooling {
     pub fn new(folder: Arc<SpoolFolder>, config: &SpoolConfig, selector: &SelectorSettings) -> Self {
         let pause_bytes = config.max_bytes.saturating_sub(config.reserve_bytes);
-        let (max_bytes, is_wanted) = (config.max_bytes, selector.sees_all());
+        let (max_bytes, is_wanted) = (config.max_bytes, selector.sees_whole_windows());
         Spooling { folder, max_bytes, pause_bytes, only: None, said: None, is_wanted }
     }
 

@@ -17,7 +17,7 @@ use super::{DaemonError, Shared, schemas};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Division, Noise};
+use crate::select::{Division, Noise, Unit};
 use crate::sink::{SinkError, Spool};
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
@@ -112,6 +112,9 @@ impl Worker {
         let division = in_force.borrow().division.clone();
         let mut scorer = Scorer::new(shared.config.decoder.clone(), shared.config.dead_letters.payload_bytes);
         scorer.filter_by(shared.filter.clone());
+        if shared.config.selector.unit == Unit::Tokens {
+            scorer.count_with(shared.columns.tokenizer().cloned());
+        }
         Worker {
             shared,
             queue,

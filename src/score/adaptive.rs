@@ -234,7 +234,7 @@ impl VersionedWeight {
         };
         let expected_loss = self.expected.as_ref().filter(|expected| expected.has_learnt()).map(of_sum);
         let log_importance_weight = sums.log_importance_weight;
-        Score { n_tokens, log_importance_weight, expected_loss_weight, expected_loss, loss: None }
+        Score { n_tokens, log_importance_weight, expected_loss_weight, expected_loss, ..Score::default() }
     }
 }
 

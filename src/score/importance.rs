@@ -8,6 +8,8 @@ use super::{Model, Probabilities};
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Score {
     pub n_tokens: u32,
+    /// By the tokenizer of the configuration, where budgets are in its tokens; `None` also of a text that it fails on.
+    pub counted_tokens: Option<u32>,
     /// Σ over n-grams of log(p_target + ε) − log(p_raw + ε), in nats; 0 for a text without tokens.
     pub log_importance_weight: f64,
     /// What the document itself brings along, in nats, for [`super::LossTerm`]: a loss, or by how much it is above a reference's.
@@ -16,6 +18,13 @@ pub struct Score {
     pub expected_loss_weight: f64,
     /// That loss, in nats a token; `None` where losses are not expected, and before any was reported.
     pub expected_loss: Option<f64>,
+}
+
+impl Score {
+    /// What the document takes of a budget in tokens.
+    pub fn budget_tokens(&self) -> u32 {
+        self.counted_tokens.unwrap_or(self.n_tokens)
+    }
 }
 
 /// Scores texts against one target: a log ratio per bucket, ready to be summed.

@@ -19,6 +19,7 @@ mod reservoir;
 mod reservoirs;
 mod sensitivity;
 mod spread;
+mod tokens;
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,7 @@ pub use sensitivity::{
     with_floor,
 };
 pub use spread::NearestDistances;
+pub use tokens::{RankedDocument, TokenPool, Unit, token_budgets};
 
 /// How keys are made from log importance weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,8 +81,12 @@ impl SelectorKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SelectorSettings {
     pub kind: SelectorKind,
-    /// Share of a window's documents that is kept.
+    /// Share of a window's documents, or of their tokens, that is kept.
     pub fraction: Fraction,
+    /// What it and the shares of sources are counted in. The tokens are those of the tokenizer that is recorded beside it, or else
+    /// word-punct tokens.
+    #[serde(default, skip_serializing_if = "Unit::is_documents")]
+    pub unit: Unit,
     /// Log weights are divided by it: above 1 flattens them towards a uniform sample. Finite, above 0.
     pub temperature: f64,
     /// Whether documents compete by the mean log weight of their n-grams instead of the sum, which dwarfs the noise and
@@ -143,11 +149,6 @@ impl SelectorSettings {
         self.sensitivity.is_some() || self.coverage.as_ref().is_some_and(is_uniform)
     }
 
-    /// Whether a window is decided when all its documents have come, which wait elsewhere until then.
-    pub fn sees_all(&self) -> bool {
-        self.coverage.is_some() || self.sensitivity.is_some()
-    }
-
     /// Its name, which is not that of its kind where that decides nothing, or only inside strata.
     pub fn name(&self) -> &'static str {
         match (&self.coverage, &self.sensitivity) {
@@ -155,6 +156,11 @@ impl SelectorSettings {
             (Some(_), _) => "coverage",
             (None, Some(_)) => "sensitivity",
         }
+    }
+
+    /// Whether nobody can say what is selected of a window before all its documents have come, so that they wait elsewhere.
+    pub fn sees_whole_windows(&self) -> bool {
+        self.coverage.is_some() || self.sensitivity.is_some() || self.unit == Unit::Tokens
     }
 
     /// The key by which documents are ranked, highest first.

@@ -9,6 +9,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
     SelectorSettings {
         kind,
         fraction,
+        unit: Default::default(),
         temperature: 2.0,
         length_normalise: false,
         min_tokens: 0,

@@ -31,6 +31,8 @@ pub struct SelectedRow {
     pub id: String,
     pub source: Option<String>,
     pub n_tokens: u32,
+    /// By the tokenizer of the selection; `None` of a text that it fails on.
+    pub counted_tokens: Option<u32>,
     /// For every target, and which of them chose the document.
     pub log_importance_weights: Vec<f64>,
     pub target: usize,
@@ -49,6 +51,8 @@ pub struct SelectionColumns {
     /// The names of the targets if there are several, else nothing.
     pub targets: Vec<String>,
     pub has_losses: bool,
+    /// The column of the tokenizer, if there is one.
+    pub tokenizer: Option<String>,
 }
 
 /// Writes `selected-00000.parquet` and so on into a folder.
@@ -83,6 +87,8 @@ struct Rows {
     metadata: StringBuilder,
     /// Of selections in which losses count.
     loss: Option<(Float64Builder, Float64Builder)>,
+    /// Of selections with a tokenizer.
+    counted_tokens: Option<UInt32Builder>,
 }
 
 impl SelectionWriter {
@@ -90,6 +96,7 @@ impl SelectionWriter {
     pub fn new(folder: &Path, columns: SelectionColumns, metadata: Vec<(String, String)>) -> Self {
         let by_target = columns.targets.iter().map(|_| Float64Builder::new()).collect();
         let rows = Rows { by_target, loss: columns.has_losses.then(Default::default), ..Rows::default() };
+        let rows = Rows { counted_tokens: columns.tokenizer.as_ref().map(|_| Default::default()), ..rows };
         SelectionWriter {
             folder: folder.to_owned(),
             schema: schema(&columns),
@@ -168,7 +175,7 @@ impl SelectionWriter {
 }
 
 fn schema(columns: &SelectionColumns) -> SchemaRef {
-    let SelectionColumns { targets, has_losses } = columns;
+    let SelectionColumns { targets, has_losses, tokenizer } = columns;
     let mut fields = vec![
         Field::new("text", DataType::Utf8, false),
         Field::new("id", DataType::Utf8, false),
@@ -189,6 +196,7 @@ fn schema(columns: &SelectionColumns) -> SchemaRef {
     if *has_losses {
         fields.extend(["loss", "loss_weight"].map(|name| Field::new(name, DataType::Float64, true)));
     }
+    fields.extend(tokenizer.iter().map(|column| Field::new(column, DataType::UInt32, true)));
     Arc::new(Schema::new(fields))
 }
 
@@ -213,6 +221,9 @@ impl Rows {
             loss.append_option(row.loss);
             loss_weight.append_option(row.loss_weight);
         }
+        if let Some(counted_tokens) = &mut self.counted_tokens {
+            counted_tokens.append_option(row.counted_tokens);
+        }
     }
 
     fn take(&mut self, schema: &SchemaRef) -> Result<RecordBatch, ParquetError> {
@@ -235,6 +246,7 @@ impl Rows {
         if let Some((loss, loss_weight)) = &mut self.loss {
             columns.extend([loss, loss_weight].map(|column| Arc::new(column.finish()) as ArrayRef));
         }
+        columns.extend(self.counted_tokens.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
         Ok(RecordBatch::try_new(schema.clone(), columns)?)
     }
 }

@@ -362,6 +362,7 @@ fn encode(row: &SpooledRow, out: &mut Vec<u8>) {
     out.extend_from_slice(&[0; 8]);
     let numbers = [
         u64::from(score.n_tokens),
+        score.counted_tokens.map_or(ABSENT, u64::from),
         score.log_importance_weight.to_bits(),
         u64::from(score.loss.is_some()),
         score.loss.unwrap_or_default().to_bits(),
@@ -431,6 +432,7 @@ impl<'a> Encoded<'a> {
     /// What stands before the document.
     fn numbers(&mut self) -> io::Result<Numbers> {
         let n_tokens = self.number()? as u32;
+        let counted_tokens = Some(self.number()?).filter(|n| *n != ABSENT).map(|n| n as u32);
         let log_importance_weight = self.real()?;
         let (has_loss, loss) = (self.number()? == 1, self.real()?);
         let expected_loss_weight = self.real()?;
@@ -441,7 +443,8 @@ impl<'a> Encoded<'a> {
         let point = self.floats(dims)?;
         let loss = has_loss.then_some(loss);
         let expected_loss = has_expected_loss.then_some(expected_loss);
-        let score = Score { n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
+        let score =
+            Score { n_tokens, counted_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
         Ok(Numbers { score, timestamp_ms: has_timestamp.then_some(timestamp_ms), other_weights, point })
     }
 

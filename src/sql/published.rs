@@ -73,7 +73,9 @@ impl Published {
                 if let Some((path, bytes)) = file_of(shard) {
                     let file = PartitionedFile::new(path, bytes);
                     documents.push(file.clone());
-                    let sort = serde_json::to_string(&(&shard.model, &shard.selector, &shard.columns));
+                    let sort =
+                        (&shard.model, &shard.selector, &shard.columns, shard.tokenizer.as_ref().map(|of| &of.name));
+                    let sort = serde_json::to_string(&sort);
                     sorts.insert(sort.map_err(|e| SqlError::Internal(e.to_string()))?, file);
                 }
             }

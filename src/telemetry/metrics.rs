@@ -55,6 +55,7 @@ pub struct Metrics {
     pub decided: IntCounterVec,
     pub filtered_documents: IntCounterVec,
     pub failed_columns: IntCounterVec,
+    pub published_tokens: IntCounterVec,
     pub dead_letters: IntCounterVec,
     pub dead_letters_forwarded: IntCounter,
     pub forward_failures: IntCounter,
@@ -153,8 +154,15 @@ impl Default for Metrics {
             failed_columns: counters(
                 &r,
                 "failed_columns_total",
-                "Values of documents.columns that are null because the expression fails on the document, by column.",
+                "Values of further columns that are null because an expression or the tokenizer fails on the document, by column.",
                 "column",
+                &[],
+            ),
+            published_tokens: counters(
+                &r,
+                "published_tokens_total",
+                "Tokens in the rows that this process has published for training, by the tokenizer that counts them.",
+                "tokenizer",
                 &[],
             ),
             dead_letters: counters(

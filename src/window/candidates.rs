@@ -5,12 +5,13 @@ use std::sync::Arc;
 use super::columns;
 use super::covered::CoveredCandidates;
 use super::sensitive::SensitiveCandidates;
+use super::tokens::TokenCandidates;
 use super::{CoverageSummary, SensitivitySummary, TurnSummary};
 use crate::features::BucketList;
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    self, BudgetedReservoirs, ChosenFor, Division, Noise, Reservoir, Rounding, SelectorSettings, Turn,
+    self, BudgetedReservoirs, ChosenFor, Division, Noise, Reservoir, Rounding, SelectorSettings, Turn, Unit,
 };
 
 #[derive(Debug)]
@@ -49,6 +50,7 @@ pub(super) enum Candidates {
     Covered(Box<CoveredCandidates>),
     /// So are these.
     Sensitive(Box<SensitiveCandidates>),
+    Tokens(Box<TokenCandidates>),
 }
 
 #[derive(Debug)]
@@ -65,6 +67,8 @@ pub(super) struct Deciding<'a> {
     /// Its first offset.
     pub from: i64,
     pub n_documents: u64,
+    /// Of all its documents, as they count in budgets.
+    pub n_tokens: u64,
     /// Total log weights of every candidate for the first target.
     pub log_weights: &'a [f64],
 }
@@ -107,6 +111,9 @@ impl Candidates {
         if let Some(sensitivity) = &selector.sensitivity {
             return Candidates::Sensitive(Box::new(SensitiveCandidates::new(division, sensitivity)));
         }
+        if selector.unit == Unit::Tokens {
+            return Candidates::Tokens(Box::new(TokenCandidates::new(division)));
+        }
         if division.is_whole() {
             return Candidates::Whole(Reservoir::new(at_most as usize));
         }
@@ -131,7 +138,9 @@ impl Candidates {
                 reservoir.offer(offset, key(total_log_weight), candidate).into_iter().for_each(out);
             }
             Candidates::Divided(divided) => divided.offer(offset, candidate, of_score, key, out),
-            Candidates::Covered(_) | Candidates::Sensitive(_) => unreachable!("these documents wait elsewhere"),
+            Candidates::Covered(_) | Candidates::Sensitive(_) | Candidates::Tokens(_) => {
+                unreachable!("these documents wait elsewhere")
+            }
         }
     }
 
@@ -139,7 +148,7 @@ impl Candidates {
     pub fn might_hold(&self, key: f64) -> bool {
         match self {
             Candidates::Whole(reservoir) => reservoir.might_hold(key),
-            Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Sensitive(_) => true,
+            Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Sensitive(_) | Candidates::Tokens(_) => true,
         }
     }
 
@@ -150,6 +159,7 @@ impl Candidates {
             Candidates::Divided(divided) => divided.other_log_weights.iter().map(columns::held_bytes).sum(),
             Candidates::Covered(covered) => covered.held_bytes(),
             Candidates::Sensitive(sensitive) => sensitive.held_bytes(),
+            Candidates::Tokens(in_tokens) => in_tokens.held_bytes(),
         }
     }
 
@@ -159,12 +169,13 @@ impl Candidates {
             Candidates::Divided(divided) => divided.choose(by),
             Candidates::Covered(covered) => covered.choose(by),
             Candidates::Sensitive(sensitive) => sensitive.choose(by),
+            Candidates::Tokens(in_tokens) => in_tokens.choose(by),
         }
     }
 }
 
 fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
-    let Deciding { selector, noise, from, n_documents, log_weights } = *by;
+    let Deciding { selector, noise, from, n_documents, log_weights, .. } = *by;
     let k = selector.fraction.of(n_documents, noise.rounding(from)) as usize;
     let selection = candidates.select(k);
     let threshold = selection.threshold;
@@ -205,7 +216,7 @@ impl Divided {
     }
 
     fn choose(self, by: &Deciding<'_>) -> Choice {
-        let Deciding { selector, noise, from, n_documents, log_weights } = *by;
+        let Deciding { selector, noise, from, n_documents, log_weights, .. } = *by;
         let Divided { reservoirs, other_log_weights } = self;
         let count = selector.fraction.of(n_documents, noise.rounding(from));
         let sizes = reservoirs.sizes().to_vec();
@@ -219,6 +230,7 @@ impl Divided {
             n_candidates: sizes[turn.pool],
             n_selected: turn.count,
             threshold: turn.threshold,
+            tokens: None,
         };
         let n_targets = division.n_targets();
         let (chosen, turns) = reservoirs.select(&budgets);

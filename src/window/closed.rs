@@ -8,7 +8,7 @@ use super::candidates::{Candidate, Choice, Chosen, Deciding};
 use super::spread::{self, Fingerprint, Sample, SpreadSummary};
 use super::statistics::Statistics;
 use super::tenths::Tenths;
-use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SensitivitySummary, SpooledRow};
+use super::{CloseReason, CoverageSummary, DeadLetter, Extent, OpenWindow, SensitivitySummary, SpooledRow, TokenTurn};
 use crate::checkpoint::Interval;
 use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, TopicPartition};
@@ -138,6 +138,9 @@ pub struct TurnSummary {
     pub n_selected: u64,
     /// Highest selection key that was left; `None` when nothing was left, or nothing was to be chosen.
     pub threshold: Option<f64>,
+    /// Where budgets are in tokens; then the window has a turn for each pool, be it the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenTurn>,
 }
 
 /// What a window comes to for one of several targets.
@@ -197,6 +200,7 @@ impl OpenWindow {
             from,
             extent: Extent { n_records, payload_bytes, .. },
             n_documents,
+            n_tokens: window_tokens,
             n_too_short,
             n_filtered,
             dead_letters,
@@ -207,7 +211,7 @@ impl OpenWindow {
             quota_version,
             ..
         } = self;
-        let by = Deciding { selector, noise, from, n_documents, log_weights: &log_weights };
+        let by = Deciding { selector, noise, from, n_documents, n_tokens: window_tokens, log_weights: &log_weights };
         let choice = candidates.choose(&by);
         let Choice { chosen, candidates, threshold, turns, other_log_weights, .. } = choice;
         let (names, coverage, sensitivity) = (choice.targets, choice.coverage, choice.sensitivity);
@@ -232,7 +236,7 @@ impl OpenWindow {
             scratch: Scratch::default(),
         };
         let n_selected = decisions.len() as u64;
-        let (selected, waiting) = match selector.sees_all() {
+        let (selected, waiting) = match selector.sees_whole_windows() {
             false => (counter.whole(candidates, decisions), Vec::new()),
             true => {
                 counter.waiting(&numbers, &decisions, rows)?;

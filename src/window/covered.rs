@@ -138,7 +138,7 @@ impl CoveredCandidates {
     }
 
     pub fn choose(self, by: &Deciding<'_>) -> Choice {
-        let Deciding { selector, noise, from, n_documents, log_weights } = *by;
+        let Deciding { selector, noise, from, n_documents, log_weights, .. } = *by;
         let coverage = selector.coverage.as_ref().expect("the window was opened for a coverage selector");
         let total = |document: u32, target: usize| match target.checked_sub(1) {
             None => log_weights[document as usize],

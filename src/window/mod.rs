@@ -13,6 +13,7 @@ mod sensitive;
 mod spread;
 mod statistics;
 mod tenths;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ pub use extent::{Extent, Forecast};
 pub use sensitive::{PlacedDocument, PointSource, PoolSensitivities, SensitivitySummary};
 pub use spread::{Fingerprint, SpreadSummary};
 pub use statistics::WindowTally;
+pub use tokens::TokenTurn;
 
 use crate::checkpoint::Interval;
 use crate::features::{BucketList, Featuriser, Scratch};
@@ -139,7 +141,8 @@ impl ScoredDocument {
             (None, Content::Whole(document)) => by.score(&document.text, &mut Scratch::default(), |_| ()),
             (None, Content::PassedOver { .. }) => panic!("a document that is to be scored again was passed over"),
         };
-        self.score = Score { loss: self.score.loss, ..of_text };
+        let Score { loss, counted_tokens, .. } = self.score;
+        self.score = Score { loss, counted_tokens, ..of_text };
         if let Content::Whole(document) = &self.content {
             self.other_weights = by.for_others(&document.text, self.buckets.as_ref(), &mut Scratch::default());
         }
@@ -184,6 +187,8 @@ pub struct OpenWindow {
     next_offset: i64,
     extent: Extent,
     n_documents: u64,
+    /// Tokens of all documents, as they count in budgets.
+    n_tokens: u64,
     n_too_short: u64,
     n_filtered: u64,
     held_bytes: usize,
@@ -215,6 +220,7 @@ impl OpenWindow {
             next_offset: from,
             extent: Extent::default(),
             n_documents: 0,
+            n_tokens: 0,
             n_too_short: 0,
             n_filtered: 0,
             held_bytes: 0,
@@ -308,6 +314,7 @@ impl OpenWindow {
     ) -> Option<SpooledRow> {
         let featuriser = scored_with.weight.featuriser();
         self.n_documents += 1;
+        self.n_tokens += u64::from(scored.score.budget_tokens());
         self.statistics.sources.document(scored.content.source());
         if !scored.is_counted {
             self.statistics.count(offset, noise, |count| scored.for_each_chunk(featuriser, count));
@@ -345,6 +352,9 @@ impl OpenWindow {
         }
         if let Candidates::Sensitive(sensitive) = &mut self.candidates {
             return Some(sensitive.take(offset, candidate, point.unwrap_or_default()));
+        }
+        if let Candidates::Tokens(in_tokens) = &mut self.candidates {
+            return Some(in_tokens.take(offset, candidate));
         }
         self.held_bytes += candidate.size_bytes();
         let key = |total_log_weight| selector.key(noise, offset, total_log_weight);
@@ -388,7 +398,7 @@ impl OpenWindow {
         self.sample.as_ref().is_some_and(|sample| sample.might_hold(number))
     }
 
-    /// Whether it looks at all its documents whole: several targets, quotas or strata divide it.
+    /// Whether it looks at all its documents whole: several targets, quotas or strata divide it, or it counts tokens.
     pub fn is_divided(&self) -> bool {
         !matches!(self.candidates, Candidates::Whole(_))
     }

@@ -2,6 +2,7 @@ mod covered;
 mod divided;
 mod sensitive;
 mod spread;
+mod tokens;
 
 use proptest::prelude::*;
 
@@ -34,6 +35,7 @@ fn selector(fraction: &str) -> SelectorSettings {
     SelectorSettings {
         kind,
         fraction,
+        unit: Default::default(),
         temperature: 1.0,
         length_normalise: false,
         min_tokens: 2,

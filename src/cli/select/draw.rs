@@ -4,6 +4,7 @@ use super::corrected::{Correction, Windows};
 use super::covered::Strata;
 use super::scores::Scores;
 use super::sensitive::Sensitivities;
+use super::tokens::TokenPools;
 use super::{Quota, SelectionPlan, Temperature};
 use crate::cli::UsageError;
 use crate::record::TopicPartition;
@@ -40,6 +41,7 @@ pub enum Drawn {
     Weights,
     Strata(Strata),
     Sensitivities(Sensitivities),
+    Tokens(TokenPools),
 }
 
 pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Result<Draw> {
@@ -101,6 +103,7 @@ pub fn settings(
     let settings = SelectorSettings {
         kind: plan.kind,
         fraction,
+        unit: plan.unit,
         temperature,
         length_normalise: plan.length_normalise,
         min_tokens: plan.min_tokens,
@@ -206,6 +209,7 @@ impl Draw {
             Drawn::Weights => {}
             Drawn::Strata(strata) => return strata.inclusion_probability(self, scores, model, document),
             Drawn::Sensitivities(of) => return of.pool(pool).inclusion_probability(of.score(document)),
+            Drawn::Tokens(of) => return of.inclusion_probability(self, scores, model, document),
         }
         let turns = self.selection.turns.iter().filter(|turn| turn.pool == pool && turn.count > 0);
         turns
@@ -221,7 +225,7 @@ impl Draw {
     pub fn sample_weight(&self, scores: &Scores, document: u32, inclusion_probability: f64) -> f64 {
         match &self.drawn {
             Drawn::Sensitivities(of) => of.pool(scores.pool(document)).sample_weight(of.score(document)),
-            Drawn::Weights | Drawn::Strata(_) => inclusion_probability.recip(),
+            Drawn::Weights | Drawn::Strata(_) | Drawn::Tokens(_) => inclusion_probability.recip(),
         }
     }
 
@@ -230,7 +234,7 @@ impl Draw {
         let total = match &self.drawn {
             Drawn::Strata(strata) if strata.is_uniform() => 0.0,
             Drawn::Sensitivities(of) => return of.key(&self.noise, document),
-            Drawn::Weights | Drawn::Strata(_) => {
+            Drawn::Weights | Drawn::Strata(_) | Drawn::Tokens(_) => {
                 total_weight(scores, model, &self.settings, document, scores.weight(document, target))
             }
         };

@@ -155,7 +155,7 @@ impl Looking<'_> {
     fn is_cut(&self, document: u32, of: &mut Explanation) -> bool {
         let Looking { model, scores, draw, plan, .. } = *self;
         match &draw.drawn {
-            Drawn::Weights => {}
+            Drawn::Weights | Drawn::Tokens(_) => {}
             Drawn::Strata(strata) => {
                 of.importance = Some(strata.importance(draw, scores, model, document));
                 of.cutoff_score = strata.cutoff_score(draw, scores, model, document);
@@ -195,7 +195,7 @@ impl Looking<'_> {
         let Looking { model, scores, draw, .. } = *self;
         let pool = scores.pool(document);
         let (turns, cell) = match &draw.drawn {
-            Drawn::Weights => (&draw.selection.turns, pool),
+            Drawn::Weights | Drawn::Tokens(_) => (&draw.selection.turns, pool),
             Drawn::Strata(s) => match s.cell(draw, scores, model, document) {
                 Some(cell) => (&s.covered.selection.turns, cell),
                 None => return (None, None),

@@ -1,22 +1,33 @@
 //! Options of `winnowd select` → how documents are selected, or what is wrong with the options.
 
+use std::sync::Arc;
+
 use super::corrected::Correction;
 use super::loss::{LossArguments, WantedLoss};
 use super::methods::{CoverageArguments, Criterion, Method, SensitivityArguments};
 use crate::cli::UsageError;
 use crate::cli::files::LossFieldArguments;
 use crate::cli::fit::shares;
-use crate::select::{Fraction, SelectorKind, Within};
+use crate::cli::tokenizer::TokenizerArguments;
+use crate::select::{Fraction, SelectorKind, Unit, Within};
+use crate::tokenizer::Tokenizer;
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Selection")]
 pub struct SelectionArguments {
-    /// Select this share of the documents, such as 0.1
-    #[arg(long, value_name = "F", required_unless_present = "count", conflicts_with = "count")]
+    /// Select this share of the documents, or with --unit tokens of their tokens, such as 0.1
+    #[arg(long, value_name = "F", required_unless_present_any = ["count", "tokens"], conflicts_with = "count")]
     fraction: Option<Fraction>,
     /// Select so many documents: exactly, whenever there are enough
     #[arg(long, value_name = "K")]
     count: Option<u64>,
+    /// Select so many tokens, to the nearest document: --unit tokens without a share
+    #[arg(long, value_name = "N", conflicts_with_all = ["fraction", "count"])]
+    tokens: Option<u64>,
+    /// What --fraction and --source-proportion are counted in. Tokens are those of --tokenizer, which then counts every document, or else
+    /// word-punct tokens
+    #[arg(long, value_enum, default_value_t = UnitName::Documents)]
+    unit: UnitName,
     /// Resampling adds noise to the weights, top-k does not; coverage spreads the selection over the whole range of a number that
     /// says how hard a document is; sensitivity draws documents by how much a loss depends on them
     #[arg(long, value_enum, default_value_t = SelectorName::ImportanceResampling)]
@@ -96,6 +107,12 @@ enum SelectorName {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum UnitName {
+    Documents,
+    Tokens,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum AgainstName {
     Raw,
     Selected,
@@ -133,6 +150,10 @@ impl std::str::FromStr for Temperature {
 /// How documents are selected.
 pub struct SelectionPlan {
     pub quota: Quota,
+    /// What it and the shares of sources are counted in.
+    pub unit: Unit,
+    /// What is selected is counted in its tokens, too.
+    pub tokenizer: Option<Arc<Tokenizer>>,
     pub method: Method,
     /// How keys are made from log weights.
     pub kind: SelectorKind,
@@ -158,6 +179,11 @@ pub struct SelectionPlan {
 }
 
 impl SelectionPlan {
+    /// The tokenizer, if it must count every document.
+    pub fn counter(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_deref().filter(|_| self.unit == Unit::Tokens)
+    }
+
     /// Fields without which a document cannot be selected.
     pub fn needed_fields(&self) -> impl Iterator<Item = usize> {
         let criteria = match &self.method {
@@ -174,10 +200,27 @@ impl SelectionPlan {
 #[derive(Clone, Copy)]
 pub enum Quota {
     Fraction(Fraction),
+    /// Of documents or tokens.
     Count(u64),
 }
 
 impl SelectionArguments {
+    /// How much is selected, and in what that is counted.
+    fn quota(&self) -> Result<(Quota, Unit), UsageError> {
+        let unit = if self.unit == UnitName::Tokens { Unit::Tokens } else { Unit::Documents };
+        match (self.fraction, self.count, self.tokens) {
+            (Some(fraction), None, None) => Ok((Quota::Fraction(fraction), unit)),
+            (None, Some(0), None) => Err(UsageError("--count 0: must be at least 1".to_owned())),
+            (None, Some(count), None) if unit == Unit::Tokens => {
+                Err(UsageError(format!("--count {count}: is of documents; with --unit tokens say --tokens")))
+            }
+            (None, Some(count), None) => Ok((Quota::Count(count), unit)),
+            (None, None, Some(0)) => Err(UsageError("--tokens 0: must be at least 1".to_owned())),
+            (None, None, Some(tokens)) => Ok((Quota::Count(tokens), Unit::Tokens)),
+            _ => Err(UsageError("give one of --fraction, --count and --tokens".to_owned())),
+        }
+    }
+
     fn correction(&self) -> Result<Option<Correction>, UsageError> {
         if self.against == AgainstName::Raw {
             return Ok(None);
@@ -215,13 +258,12 @@ impl SelectionArguments {
         self.scratch_gib.saturating_mul(1 << 30)
     }
 
-    pub fn checked(&self, losses: &LossFieldArguments) -> Result<SelectionPlan, UsageError> {
-        let quota = match (self.fraction, self.count) {
-            (Some(fraction), None) => Quota::Fraction(fraction),
-            (None, Some(0)) => return Err(UsageError("--count 0: must be at least 1".to_owned())),
-            (None, Some(count)) => Quota::Count(count),
-            _ => return Err(UsageError("give one of --fraction and --count".to_owned())),
-        };
+    pub fn checked(
+        &self,
+        losses: &LossFieldArguments,
+        tokenizer: &TokenizerArguments,
+    ) -> Result<SelectionPlan, UsageError> {
+        let (quota, unit) = self.quota()?;
         let sources = shares("--source-proportion", &self.source_proportion)?;
         let sum: f64 = sources.iter().map(|(_, share)| share).sum();
         if sum > 1.0 + 1e-9 {
@@ -252,9 +294,15 @@ impl SelectionArguments {
         if let Some(problem) = problem.filter(|_| correction.is_some()) {
             return Err(UsageError(format!("--against selected: {problem}")));
         }
+        if unit == Unit::Tokens && (correction.is_some() || !matches!(method, Method::Importance)) {
+            let problem = "works with --selector importance_resampling and top_k, and not with --against selected";
+            return Err(UsageError(format!("--unit tokens: {problem}")));
+        }
         let loss = self.loss.checked(&method, losses)?;
         Ok(SelectionPlan {
             quota,
+            unit,
+            tokenizer: tokenizer.load()?,
             measures_coverage: self.measure_coverage || !matches!(method, Method::Importance),
             method,
             kind,

@@ -7,13 +7,15 @@ use serde::Serialize;
 
 use super::SelectionPlan;
 use super::corrected::WindowsReport;
-use super::draw::Draw;
+use super::draw::{Draw, Drawn};
 use super::explain::{self, Explanation};
 use super::rows::Written;
 use super::scores::Scores;
 use super::spread::{self, Covers, MethodReport, SensitivityReport, StrataReport};
+use super::tokens::TokensReport;
 use crate::cli::bars::bar;
 use crate::cli::model::target_name;
+use crate::manifest::CountedTokens;
 use crate::score::{Model, ModelId};
 use crate::select::{AcceptanceBySource, Diagnostics};
 use crate::source::files::Input;
@@ -62,6 +64,10 @@ pub struct Report<'a> {
     requested: u64,
     selected: u64,
     selected_tokens: u64,
+    /// Only with `--tokenizer`.
+    tokenizer: Option<CountedTokens>,
+    /// Only with `--unit tokens`; then `requested` documents are as many as came of it.
+    tokens: Option<TokensReport>,
     /// How many documents fewer than requested were selected, because no more may be.
     shortfall: u64,
     targets: Vec<TargetReport>,
@@ -171,6 +177,16 @@ impl<'a> Report<'a> {
             requested: draw.requested,
             selected,
             selected_tokens: written.n_tokens,
+            tokenizer: plan.tokenizer.as_ref().map(|tokenizer| CountedTokens {
+                name: tokenizer.name().to_owned(),
+                digest: tokenizer.digest().to_owned(),
+                tokens: written.counted_tokens,
+                validation_tokens: 0,
+            }),
+            tokens: match &draw.drawn {
+                Drawn::Tokens(pools) => Some(pools.report(scores, plan)),
+                _ => None,
+            },
             shortfall: draw.requested - selected,
             targets: targets.collect(),
             strata: spread::strata(draw, plan),
@@ -214,6 +230,7 @@ impl<'a> Report<'a> {
             warnings
                 .push(format!("{without_number} documents lack a number that coverage needs: they cannot be selected"));
         }
+        warnings.extend(self.tokens.as_ref().and_then(TokensReport::warning));
         warnings.extend(self.strata.as_ref().and_then(StrataReport::warning).map(str::to_owned));
         if self.bad_lines > 0 {
             warnings.push(format!("{} bad lines were passed over", self.bad_lines));
@@ -241,6 +258,7 @@ impl<'a> Report<'a> {
             self.text_bytes as f64 / 1e6,
             self.seconds
         );
+        self.add_tokens(&mut text);
         self.add_sources(&mut text);
         self.strata.iter().for_each(|strata| strata.add_text(&mut text));
         self.sensitivity.iter().for_each(|sensitivity| sensitivity.add_text(&mut text));
@@ -261,6 +279,15 @@ impl<'a> Report<'a> {
         }
         text.push_str(if self.is_fitted { "  report.json\n  model.wnw\n" } else { "  report.json\n" });
         text
+    }
+
+    fn add_tokens(&self, text: &mut String) {
+        if let Some(TokensReport { documents, requested, selected, .. }) = &self.tokens {
+            let _ = writeln!(text, "{selected} of {documents} tokens, {requested:.0} were asked for");
+        }
+        if let Some(CountedTokens { name, tokens, .. }) = &self.tokenizer {
+            let _ = writeln!(text, "{tokens} tokens by the tokenizer {name}");
+        }
     }
 
     fn add_sources(&self, text: &mut String) {

@@ -44,8 +44,9 @@ pub struct Written {
     /// Distances of the sample to the selection, and to the random one.
     pub nearest: Option<[NearestDistances; 2]>,
     pub sources: crate::select::SourceCounts,
-    /// Selected documents, and the tokens in them.
+    /// Tokens of the selected documents, and those by the tokenizer, if there is one.
     pub n_tokens: u64,
+    pub counted_tokens: u64,
 }
 
 /// What a thread counts.
@@ -67,6 +68,7 @@ struct ChunkRows {
     rows: Rows,
     sources: Vec<Option<String>>,
     n_tokens: u64,
+    counted_tokens: u64,
     file_bytes: u64,
 }
 
@@ -89,12 +91,13 @@ impl Writing<'_> {
         });
         let progress = Progress::new("write", total_bytes(self.inputs));
         let mut sources = self.scores.sources.clone();
-        let mut n_tokens = 0;
+        let (mut n_tokens, mut counted_tokens) = (0, 0);
         let work = |state: &mut Counting, chunk: &ChunkReader<'_>| self.chunk_rows(chunk, format, weights, state);
         let deliver = |rows: ChunkRows| {
             progress.add(rows.sources.len() as u64, rows.file_bytes);
             rows.sources.iter().for_each(|source| sources.selected(source.as_deref()));
             n_tokens += rows.n_tokens;
+            counted_tokens += rows.counted_tokens;
             output.write(&rows.rows)
         };
         let reader = self.files.reader(self.inputs);
@@ -112,6 +115,7 @@ impl Writing<'_> {
             nearest: self.sample.map(|sample| [sample.clone(), sample.clone()]),
             sources,
             n_tokens,
+            counted_tokens,
         };
         for state in states {
             written.selected.merge(&state.selected);
@@ -150,17 +154,23 @@ impl Writing<'_> {
             [_] => Vec::new(),
             targets => targets.iter().map(|target| target.name.clone()).collect(),
         };
-        SelectionColumns { targets, has_losses: self.plan.keeps_losses }
+        let tokenizer = self.plan.tokenizer.as_ref().map(|tokenizer| tokenizer.column());
+        SelectionColumns { targets, has_losses: self.plan.keeps_losses, tokenizer }
     }
 
     fn footer(&self, model_id: &ModelId) -> anyhow::Result<Vec<(String, String)>> {
         let pair = |key: &str, value: String| (format!("winnowd.{key}"), value);
-        Ok(vec![
+        let mut pairs = vec![
             pair("model", model_id.as_str().to_owned()),
             pair("seed", self.plan.seed.to_string()),
             pair("selector", serde_json::to_string(&self.draw.settings).context("selector")?),
             pair("method", serde_json::to_string(&super::spread::method(self.plan)).context("method")?),
-        ])
+        ];
+        if let Some(tokenizer) = &self.plan.tokenizer {
+            let of = serde_json::json!({ "name": tokenizer.name(), "digest": tokenizer.digest() });
+            pairs.push(pair("tokenizer", of.to_string()));
+        }
+        Ok(pairs)
     }
 
     fn chunk_rows(
@@ -177,6 +187,7 @@ impl Writing<'_> {
             rows: if format == Format::Parquet { Rows::Columns(Vec::new()) } else { Rows::Lines(Vec::new()) },
             sources: Vec::new(),
             n_tokens: 0,
+            counted_tokens: 0,
             file_bytes: chunk.chunk.file_bytes,
         };
         if picks.is_empty() && random.is_empty() {
@@ -230,6 +241,10 @@ impl Writing<'_> {
         let document = pick.document;
         let n_tokens = self.scores.n_tokens[document as usize];
         found.n_tokens += u64::from(n_tokens);
+        let tokenizer = self.plan.tokenizer.as_deref();
+        let counted = self.scores.counted.get(document as usize).copied();
+        let counted_tokens = counted.unwrap_or_else(|| tokenizer.and_then(|tokenizer| tokenizer.count(&content.text)));
+        found.counted_tokens += u64::from(counted_tokens.unwrap_or(0));
         let source = content.source.as_deref().map(str::to_owned);
         found.sources.push(source.clone());
         // Lines carry the text as it stands in the original.
@@ -240,6 +255,7 @@ impl Writing<'_> {
             id: content.id().into_owned(),
             source,
             n_tokens,
+            counted_tokens,
             log_importance_weights: self.scores.weights_of(document).to_vec(),
             target: pick.target,
             selection_key: pick.key,
@@ -253,11 +269,10 @@ impl Writing<'_> {
             Rows::Columns(rows) => rows.push(row),
             Rows::Lines(lines) => {
                 let several = self.model.targets.len() > 1;
-                add_fields(
-                    lines,
-                    json,
-                    &fields(&row, several.then(|| self.model.targets[pick.target].name.as_str()), weights),
-                );
+                let target = several.then(|| self.model.targets[pick.target].name.as_str());
+                let mut fields = fields(&row, target, weights);
+                fields.extend(tokenizer.map(|tokenizer| (tokenizer.column(), counted_tokens.into())));
+                add_fields(lines, json, &fields);
             }
         }
     }

@@ -18,6 +18,8 @@ pub struct Scores {
     /// `n_targets` for each document, one after the other.
     pub weights: Vec<f64>,
     pub n_tokens: Vec<u32>,
+    /// By the plan's tokenizer, where it counts all documents; `None` of a text that it fails on. Else empty.
+    pub counted: Vec<Option<u32>>,
     /// The number of the pool that a document's source has of its own, counted from 1; 0 for all others. Empty when there
     /// is only one pool.
     pub pools: Vec<u16>,
@@ -44,6 +46,9 @@ impl Scores {
     pub fn push_bad_line(&mut self, plan: &SelectionPlan) {
         self.bad_lines += 1;
         self.n_tokens.push(0);
+        if plan.counter().is_some() {
+            self.counted.push(None);
+        }
         self.weights.extend(std::iter::repeat_n(f64::NAN, self.n_targets));
         self.n_numbers = plan.fields.len();
         self.numbers.extend(std::iter::repeat_n(f64::NAN, self.n_numbers));
@@ -58,6 +63,9 @@ impl Scores {
     /// Its weights come apart from it.
     pub fn push_document(&mut self, record: &Record<'_>, n_tokens: u32, plan: &SelectionPlan) {
         self.n_tokens.push(n_tokens);
+        if let Some(tokenizer) = plan.counter() {
+            self.counted.push(tokenizer.count(record.text));
+        }
         self.n_numbers = record.numbers.len();
         self.numbers.extend_from_slice(record.numbers);
         self.text_bytes += record.text.len() as u64;
@@ -119,6 +127,7 @@ impl Scores {
         self.chunks.push(u32::try_from(self.len()).unwrap_or(u32::MAX));
         self.weights.append(&mut chunk.weights);
         self.n_tokens.append(&mut chunk.n_tokens);
+        self.counted.append(&mut chunk.counted);
         self.pools.append(&mut chunk.pools);
         self.losses.append(&mut chunk.losses);
         self.numbers.append(&mut chunk.numbers);

@@ -261,14 +261,14 @@ impl Covers {
 pub fn strata(draw: &Draw, plan: &SelectionPlan) -> Option<StrataReport> {
     match &draw.drawn {
         Drawn::Strata(strata) => Some(StrataReport::of(strata, plan)),
-        Drawn::Weights | Drawn::Sensitivities(_) => None,
+        Drawn::Weights | Drawn::Sensitivities(_) | Drawn::Tokens(_) => None,
     }
 }
 
 pub fn sensitivity(draw: &Draw, plan: &SelectionPlan) -> Option<SensitivityReport> {
     match &draw.drawn {
         Drawn::Sensitivities(of) => Some(SensitivityReport::of(of, plan)),
-        Drawn::Weights | Drawn::Strata(_) => None,
+        Drawn::Weights | Drawn::Strata(_) | Drawn::Tokens(_) => None,
     }
 }
 

@@ -5,20 +5,20 @@ use std::fmt::Display;
 
 use arrow::array::ArrayRef;
 
+use crate::pipeline::FurtherColumns;
 use crate::sink::PublishedRow;
-use crate::sql::DerivedColumns;
 use crate::window::{ClosedWindow, SelectedDocument, TurnSummary, WindowSummary};
 
-/// Documents whose columns are computed at a time.
-const DERIVED_ROWS: usize = 64;
+/// Documents whose further columns are computed at a time.
+const FURTHER_ROWS: usize = 64;
 
 /// What differs, in the order of offsets; nothing if all is the same to the last bit. `rows` are those that the shard has of
-/// the window, with its derived columns, if it has any.
+/// the window, with its further columns.
 pub fn differences(
     published: &WindowSummary,
     rows: &[PublishedRow],
     again: &ClosedWindow,
-    derived: Option<&DerivedColumns>,
+    further: &FurtherColumns,
 ) -> Vec<String> {
     let mut found = Vec::new();
     let mut differ = |what: &str, published: &dyn Display, now: &dyn Display| {
@@ -87,19 +87,20 @@ pub fn differences(
             (None, None) => {}
         }
     }
-    if let Some(derived) = derived {
-        compare_derived(rows, again, derived, &mut found);
-    }
+    compare_further(rows, again, further, &mut found);
     found
 }
 
 /// Of the rows that are selected again.
-fn compare_derived(rows: &[PublishedRow], again: &ClosedWindow, derived: &DerivedColumns, found: &mut Vec<String>) {
+fn compare_further(rows: &[PublishedRow], again: &ClosedWindow, further: &FurtherColumns, found: &mut Vec<String>) {
+    let fields = further.fields();
+    if fields.is_empty() {
+        return;
+    }
     let by_offset: BTreeMap<i64, &PublishedRow> = rows.iter().map(|row| (row.offset, row)).collect();
-    let fields = derived.fields();
-    for documents in again.selected.chunks(DERIVED_ROWS) {
+    for documents in again.selected.chunks(FURTHER_ROWS) {
         let documents: Vec<&SelectedDocument> = documents.iter().collect();
-        let now = derived.of(&documents, &again.summary.at);
+        let now = further.of(&documents, &again.summary.at);
         for (i, document) in documents.iter().enumerate() {
             let Some(row) = by_offset.get(&document.offset) else { continue };
             for (field, now) in fields.iter().zip(&now.arrays) {
@@ -120,10 +121,12 @@ fn value(array: &ArrayRef) -> String {
 }
 
 fn shown(turn: &TurnSummary) -> String {
-    let TurnSummary { source, target, n_candidates, n_selected, threshold } = turn;
+    let TurnSummary { source, target, n_candidates, n_selected, threshold, tokens } = turn;
     let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
     let threshold = threshold.map_or("none".to_owned(), |t| t.to_string());
-    format!("{} for {}: {n_selected} of {n_candidates}, threshold {threshold}", name(source), name(target))
+    let tokens =
+        tokens.map_or(String::new(), |of| format!(", {} of {} tokens for {}", of.selected, of.candidates, of.budget));
+    format!("{} for {}: {n_selected} of {n_candidates}{tokens}, threshold {threshold}", name(source), name(target))
 }
 
 fn compare(row: &PublishedRow, document: &SelectedDocument, window: &str, found: &mut Vec<String>) {
@@ -188,7 +191,14 @@ mod tests {
     fn turn(target: &str, threshold: f64) -> TurnSummary {
         let (n_candidates, n_selected) = (5, 1);
         let threshold = Some(threshold);
-        TurnSummary { source: Some("web".into()), target: Some(target.into()), n_candidates, n_selected, threshold }
+        TurnSummary {
+            source: Some("web".into()),
+            target: Some(target.into()),
+            n_candidates,
+            n_selected,
+            threshold,
+            tokens: None,
+        }
     }
 
     /// A window of one document for the second of two targets, and its row.
@@ -263,11 +273,14 @@ mod tests {
     fn turns_targets_weights_and_losses_are_compared_to_the_last_bit() {
         let (again, row) = decided();
         let published = again.summary.clone();
-        assert_eq!(differences(&published, std::slice::from_ref(&row), &again, None), Vec::<String>::new());
+        assert_eq!(
+            differences(&published, std::slice::from_ref(&row), &again, &FurtherColumns::default()),
+            Vec::<String>::new()
+        );
         let differs = |change: fn(&mut WindowSummary, &mut PublishedRow), expected: &str| {
             let (mut published, mut row) = (published.clone(), row.clone());
             change(&mut published, &mut row);
-            let found = differences(&published, &[row], &again, None);
+            let found = differences(&published, &[row], &again, &FurtherColumns::default());
             assert!(matches!(&found[..], [only] if only.contains(expected)), "{found:?} does not say `{expected}`");
         };
         differs(
@@ -285,11 +298,11 @@ mod tests {
         differs(|_, row| row.losses[2].1 = None, "expected_loss: published none, now 3.5");
         let mut other = row.clone();
         other.losses[2].1 = Some(3.5f64.next_up());
-        assert_eq!(differences(&published, &[other], &again, None).len(), 1);
+        assert_eq!(differences(&published, &[other], &again, &FurtherColumns::default()).len(), 1);
         // A shard that was written before the column came says nothing of it.
         let mut older = row.clone();
         older.losses.pop();
-        assert_eq!(differences(&published, &[older], &again, None), Vec::<String>::new());
+        assert_eq!(differences(&published, &[older], &again, &FurtherColumns::default()), Vec::<String>::new());
         differs(|_, row| row.log_importance_weights.clear(), "weights for targets: published 0, now 2");
     }
 }

@@ -12,7 +12,7 @@ use crate::manifest::ShardManifest;
 use crate::record::{Reject, TopicPartition};
 use crate::score::{LossTerm, Score};
 use crate::select::{Division, Noise, SelectorKind, SelectorSettings};
-use crate::window::{ClosedWindow, WindowSummary};
+use crate::window::{ClosedWindow, TokenTurn, WindowSummary};
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -80,6 +80,9 @@ pub struct ExplainedReject {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ExplainedDocument {
     pub n_tokens: u32,
+    /// By the tokenizer of the configuration, where budgets are in its tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counted_tokens: Option<u32>,
     pub n_ngrams: u64,
     /// The clause of the filter that refuses it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,6 +174,9 @@ pub struct ExplainedTurn {
     pub budget: u64,
     /// The best key that was not chosen; `null` when nothing was left, or nothing was to be chosen.
     pub threshold: Option<f64>,
+    /// Where budgets are in tokens; `budget` is the number of documents that came of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenTurn>,
 }
 
 impl Explanation {
@@ -303,13 +309,14 @@ impl Asked<'_> {
         if summary.coverage.is_some() || summary.sensitivity.is_some() {
             return Vec::new();
         }
-        if self.division.is_whole() {
+        if summary.turns.is_empty() {
             return vec![ExplainedTurn {
                 target: None,
                 source: None,
                 n_candidates: self.contenders.len(),
                 budget: summary.n_selected,
                 threshold: summary.threshold,
+                tokens: None,
             }];
         }
         let pool = self.division.source_of(self.division.pool_of(seen.source.as_deref()));
@@ -320,6 +327,7 @@ impl Asked<'_> {
             n_candidates: turn.n_candidates,
             budget: turn.n_selected,
             threshold: turn.threshold,
+            tokens: turn.tokens,
         };
         of_pool.map(explained).collect()
     }
@@ -348,7 +356,7 @@ impl Asked<'_> {
                 rank: self
                     .contenders
                     .rank(seen.offset, pool, number, taken)
-                    .filter(|_| is_candidate && !selector.sees_all() && taken.is_left_for(number, seen.offset)),
+                    .filter(|_| is_candidate && !selector.sees_whole_windows() && taken.is_left_for(number, seen.offset)),
             }
         };
         let targets: Vec<OfTarget> = log_importance_weights.iter().enumerate().map(of_target).collect();
@@ -365,6 +373,7 @@ impl Asked<'_> {
         let ratio = sensitivity.as_ref().map_or(1.0, |sensitivity| sensitivity.pool.ratio);
         ExplainedDocument {
             n_tokens: score.n_tokens,
+            counted_tokens: score.counted_tokens,
             n_ngrams: self.featuriser.n_ngrams(score.n_tokens),
             refused_by: refused_by.map(|clause| self.clauses[usize::from(clause)].clone()),
             loss: selector.loss.map(|term| ExplainedLoss {
@@ -408,6 +417,13 @@ impl Asked<'_> {
             return chance * strata.inclusion_probability(selector, &weights);
         }
         let turns = self.turns(seen);
+        let pool = self.division.pool_of(seen.source.as_deref());
+        if let Some(TokenTurn { budget, .. }) = turns[0].tokens {
+            let uniform = self.noise.rounding(self.closed.summary.interval.from);
+            let place = self.contenders.in_tokens(seen.offset, pool, budget, uniform);
+            return place
+                .map_or(0.0, |(pool, rank)| pool.inclusion_probability(selector, targets[0].total_log_weight, rank));
+        }
         if self.division.is_whole() {
             return chance * selector.inclusion_probability(targets[0].total_log_weight, turns[0].threshold);
         }
@@ -417,7 +433,7 @@ impl Asked<'_> {
             (turn.budget > 0).then(|| selector.inclusion_probability(target.total_log_weight, turn.threshold))
         };
         let best = targets.iter().zip(&turns).filter_map(of_turn).fold(0.0, f64::max);
-        chances[self.division.pool_of(seen.source.as_deref())] * best
+        chances[pool] * best
     }
 }
 
@@ -426,10 +442,14 @@ fn in_words(targets: &[OfTarget], turns: &[ExplainedTurn], by: Option<usize>) ->
     let mut text = String::new();
     let of_targets = targets.iter().zip(turns).enumerate().filter(|(number, _)| by.is_none_or(|by| by == *number));
     for (_, (of, turn)) in of_targets {
-        let ExplainedTurn { target, source, n_candidates, budget, threshold } = turn;
+        let ExplainedTurn { target, source, n_candidates, budget, threshold, tokens } = turn;
         let target = target.as_ref().map(|name| format!("for target {name} ")).unwrap_or_default();
         let pool = source.as_ref().map(|name| format!(" of source {name}")).unwrap_or_default();
         let rank = of.rank.map(|rank| format!("rank {rank} of {n_candidates} candidates{pool}")).unwrap_or_default();
+        let budget_of = match tokens {
+            Some(TokenTurn { budget, selected, .. }) => format!(" for {selected} of {budget:.1} tokens"),
+            None => String::new(),
+        };
         let separator = if text.is_empty() { "" } else { "; " };
         // Writing to memory does not fail.
         let _ = write!(text, "{separator}{target}");
@@ -437,15 +457,15 @@ fn in_words(targets: &[OfTarget], turns: &[ExplainedTurn], by: Option<usize>) ->
         let _ = match threshold {
             Some(threshold) if by.is_some() => write!(
                 text,
-                "its key {key:.6} is above the threshold {threshold:.6}, the best that was not selected: {rank}, {budget} selected"
+                "its key {key:.6} is above the threshold {threshold:.6}, the best that was not selected: {rank}, {budget} selected{budget_of}"
             ),
             None if by.is_some() => write!(text, "all {n_candidates} candidates{pool} were selected"),
             _ if *budget == 0 => write!(text, "none of {n_candidates} candidates{pool} was to be selected"),
             Some(threshold) => write!(
                 text,
-                "its key {key:.6} is not above the threshold {threshold:.6}, the best that was not selected: {rank}, {budget} selected"
+                "its key {key:.6} is not above the threshold {threshold:.6}, the best that was not selected: {rank}, {budget} selected{budget_of}"
             ),
-            None => write!(text, "nothing was left: {rank}, {budget} selected"),
+            None => write!(text, "nothing was left: {rank}, {budget} selected{budget_of}"),
         };
     }
     text

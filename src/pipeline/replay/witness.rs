@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::features::Scratch;
 use crate::record::{Decoder, Reject, Schemas, TextScratch};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Criterion, Division, Noise, SelectorSettings, Tail};
+use crate::select::{Criterion, Division, Noise, RankedDocument, SelectorSettings, Tail, TokenPool, Unit};
 use crate::source::Record;
 use crate::window::{ClosedWindow, OpenWindow, PlacedDocument, ScoredDocument, ScoredRecord};
 
@@ -116,6 +116,9 @@ impl<'a> Witness<'a> {
         if selector.sensitivity.is_some() && document.point.is_none() {
             return;
         }
+        if selector.unit == Unit::Tokens {
+            contenders.n_tokens.push(document.score.budget_tokens());
+        }
         let first = document.score.log_importance_weight;
         // Of several targets every candidate of the window has all weights: see `Candidates::might_hold`.
         let keys = std::iter::once(first).chain(document.other_weights.iter().copied()).map(key);
@@ -165,6 +168,8 @@ pub(super) struct Contenders {
     keys: Vec<f64>,
     /// What a cut-off looks at, of each of them; empty without one.
     cutoffs: Vec<f64>,
+    /// As they count in budgets, of each of them; empty where those are of documents.
+    n_tokens: Vec<u32>,
 }
 
 impl Contenders {
@@ -186,6 +191,20 @@ impl Contenders {
             order => (order == Ordering::Greater) == (tail == Tail::High),
         };
         self.cutoffs.iter().zip(&self.offsets).filter(|both| is_before(*both)).count() as u64
+    }
+
+    /// What was decided of a pool whose budget is in tokens, and the place of the candidate at this offset.
+    pub fn in_tokens(&self, offset: i64, pool: usize, budget: f64, uniform: f64) -> Option<(TokenPool, usize)> {
+        let number = self.offsets.iter().position(|other| *other == offset)?;
+        let of = |number: usize| RankedDocument {
+            document: number as u32,
+            key: self.keys[number * self.n_targets],
+            n_tokens: self.n_tokens[number],
+        };
+        let of_pool = (0..self.offsets.len()).filter(|number| self.pools[*number] as usize == pool).map(of);
+        let pool = TokenPool::new(of_pool.collect(), budget, uniform);
+        let rank = pool.rank(&of(number));
+        Some((pool, rank))
     }
 
     /// Candidates by pool.

@@ -30,6 +30,7 @@ fn selector() -> SelectorSettings {
     SelectorSettings {
         kind: SelectorKind::ImportanceResampling,
         fraction: "1".parse().unwrap(),
+        unit: Default::default(),
         temperature: 1.5,
         length_normalise: false,
         min_tokens: 0,

@@ -8,6 +8,7 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
     SelectorSettings {
         kind,
         fraction,
+        unit: Default::default(),
         temperature: 1.0,
         length_normalise: false,
         min_tokens: 0,

@@ -26,13 +26,15 @@ fn row() -> impl Strategy<Value = SpooledRow> {
     let text = prop_oneof![4 => "\\PC{0,40}".boxed(), 1 => (0usize..200_000).prop_map(|n| "é".repeat(n)).boxed()];
     let parts = (text, ".{0,9}", proptest::option::of(".{0,9}"), proptest::option::of("[{}\":a]{0,30}"));
     let number = || proptest::option::of(proptest::num::f64::NORMAL);
-    let numbers = (any::<u32>(), proptest::num::f64::NORMAL, number(), proptest::num::f64::NORMAL, number());
+    let numbers =
+        (any::<(u32, Option<u32>)>(), proptest::num::f64::NORMAL, number(), proptest::num::f64::NORMAL, number());
     let others = proptest::collection::vec(proptest::num::f64::NORMAL, 0..4);
     let point = proptest::collection::vec(proptest::num::f32::NORMAL, 0..9);
     let all = (parts, numbers, proptest::option::of(any::<i64>()), others, point);
     all.prop_map(|((text, id, source, metadata), numbers, timestamp_ms, other_weights, point)| {
-        let (n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss) = numbers;
-        let score = Score { n_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
+        let ((n_tokens, counted_tokens), log_importance_weight, loss, expected_loss_weight, expected_loss) = numbers;
+        let score =
+            Score { n_tokens, counted_tokens, log_importance_weight, loss, expected_loss_weight, expected_loss };
         SpooledRow { document: Document { id, text, source, timestamp_ms, metadata }, score, other_weights, point }
     })
 }

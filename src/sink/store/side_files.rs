@@ -133,6 +133,7 @@ mod tests {
             digest: "sha256:00".into(),
             model: ModelId::of(b"m"),
             windows: vec![],
+            tokenizer: None,
             validation: None,
             created_at: "2026-01-31T12:00:00.000Z".into(),
         };

@@ -98,7 +98,7 @@ impl WindowsReport {
         let windows = draw.windows.as_ref()?;
         let n_strata = match &draw.drawn {
             Drawn::Strata(strata) => Some(strata.coverage.settings.strata as usize),
-            Drawn::Weights | Drawn::Sensitivities(_) => None,
+            Drawn::Weights | Drawn::Sensitivities(_) | Drawn::Tokens(_) => None,
         };
         let report = |WindowTurn { window, round, documents, turn }: &WindowTurn| {
             let pool = turn.pool / n_strata.unwrap_or(1);
