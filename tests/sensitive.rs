@@ -61,9 +61,9 @@ fn payload(n: u64) -> Vec<u8> {
     let mut document: Value = serde_json::from_slice(&document(n)).unwrap();
     document["nll"] = json!(loss(n));
     document["e"] = match embedding(n) {
-        None if n % 2 == 0 => json!("no embedding"),
+        None if n.is_multiple_of(2) => json!("no embedding"),
         None => return document.to_string().into_bytes(),
-        Some(numbers) if n % 2 == 0 => json!(numbers),
+        Some(numbers) if n.is_multiple_of(2) => json!(numbers),
         Some(numbers) => {
             let bytes: Vec<u8> = numbers.iter().flat_map(|x| half(*x).to_le_bytes()).collect();
             json!(base64::engine::general_purpose::STANDARD.encode(bytes))

@@ -72,7 +72,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
             "top_k" => SelectorKind::TopK,
             _ => SelectorKind::ImportanceResampling,
         },
-        unit: unit(r, coverage.is_some()),
+        unit: unit(r, coverage.is_some() || sensitivity.is_some()),
         fraction: r.parse("selection.fraction", "1".parse().expect("1 is a fraction"), str::parse),
         temperature: r.number_above_zero("selection.temperature"),
         length_normalise: r.boolean("selection.length_normalise"),

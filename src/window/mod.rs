@@ -374,7 +374,7 @@ impl OpenWindow {
     ) -> Result<(), E> {
         match &mut self.candidates {
             Candidates::Sensitive(sensitive) => sensitive.place(selector, noise, points),
-            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) => Ok(()),
+            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Tokens(_) => Ok(()),
         }
     }
 
@@ -382,7 +382,7 @@ impl OpenWindow {
     pub fn placed(&self, offset: i64, point: &[f32]) -> Option<PlacedDocument> {
         match &self.candidates {
             Candidates::Sensitive(sensitive) => sensitive.placed(offset, point),
-            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) => None,
+            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Tokens(_) => None,
         }
     }
 

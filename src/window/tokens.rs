@@ -39,7 +39,12 @@ impl TokenCandidates {
     /// If there are several targets: what each leaves to the next is known in documents only.
     pub fn new(division: &Arc<Division>) -> Self {
         assert_eq!(division.n_targets(), 1, "tokens of several targets");
-        TokenCandidates { division: division.clone(), offsets: Offsets::default(), n_tokens: Vec::new(), pools: Vec::new() }
+        TokenCandidates {
+            division: division.clone(),
+            offsets: Offsets::default(),
+            n_tokens: Vec::new(),
+            pools: Vec::new(),
+        }
     }
 
     /// Keeps the numbers of the next candidate, and gives the rest away.

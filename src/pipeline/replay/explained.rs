@@ -353,10 +353,9 @@ impl Asked<'_> {
                     let weight = if selector.is_uniform() { 0.0 } else { total_log_weight };
                     selector.key(self.noise, seen.offset, weight)
                 }),
-                rank: self
-                    .contenders
-                    .rank(seen.offset, pool, number, taken)
-                    .filter(|_| is_candidate && !selector.sees_whole_windows() && taken.is_left_for(number, seen.offset)),
+                rank: self.contenders.rank(seen.offset, pool, number, taken).filter(|_| {
+                    is_candidate && !selector.sees_whole_windows() && taken.is_left_for(number, seen.offset)
+                }),
             }
         };
         let targets: Vec<OfTarget> = log_importance_weights.iter().enumerate().map(of_target).collect();

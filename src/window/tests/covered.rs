@@ -171,6 +171,7 @@ fn a_candidate_takes_some_fifty_bytes() {
             score,
             other_weights: Vec::new(),
             numbers: [1.0, f64::NAN],
+            point: None,
             is_counted: true,
             refused_by: None,
             fingerprint: None,
