@@ -25,7 +25,7 @@ fn embedded_broker_process() {
 
 const PARTITIONS: u64 = 2;
 const CONFIG: &str = "selection.unit = \"tokens\"\nselection.fraction = 0.3\nselection.sources = { s0 = 0.5, s1 = 0.2 }\n\
-                      selection.min_tokens = 5\nwindow.max_documents = 50\nshard.max_rows = 60\ndocuments.tokenizer.name = \"bpe\"\n";
+                      window.max_documents = 50\nshard.max_rows = 60\ndocuments.tokenizer.name = \"bpe\"\n";
 
 /// Of very different lengths.
 fn text(n: u64) -> String {
