@@ -60,6 +60,17 @@ OF_DRAWN = {
     "window.max_documents": 500,
     "memory.budget": "128MiB",
 }
+# What only such a selector tells is asked of this one.
+SENSITIVE = "brokers"
+OF_SENSITIVE = {"selection.selector": "sensitivity", "selection.centres": 16, "memory.budget": "128MiB"}
+OF_SENSITIVITY = re.compile("winnowd_window_(centres|weight_ratio)")
+# Words between blanks; none is known, and each is one token.
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "Whitespace"},
+    "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"},
+}
 # job → what its configuration has of its own.
 OTHERS = {
     "slow": {"kafka.on_lost_offset": "skip"},
@@ -74,7 +85,7 @@ OTHERS = {
     "large": {"selection.fraction": 0.3, "window.max_documents": 1500, "losses.max_bytes": "64MiB", "losses.max_samples": 16_000_000},
     "catalog": {},
     "disk": {},
-    "brokers": {},
+    "brokers": OF_SENSITIVE,
     # The group's memory of a member outlives the run, and nobody mends what is to be seen.
     "orphan": {
         "kafka.session_timeout": "10m",
@@ -105,9 +116,9 @@ def metric_names(text):
     return {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"\bwinnowd_\w+", text)}
 
 
-def same_names(worker):
+def same_names(workers):
     """Names that alerts, dashboards and the autoscaler ask for, against those that there are."""
-    there = metric_names(get(f"http://127.0.0.1:{worker.port}/metrics"))
+    there = set().union(*(metric_names(get(f"http://127.0.0.1:{worker.port}/metrics")) for worker in workers))
     files = [CHART / "files/alerts.yaml", CHART / "templates/autoscaling.yaml", *CHART.glob("files/dashboards/*.json")]
     asked = {name for file in files for name in metric_names(file.read_text())}
     if asked - there:
@@ -127,7 +138,8 @@ def answers(prometheus, job, began):
                 sys.exit(f"live: {path.name}, {panel['title']}: no unit, or no word of what is good")
             panel["series"] = []
             for target in panel["targets"]:
-                expression = re.sub(r"\$(namespace|pod)\b", ".*", target["expr"]).replace("$job", job).replace("$__rate_interval", "15s")
+                asked = SENSITIVE if OF_SENSITIVITY.search(target["expr"]) else job
+                expression = re.sub(r"\$(namespace|pod)\b", ".*", target["expr"]).replace("$job", asked).replace("$__rate_interval", "15s")
                 # It publishes each two seconds, not each eleven minutes.
                 expression = expression.replace("[15m]", "[30s]")
                 found = prometheus.ask("query_range", query=expression, start=began, end=time.time(), step=1)
@@ -176,6 +188,7 @@ class Setting:
         for model, target in (("two", targets), ("model", [first])):
             command = [self.winnowd, "fit", "--target", *target, "--raw", SAMPLE, "--out", self.folder / f"{model}.wnw"]
             subprocess.run(command, check=True, capture_output=True)
+        (self.folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
 
     def topics(self, topics):
         for future in self.admin.create_topics([NewTopic(name, n, 1) for name, n in topics.items()]).values():
@@ -207,6 +220,7 @@ class Setting:
             "feedback.topic": f"{topic}-losses",
             "losses.topic": f"{topic}-ranks",
             "losses.weights_topic": f"{topic}-weights",
+            "documents.tokenizer.path": f"{self.folder}/tokenizer.json",
         }
         return self.pipeline(DRAWN, 2, OF_DRAWN | own, {})
 
@@ -312,7 +326,7 @@ def main():
 
         be_healthy(prometheus, pipelines, streams)
         wait_for_loops(prometheus)
-        same_names(drawn.workers[0])
+        same_names([drawn.workers[0], *(p.workers[0] for p in pipelines if p.job == SENSITIVE)])
         scene = Scene(arguments.bootstrap, setting.admin, prometheus, streams, trainer, setting.proxy)
         faults_began = time.time()
         make_all(scene, pipelines)
