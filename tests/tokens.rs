@@ -83,13 +83,14 @@ fn windows_select_their_share_of_the_tokens_through_kills_and_replays() {
     published.assert_exactly_once(&(0..PARTITIONS as i32).map(|p| (p, (n / PARTITIONS) as i64)).collect());
 
     let count = |n: u64| u64::from(tokenizer.count(&text(n)).unwrap());
-    check_windows(&deployment, &published, count);
+    check_windows(&deployment, &published, &count);
     check_rows(&deployment, &tokenizer);
+    check_explanations(&deployment, &published, count);
     check_replays(&deployment, folder.path(), &extra, &path);
 }
 
 /// Every pool of every window is less than a document away from its budget, and the budgets are the shares of all tokens.
-fn check_windows(deployment: &Deployment, published: &Published, count: impl Fn(u64) -> u64) {
+fn check_windows(deployment: &Deployment, published: &Published, count: &impl Fn(u64) -> u64) {
     let mut selected: BTreeMap<(String, Option<String>), u64> = BTreeMap::new();
     for row in &published.rows {
         let n = row.id.parse().unwrap();
@@ -127,6 +128,34 @@ fn check_rows(deployment: &Deployment, tokenizer: &Tokenizer) {
     assert!(counted.iter().all(|of| of.name == "bpe" && of.digest == tokenizer.digest()));
     assert!(sum > 0);
     assert_eq!(counted.iter().map(|of| of.tokens).sum::<u64>(), sum);
+}
+
+/// What is said of the documents of a window is what decided about them.
+fn check_explanations(deployment: &Deployment, published: &Published, count: impl Fn(u64) -> u64) {
+    let window = &published.windows[0];
+    let explain = |arguments: &[&str]| {
+        let output = deployment.winnowd(&[&["explain"], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let mut n_selected = 0;
+    for offset in window.interval.from..window.interval.from + 30 {
+        let position = format!("{}:{offset}", window.at.partition);
+        let of: Value = serde_json::from_str(&explain(&["--json", "--position", &position])).unwrap();
+        let row = published.rows.iter().find(|row| (row.partition, row.offset) == (window.at.partition, offset));
+        assert_eq!(row.is_some(), of["outcome"] == "selected", "{of}");
+        let n = offset as u64 * PARTITIONS + window.at.partition as u64;
+        assert_eq!(of["document"]["counted_tokens"].as_u64(), Some(count(n)), "{of}");
+        let Some(row) = row else { continue };
+        n_selected += 1;
+        let number =
+            |name: &str| of["document"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {of}")).to_bits();
+        assert_eq!(number("inclusion_probability"), row.inclusion_probability.to_bits(), "{of}");
+        assert_eq!(number("sample_weight"), row.sample_weight.to_bits(), "{of}");
+        let told = explain(&["--position", &position]);
+        assert!(told.contains(" tokens"), "{told}");
+    }
+    assert!((3..30).contains(&n_selected), "{n_selected} of 30");
 }
 
 /// The same to the last bit with the same tokenizer under any name; not with another.

@@ -1,5 +1,7 @@
 //! Numbers of candidates, by number of the candidate: so many that what a vector keeps free for more would count.
 
+use std::cmp::Ordering;
+
 /// Beyond it a column grows by an eighth instead of doubling: at most so much of it is free. Where it is large, the memory is
 /// mapped anew and not copied.
 const DOUBLED: usize = 1 << 12;
@@ -45,6 +47,20 @@ impl Offsets {
         self.bases[base].1 + i64::from(self.distances[number as usize])
     }
 
+    /// The number of this offset, if it is one of them.
+    pub fn find(&self, offset: i64) -> Option<u32> {
+        let (mut low, mut high) = (0, self.distances.len() as u32);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.get(middle).cmp(&offset) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal => return Some(middle),
+                Ordering::Greater => high = middle,
+            }
+        }
+        None
+    }
+
     pub fn len(&self) -> usize {
         self.distances.len()
     }
@@ -73,7 +89,10 @@ mod tests {
             let mut offsets = Offsets::default();
             expected.iter().for_each(|offset| offsets.push(*offset));
             prop_assert_eq!(offsets.len(), expected.len());
-            prop_assert_eq!((0..offsets.len() as u32).map(|number| offsets.get(number)).collect::<Vec<_>>(), expected);
+            prop_assert_eq!((0..offsets.len() as u32).map(|number| offsets.get(number)).collect::<Vec<_>>(), &expected[..]);
+            for offset in expected.iter().flat_map(|offset| [offset - 1, *offset, offset + 1]) {
+                prop_assert_eq!(offsets.find(offset), expected.binary_search(&offset).ok().map(|number| number as u32));
+            }
         }
     }
 

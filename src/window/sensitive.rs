@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::candidates::{Candidate, Choice, Chosen, Deciding};
+use super::columns::{self, Offsets};
 use super::covered::SpooledRow;
 use crate::features::Projection;
 use crate::score::Score;
@@ -69,7 +70,7 @@ pub struct PlacedDocument {
 pub(super) struct SensitiveCandidates {
     division: Arc<Division>,
     points: PointSource,
-    offsets: Vec<i64>,
+    offsets: Offsets,
     /// Of their embeddings; empty where points are projected, which all have the same.
     dims: Vec<u16>,
     /// Empty where there is only one.
@@ -95,7 +96,7 @@ impl SensitiveCandidates {
         SensitiveCandidates {
             division: division.clone(),
             points: if is_embedded { PointSource::Embedding } else { PointSource::Projection },
-            offsets: Vec::new(),
+            offsets: Offsets::default(),
             dims: Vec::new(),
             pools: Vec::new(),
             n_without_embedding: 0,
@@ -114,19 +115,20 @@ impl SensitiveCandidates {
         let Candidate { document, score, other_weights, .. } = candidate;
         self.offsets.push(offset);
         if self.points == PointSource::Embedding {
-            self.dims.push(point.len() as u16);
+            columns::push(&mut self.dims, point.len() as u16);
         }
         if self.division.n_pools() > 1 {
-            self.pools.push(self.division.pool_of(document.source.as_deref()) as u16);
+            columns::push(&mut self.pools, self.division.pool_of(document.source.as_deref()) as u16);
         }
         SpooledRow { document, score, other_weights, point }
     }
 
     /// What is held, and what deciding takes beside it. The sample that centres are found among is held for one window at a time.
     pub fn held_bytes(&self) -> usize {
-        self.offsets.capacity() * size_of::<i64>()
+        self.offsets.held_bytes()
+            + columns::held_bytes(&self.dims)
+            + columns::held_bytes(&self.pools)
             + self.offsets.len() * DECIDING_BYTES
-            + (self.pools.capacity() + self.dims.capacity()) * size_of::<u16>()
     }
 
     /// See [`super::OpenWindow::place`].
@@ -174,7 +176,7 @@ impl SensitiveCandidates {
     fn sample(&self, competing: &[u32], n: usize, noise: &Noise) -> Vec<u32> {
         let mut sample = Reservoir::new(n);
         for &number in competing {
-            let offset = self.offsets[number as usize];
+            let offset = self.offsets.get(number);
             let key = -noise.sampling(offset);
             if sample.might_hold(key) {
                 sample.offer(offset, key, number);
@@ -185,7 +187,7 @@ impl SensitiveCandidates {
 
     /// What was found of the candidate at an offset, whose point this is; `None` if there is none that competes.
     pub fn placed(&self, offset: i64, point: &[f32]) -> Option<PlacedDocument> {
-        let number = self.offsets.binary_search(&offset).ok()?;
+        let number = self.offsets.find(offset)? as usize;
         let Placed { centres, scores, .. } = self.placed.as_ref()?;
         let score = Some(scores[number]).filter(|score| score.is_finite())?;
         let centres = centres.as_ref()?;
@@ -206,7 +208,7 @@ impl SensitiveCandidates {
         let competing = (0..self.offsets.len() as u32).filter(|number| score(*number).is_finite());
         competing.for_each(|number| pools[pool_of(number)].push(number));
         let count = selector.fraction.of(n_documents, noise.rounding(from));
-        let uniform = |number: u32| noise.priority(self.offsets[number as usize]);
+        let uniform = |number: u32| noise.priority(self.offsets.get(number));
         let mut drawn = select_by_sensitivity(count, pools, self.division.pool_shares(), score, uniform);
         let picks = std::mem::take(&mut drawn.selection.picks);
         // Whether there is a selection at all was left to chance where the share is less than one document.
@@ -215,7 +217,7 @@ impl SensitiveCandidates {
             let pool = &drawn.pools[pool_of(number)];
             Chosen {
                 number,
-                offset: self.offsets[number as usize],
+                offset: self.offsets.get(number),
                 target: 0,
                 key,
                 inclusion_probability: chance * pool.inclusion_probability(score(number)),

@@ -55,6 +55,8 @@ REFUSED = [
     (["config.memory.budget=900MiB"], "resources.limits.memory = 1Gi: must be config.memory.budget (900 MiB)"),
     (["config.shard.target_bytes=2GiB"], "scratch.size = 2Gi: must be twice config.shard.target_bytes (2048 MiB)"),
     (["config.selection.selector=coverage"], "scratch.size = 2Gi: must be config.spool.max_bytes (16384 MiB) and twice"),
+    (["config.selection.selector=sensitivity"], "scratch.size = 2Gi: must be config.spool.max_bytes (16384 MiB) and twice"),
+    (["config.selection.unit=tokens"], "scratch.size = 2Gi: must be config.spool.max_bytes (16384 MiB) and twice"),
     (["config.selection.selector=coverage", "config.spool.max_bytes=1920MiB"], "must be config.spool.max_bytes (1920 MiB) and"),
     (["model.volume.configMap.name=a", "model.volume.emptyDir.sizeLimit=1Mi"], "model"),
     (["autoscaling.by=hpa", *POSTGRES, "resources.requests.cpu=null"], "resources.requests.cpu"),

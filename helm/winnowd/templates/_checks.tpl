@@ -46,7 +46,9 @@
 {{- printf "scratch.size = %s: must be twice config.shard.target_bytes (%d MiB) at least"
   .Values.scratch.size (div $shard 1048576) | fail -}}
 {{- end -}}
-{{- if and (has (include "winnowd.config" (dict "root" . "key" "selection.selector")) (list "coverage" "sensitivity"))
+{{- $selector := include "winnowd.config" (dict "root" . "key" "selection.selector") -}}
+{{- $unit := include "winnowd.config" (dict "root" . "key" "selection.unit") -}}
+{{- if and (or (has $selector (list "coverage" "sensitivity")) (eq $unit "tokens"))
   (not (include "winnowd.config" (dict "root" . "key" "spool.folder"))) -}}
 {{- $spool := include "winnowd.bytes" (dict "name" "config.spool.max_bytes" "value" (include "winnowd.config" (dict "root" . "key" "spool.max_bytes"))) | int64 -}}
 {{- if lt $scratch (add $spool (mul 2 $shard)) -}}

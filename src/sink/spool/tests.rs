@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::record::Document;
 use crate::sink::GiveUp;
 
 fn folder() -> (tempfile::TempDir, Arc<SpoolFolder>) {
