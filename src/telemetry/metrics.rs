@@ -419,7 +419,7 @@ impl Default for Metrics {
             window_raw_drift: LateGauge::new(
                 &r,
                 "window_raw_drift_nats",
-                "KL(all n-grams of the last window, raw distribution fitted in the model), less what chance alone makes of so few.",
+                "KL(all n-grams of the last windows with 500 documents together, raw distribution fitted in the model), less what chance makes of so few.",
             ),
             ready: gauge(&r, "ready", "1 while /readyz says so: every check is 1."),
             ready_check: gauges(&r, "ready_check", "What /readyz is made of: 1 where nothing is missing.", &["check"]),
