@@ -15,7 +15,12 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from common import BENCHES, number, say, table
 
-SELECTORS = ["importance_resampling", "coverage"]
+# Name → selector, and how its documents wait.
+SELECTORS = {
+    "importance_resampling": ("importance_resampling", "zstd"),
+    "coverage": ("coverage", "zstd"),
+    "coverage, not compressed": ("coverage", "none"),
+}
 BUDGET_MIB = 512
 TEXT_BYTES, PIECE_BYTES = 4000, 500
 SAMPLE = BENCHES.parent / "src/cli/demo/sample.jsonl.zst"
@@ -57,7 +62,7 @@ class Bench:
         self.n, self.fraction, self.n_runs, self.n_bytes = n_documents, fraction, 0, 0
         # The one-pass selector holds what it selects, with its n-grams: it gets what that takes.
         one_pass_mib = budget_mib + int(2 * self.n * (fraction * 2 * TEXT_BYTES + 16)) // MIB
-        self.budgets_mib = {"coverage": budget_mib, "importance_resampling": one_pass_mib}
+        self.budgets_mib = {name: budget_mib if of == "coverage" else one_pass_mib for name, (of, _) in SELECTORS.items()}
         self.model = self.folder / "fitted.model"
 
     def fit(self):
@@ -93,10 +98,11 @@ class Bench:
     def log_bytes(self):
         return sum(file.stat().st_size for file in self.folder.glob(f"kafka/data/{TOPIC}-*/*.log"))
 
-    def config(self, folder, selector):
+    def config(self, folder, name):
         # Twice the window, and half of the memory.
         window_bytes = self.n_bytes + MIB
-        memory_bytes = self.budgets_mib[selector] * MIB
+        memory_bytes = self.budgets_mib[name] * MIB
+        selector, compression = SELECTORS[name]
         coverage = 'importance = "hard"' if selector == "coverage" else ""
         path = folder / "winnowd.toml"
         path.write_text(f"""
@@ -114,6 +120,8 @@ http.listen = "127.0.0.1:0"
 selector = "{selector}"
 fraction = {self.fraction}
 min_tokens = 0
+length_normalise = true
+temperature = 0.3
 {coverage}
 [window]
 max_documents = {self.n}
@@ -122,6 +130,7 @@ max_age = "7d"
 [shard]
 max_rows = {int(self.n * self.fraction)}
 [spool]
+compression = "{compression}"
 max_bytes = "{2 * window_bytes + memory_bytes}B"
 """)
         return path

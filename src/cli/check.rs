@@ -6,7 +6,9 @@ use anyhow::Context;
 
 use super::{ConfigArguments, load_model, print, runtime};
 use crate::catalog::{Access, SqlCatalog};
-use crate::config::{Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, FeedbackConfig, RawDistribution};
+use crate::config::{
+    Against, Bootstrap, CatalogUrl, Config, DEFAULT_TOML, FeedbackConfig, RawDistribution, SpoolConfig,
+};
 use crate::feedback::Mixing;
 use crate::pipeline::{DaemonError, load_tokenizer};
 use crate::record::Format;
@@ -69,14 +71,13 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
         println!("             {sensitivity}");
     }
     if selector.sees_whole_windows() {
-        let folder = config
-            .spool
-            .folder
-            .as_ref()
-            .map_or("the folder for temporary files".to_owned(), |folder| folder.display().to_string());
+        let SpoolConfig { folder, is_compressed, max_bytes, .. } = &config.spool;
+        let folder =
+            folder.as_ref().map_or("the folder for temporary files".to_owned(), |folder| folder.display().to_string());
         println!(
-            "             documents wait in {folder}, {} at most",
-            bytesize::ByteSize(config.spool.max_bytes).display().iec()
+            "             documents wait in {folder}, {}, {} at most",
+            if *is_compressed { "compressed" } else { "uncompressed" },
+            bytesize::ByteSize(*max_bytes).display().iec()
         );
     }
     for (source, share) in &selector.quotas.sources {

@@ -88,6 +88,7 @@ pub(super) fn spool(
     if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
         r.error("spool.folder", &folder.display().to_string(), "is not a folder");
     }
+    let is_compressed = r.choice("spool.compression", &["zstd", "none"]) == "zstd";
     let max_bytes = r.bytes("spool.max_bytes", MIB..=64 * 1024 * GIB);
     // The queue to the worker is an eighth of the memory, and a batch is being filled.
     let reserve_bytes = window_bytes + memory_bytes / 4;
@@ -102,5 +103,5 @@ pub(super) fn spool(
         );
         r.error("spool.max_bytes", &shown(max_bytes), problem);
     }
-    SpoolConfig { folder: folder.or_else(|| scratch_dir.cloned()), max_bytes, reserve_bytes }
+    SpoolConfig { folder: folder.or_else(|| scratch_dir.cloned()), is_compressed, max_bytes, reserve_bytes }
 }

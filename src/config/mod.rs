@@ -224,6 +224,7 @@ pub struct SinkConfig {
 pub struct SpoolConfig {
     /// `None`: the system's folder for temporary files.
     pub folder: Option<PathBuf>,
+    pub is_compressed: bool,
     pub max_bytes: u64,
     /// Of that: for the window that goes on when all others wait, and for what was read before they do.
     pub reserve_bytes: u64,

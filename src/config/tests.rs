@@ -249,6 +249,7 @@ const MISTAKES: &[(&str, &str)] = &[
         "[selection]\nselector = \"coverage\"\nimportance = \"l\"\nstrata = 6000\n[selection.sources]\nweb = 0.5",
         "`selection.strata` = `6000`: with 2 pools of sources there are 12000 strata",
     ),
+    ("[spool]\ncompression = \"lz4\"", "`spool.compression` = `lz4`: expected one of: zstd, none"),
     ("[spool]\nfolder = \"/no/such\"", "`spool.folder` = `/no/such`: is not a folder"),
     (
         "[selection]\nselector = \"coverage\"\nimportance = \"l\"\n[window]\nmax_bytes = \"10GiB\"",

@@ -22,7 +22,7 @@ use super::scoring::{Destinations, Scorer};
 use super::{DaemonError, LoadedModel, document_filter, recreated_topics, schema_registry, schemas};
 use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
 use crate::checkpoint::Interval;
-use crate::config::Config;
+use crate::config::{Config, SpoolConfig};
 use crate::manifest::{CountedTokens, DerivedSettings, ShardManifest};
 use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
@@ -256,7 +256,8 @@ impl Replay {
         };
         let buckets = model.model.featuriser.buckets as usize;
         let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, division, buckets);
-        let mut spool = SpoolFolder::new(self.config.spool.folder.clone(), Arc::new(GiveUp)).open();
+        let SpoolConfig { folder, is_compressed, .. } = &self.config.spool;
+        let mut spool = SpoolFolder::new(folder.clone(), *is_compressed, Arc::new(GiveUp)).open();
         self.reader.begin(at, *interval)?;
         while let Some(batch) = self.reader.next_batch()? {
             let schemas = schemas_of(self.registry.as_ref(), &batch)?;

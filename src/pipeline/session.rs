@@ -78,7 +78,7 @@ pub(super) async fn run(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) ->
         since: Mutex::default(),
     });
     let Config { spool, selector, .. } = &shared.config;
-    let spools = SpoolFolder::new(spool.folder.clone(), full_disk);
+    let spools = SpoolFolder::new(spool.folder.clone(), spool.is_compressed, full_disk);
     let spooling = Spooling::new(spools.clone(), spool, selector);
     let publisher = Publisher {
         shared: shared.clone(),

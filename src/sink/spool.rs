@@ -1,7 +1,7 @@
 //! Rows on local disk between their arrival and the decision of their window.
 //!
-//! In: rows, one after the other. Out: some of them, by their numbers in order, one after the other. Rows stand in compressed
-//! chunks with a checksum; a chunk is read once for all rows that are wanted of it. Chunks are compressed on all cores, and read
+//! In: rows, one after the other. Out: some of them, by their numbers in order, one after the other. Rows stand in chunks,
+//! compressed unless that is not wanted, with a checksum; a chunk is read once for all rows that are wanted of it. Chunks are compressed on all cores, and read
 //! on all cores, a few at a time. The file has no name, so that it goes with the process however that ends. There is none until a
 //! full chunk is written.
 //!
@@ -29,12 +29,15 @@ const CHUNK_BYTES: usize = 128 << 10;
 /// Twice as fast as level 1, and what it writes is two fifths larger: every document passes here, and most never come back
 /// (benches/README.md, "Large windows").
 const ZSTD_LEVEL: i32 = -3;
+/// The lowest there is looks for nothing: what comes out is what goes in, with a checksum, at the speed of a copy.
+const PLAIN_LEVEL: i32 = -(128 << 10);
 /// Rows that are read together, at most, unless they are of one chunk.
 const READ_BYTES: usize = 4 << 20;
 
 /// Where rows wait, and how much of them.
 pub struct SpoolFolder {
     folder: PathBuf,
+    zstd_level: i32,
     used_bytes: AtomicU64,
     n_files: AtomicU64,
     n_errors: AtomicU64,
@@ -87,11 +90,12 @@ enum Place<'a> {
 
 impl SpoolFolder {
     /// `folder`: by default the system's folder for temporary files. Where the disk is full, writers wait for room as long as
-    /// `full_disk` does.
-    pub fn new(folder: Option<PathBuf>, full_disk: Arc<dyn FullDisk>) -> Arc<Self> {
+    /// `full_disk` does. Rows that are not compressed take twice the disk and a fraction of the time.
+    pub fn new(folder: Option<PathBuf>, is_compressed: bool, full_disk: Arc<dyn FullDisk>) -> Arc<Self> {
         let folder = folder.unwrap_or_else(std::env::temp_dir);
+        let zstd_level = if is_compressed { ZSTD_LEVEL } else { PLAIN_LEVEL };
         let (used_bytes, n_files, n_errors) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(SpoolFolder { folder, used_bytes, n_files, n_errors, full_disk })
+        Arc::new(SpoolFolder { folder, zstd_level, used_bytes, n_files, n_errors, full_disk })
     }
 
     /// On disk, of all windows.
@@ -144,11 +148,13 @@ impl Spool {
         self.full.iter().map(|full| full.rows.len()).sum()
     }
 
-    /// Moves full chunks to the files of their spools.
+    /// Moves full chunks to the files of their spools, which are of one folder.
     pub fn write<'a>(spools: impl Iterator<Item = &'a mut Spool>) -> Result<(), SinkError> {
         let mut spools: Vec<&mut Spool> = spools.filter(|spool| !spool.full.is_empty()).collect();
+        let Some(level) = spools.first().map(|spool| spool.of.zstd_level) else { return Ok(()) };
         let full: Vec<&Pending> = spools.iter().flat_map(|spool| &spool.full).collect();
-        let compressed: Vec<io::Result<Vec<u8>>> = full.into_par_iter().map_init(compressor, compress).collect();
+        let compressed: Vec<io::Result<Vec<u8>>> =
+            full.into_par_iter().map_init(|| compressor(level), compress).collect();
         let mut compressed = compressed.into_iter();
         for spool in &mut spools {
             let compressed = compressed.by_ref().take(spool.full.len()).collect::<io::Result<Vec<_>>>();
@@ -311,8 +317,8 @@ impl Place<'_> {
     }
 }
 
-fn compressor() -> io::Result<zstd::bulk::Compressor<'static>> {
-    let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
+fn compressor(level: i32) -> io::Result<zstd::bulk::Compressor<'static>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
     compressor.include_checksum(true)?;
     Ok(compressor)
 }

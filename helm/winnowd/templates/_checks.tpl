@@ -42,18 +42,20 @@
 {{- end }}{{ end -}}
 {{- $scratch := include "winnowd.bytes" (dict "name" "scratch.size" "value" .Values.scratch.size) | int64 -}}
 {{- $shard := include "winnowd.bytes" (dict "name" "config.shard.target_bytes" "value" (include "winnowd.config" (dict "root" . "key" "shard.target_bytes"))) | int64 -}}
-{{- if lt $scratch (mul 2 $shard) -}}
-{{- printf "scratch.size = %s: must be twice config.shard.target_bytes (%d MiB) at least"
-  .Values.scratch.size (div $shard 1048576) | fail -}}
+{{- /* A shard and its dead letters; and beside them its rows before compression, where they wait to be shuffled. */ -}}
+{{- $shards := eq (include "winnowd.config" (dict "root" . "key" "sink.shuffle")) "true" | ternary 4 2 -}}
+{{- if lt $scratch (mul $shards $shard) -}}
+{{- printf "scratch.size = %s: must be %d times config.shard.target_bytes (%d MiB) at least"
+  .Values.scratch.size $shards (div $shard 1048576) | fail -}}
 {{- end -}}
 {{- $selector := include "winnowd.config" (dict "root" . "key" "selection.selector") -}}
 {{- $unit := include "winnowd.config" (dict "root" . "key" "selection.unit") -}}
 {{- if and (or (has $selector (list "coverage" "sensitivity")) (eq $unit "tokens"))
   (not (include "winnowd.config" (dict "root" . "key" "spool.folder"))) -}}
 {{- $spool := include "winnowd.bytes" (dict "name" "config.spool.max_bytes" "value" (include "winnowd.config" (dict "root" . "key" "spool.max_bytes"))) | int64 -}}
-{{- if lt $scratch (add $spool (mul 2 $shard)) -}}
-{{- printf "scratch.size = %s: must be config.spool.max_bytes (%d MiB) and twice config.shard.target_bytes (%d MiB) at least"
-  .Values.scratch.size (div $spool 1048576) (div $shard 1048576) | fail -}}
+{{- if lt $scratch (add $spool (mul $shards $shard)) -}}
+{{- printf "scratch.size = %s: must be config.spool.max_bytes (%d MiB) and %d times config.shard.target_bytes (%d MiB) at least"
+  .Values.scratch.size (div $spool 1048576) $shards (div $shard 1048576) | fail -}}
 {{- end -}}
 {{- end -}}
 {{- if and (eq .Values.autoscaling.by "hpa") (not (dig "requests" "cpu" "" .Values.resources)) -}}

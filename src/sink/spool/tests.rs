@@ -4,9 +4,9 @@ use super::*;
 use crate::record::Document;
 use crate::sink::GiveUp;
 
-fn folder() -> (tempfile::TempDir, Arc<SpoolFolder>) {
+fn folder(is_compressed: bool) -> (tempfile::TempDir, Arc<SpoolFolder>) {
     let place = tempfile::tempdir().unwrap();
-    let of = SpoolFolder::new(Some(place.path().to_owned()), Arc::new(GiveUp));
+    let of = SpoolFolder::new(Some(place.path().to_owned()), is_compressed, Arc::new(GiveUp));
     (place, of)
 }
 
@@ -44,8 +44,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever rows come, whichever are wanted, and however often: those come back as they were, in order.
     #[test]
-    fn chosen_rows_come_back(wanted in proptest::collection::vec((row(), any::<bool>()), 0..30), written in 0usize..31) {
-        let (_place, folder) = folder();
+    fn chosen_rows_come_back(
+        wanted in proptest::collection::vec((row(), any::<bool>()), 0..30),
+        written in 0usize..31,
+        is_compressed: bool,
+    ) {
+        let (_place, folder) = folder(is_compressed);
         let mut spool = folder.open();
         // Some chunks are on disk, others are not yet.
         let (before, after) = wanted.split_at(written.min(wanted.len()));
@@ -79,7 +83,7 @@ fn plain(text: String) -> SpooledRow {
 
 #[test]
 fn a_file_has_no_name_and_there_is_none_until_it_is_needed() {
-    let (place, folder) = folder();
+    let (place, folder) = folder(true);
     let mut spool = folder.open();
     let (small, large) = (plain("x".into()), plain("x".repeat(CHUNK_BYTES)));
     spool.push(&small);
@@ -98,8 +102,27 @@ fn a_file_has_no_name_and_there_is_none_until_it_is_needed() {
 }
 
 #[test]
+fn what_is_not_compressed_takes_its_size() {
+    let size = |is_compressed| {
+        let (_place, folder) = folder(is_compressed);
+        let mut spool = folder.open();
+        (0..4).for_each(|_| spool.push(&plain("the same again, ".repeat(CHUNK_BYTES / 16))));
+        write(&mut spool).unwrap();
+        spool.bytes() as f64 / (4 * CHUNK_BYTES) as f64
+    };
+    let (compressed, not) = (size(true), size(false));
+    assert!(compressed < 0.1 && (1.0..1.01).contains(&not), "{compressed} {not}");
+}
+
+#[test]
 fn damage_is_an_error_that_names_the_folder() {
-    let (place, folder) = folder();
+    for is_compressed in [true, false] {
+        damage_is_an_error(is_compressed);
+    }
+}
+
+fn damage_is_an_error(is_compressed: bool) {
+    let (place, folder) = folder(is_compressed);
     let mut spool = folder.open();
     spool.push(&plain((0..CHUNK_BYTES).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect()));
     write(&mut spool).unwrap();
@@ -108,7 +131,7 @@ fn damage_is_an_error_that_names_the_folder() {
     file.write_all_at(&[byte[0] ^ 1], spool.bytes() / 2).unwrap();
     let error = rows(&spool, &[0]).unwrap_err().to_string();
     assert!(error.contains(&place.path().display().to_string()), "{error}");
-    let mut missing = SpoolFolder::new(Some("/no/such/folder".into()), Arc::new(GiveUp)).open();
+    let mut missing = SpoolFolder::new(Some("/no/such/folder".into()), is_compressed, Arc::new(GiveUp)).open();
     missing.push(&plain("x".repeat(CHUNK_BYTES)));
     let error = write(&mut missing).unwrap_err().to_string();
     assert!(error.contains("/no/such/folder") && missing.of.take_errors() == 1, "{error}");
