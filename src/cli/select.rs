@@ -149,7 +149,16 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
         plan: &plan,
         sample: sample.as_ref(),
     };
-    let written = writing.write(&folder, arguments.format, &weights, &chosen_model.id)?;
+    let write = || writing.write(&folder, arguments.format, &weights, &chosen_model.id);
+    // Looks at the draw alone and takes one core, as some of the writing does.
+    let rest = || {
+        if let Some(bytes) = &chosen_model.fitted {
+            folder.write("model.wnw", bytes)?;
+        }
+        anyhow::Ok(draw.diagnostics(&scores, model))
+    };
+    let (written, diagnostics) = if files.threads() == 1 { (write(), rest()) } else { side_by_side(write, rest) };
+    let (written, diagnostics) = (written?, diagnostics?);
 
     let facts = report::Facts {
         model,
@@ -158,6 +167,7 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
         plan: &plan,
         scores: &scores,
         draw: &draw,
+        diagnostics: &diagnostics,
         written: &written,
         explanations: &explanations,
         out: &arguments.out,
@@ -166,11 +176,16 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
     };
     let report = report::Report::of(&facts);
     folder.write("report.json", &serde_json::to_vec_pretty(&report)?)?;
-    if let Some(bytes) = &chosen_model.fitted {
-        folder.write("model.wnw", bytes)?;
-    }
     folder.publish()?;
     print(&report.text())
+}
+
+fn side_by_side<A, B: Send>(one: impl FnOnce() -> A, other: impl FnOnce() -> B + Send) -> (A, B) {
+    std::thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let one = one();
+        (one, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 impl SelectArguments {

@@ -198,7 +198,7 @@ pub fn draw(
     featurised.scores.n_targets = model.targets.len();
     let scores = featurised.scores;
     draw.correction = Some(Correction { prior_ngrams: Some(prior_ngrams), ..*correction });
-    draw.diagnostics = draw::diagnostics(&scores, model, &draw.settings, &candidates, &draw.selection);
+    draw.judged.candidates = candidates;
     if let (Some((planned, without_number)), Some(coverage)) = (planned, coverage) {
         let CoveragePlan { cut, cut_at, pools, shortfall, .. } = planned;
         draw.drawn = Drawn::Strata(Strata {

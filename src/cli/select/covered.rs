@@ -1,6 +1,6 @@
 //! Between the passes, with `--selector coverage`: cut-off, shares of sources, strata, noise.
 
-use super::draw::{self, Draw, Drawn, total_weight};
+use super::draw::{self, Draw, Drawn, Judged, total_weight};
 use super::methods::{Coverage, Criterion};
 use super::scores::Scores;
 use super::{SelectionPlan, Temperature};
@@ -52,8 +52,6 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan, coverage: &Cov
     // Where weights do not decide, no draw by them can collapse.
     let is_uniform = coverage.settings.within == Within::Uniform;
     let kind = if is_uniform { SelectorKind::TopK } else { settings.kind };
-    let seen_as = SelectorSettings { kind, ..settings.clone() };
-    let diagnostics = draw::diagnostics(scores, model, &seen_as, &candidates, &selection);
     Ok(Draw {
         settings,
         noise,
@@ -64,7 +62,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan, coverage: &Cov
         probabilities: None,
         correction: None,
         windows: None,
-        diagnostics,
+        judged: Judged { kind, candidates },
     })
 }
 

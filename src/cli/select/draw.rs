@@ -10,8 +10,8 @@ use crate::cli::UsageError;
 use crate::record::TopicPartition;
 use crate::score::{Model, Score};
 use crate::select::{
-    BudgetedSelection, Diagnostics, Noise, Pick, Quotas, Rounding, SelectorSettings, budgets, pool_shares_of,
-    select_within_budgets, temperature_for_effective_sample_size,
+    BudgetedSelection, Diagnostics, Noise, Pick, Quotas, Rounding, SelectorKind, SelectorSettings, budgets,
+    pool_shares_of, select_within_budgets, temperature_for_effective_sample_size,
 };
 
 /// Documents of files have no partition: their numbers are the offsets of this one.
@@ -32,8 +32,15 @@ pub struct Draw {
     pub correction: Option<Correction>,
     /// The windows, if it was corrected after each.
     pub windows: Option<Windows>,
-    /// One for each target: of all candidates, and of what that target chose.
-    pub diagnostics: Vec<Diagnostics>,
+    pub judged: Judged,
+}
+
+/// What the diagnostics of a draw look at.
+pub struct Judged {
+    /// Where weights do not decide, top-k: no draw by them can collapse.
+    pub kind: SelectorKind,
+    /// The documents that competed, in order.
+    pub candidates: Vec<u32>,
 }
 
 /// By what documents were drawn.
@@ -60,19 +67,17 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
     let nearest = Rounding::Nearest;
     let budgets = budgets(requested, &pool_shares(plan), &target_shares, &available, nearest, |_| nearest);
     let selection = select_within_budgets(pools, &budgets, key);
-    let diagnostics = diagnostics(scores, model, &settings, &candidates, &selection);
-    let candidates = candidates.len() as u64;
     Ok(Draw {
-        settings,
         noise,
         requested,
-        candidates,
+        candidates: candidates.len() as u64,
         selection,
         drawn: Drawn::Weights,
         probabilities: None,
         correction: None,
         windows: None,
-        diagnostics,
+        judged: Judged { kind: settings.kind, candidates },
+        settings,
     })
 }
 
@@ -128,24 +133,6 @@ pub fn pool_shares(plan: &SelectionPlan) -> Vec<f64> {
     pool_shares_of(plan.sources.iter().map(|(_, share)| *share))
 }
 
-/// One for each target: of all candidates, and of what that target chose.
-pub fn diagnostics(
-    scores: &Scores,
-    model: &Model,
-    settings: &SelectorSettings,
-    candidates: &[u32],
-    selection: &BudgetedSelection,
-) -> Vec<Diagnostics> {
-    let n_tokens: Vec<u32> = candidates.iter().map(|&document| scores.n_tokens[document as usize]).collect();
-    let of_target = |target| {
-        let picks = selection.picks.iter().filter(|pick| pick.target == target);
-        let index = |pick: &Pick| candidates.partition_point(|&document| document < pick.document);
-        let totals = totals(scores, model, settings, candidates, target);
-        Diagnostics::of(settings, &totals, &n_tokens, &picks.map(index).collect::<Vec<_>>())
-    };
-    (0..scores.n_targets).map(of_target).collect()
-}
-
 fn totals(scores: &Scores, model: &Model, settings: &SelectorSettings, candidates: &[u32], target: usize) -> Vec<f64> {
     let total = |&document: &u32| total_weight(scores, model, settings, document, scores.weight(document, target));
     candidates.iter().map(total).collect()
@@ -197,6 +184,20 @@ pub fn temperature(
 }
 
 impl Draw {
+    /// One for each target: of all that competed, and of what that target chose.
+    pub fn diagnostics(&self, scores: &Scores, model: &Model) -> Vec<Diagnostics> {
+        let Judged { kind, candidates } = &self.judged;
+        let settings = SelectorSettings { kind: *kind, ..self.settings.clone() };
+        let n_tokens: Vec<u32> = candidates.iter().map(|&document| scores.n_tokens[document as usize]).collect();
+        let of_target = |target| {
+            let picks = self.selection.picks.iter().filter(|pick| pick.target == target);
+            let index = |pick: &Pick| candidates.partition_point(|&document| document < pick.document);
+            let totals = totals(scores, model, &settings, candidates, target);
+            Diagnostics::of(&settings, &totals, &n_tokens, &picks.map(index).collect::<Vec<_>>())
+        };
+        (0..scores.n_targets).map(of_target).collect()
+    }
+
     /// Chance of being selected, given the thresholds of the turns in its pool. All turns look at the same noise, so a
     /// document is selected exactly if it beats the most favourable of them.
     pub fn inclusion_probability(&self, scores: &Scores, model: &Model, document: u32) -> f64 {

@@ -42,6 +42,8 @@ pub struct Facts<'a> {
     pub plan: &'a SelectionPlan,
     pub scores: &'a Scores,
     pub draw: &'a Draw,
+    /// One for each target.
+    pub diagnostics: &'a [Diagnostics],
     pub written: &'a Written,
     pub explanations: &'a [Explanation],
     pub out: &'a Path,
@@ -143,11 +145,11 @@ struct FileReport {
 
 impl<'a> Report<'a> {
     pub fn of(facts: &Facts<'a>) -> Self {
-        let Facts { model, plan, scores, draw, written, .. } = facts;
+        let Facts { model, plan, scores, draw, diagnostics, written, .. } = facts;
         let target = model.target_distribution();
         let to_raw = target.divergence_from(&model.raw.counts);
         let selected = draw.selection.picks.len() as u64;
-        let targets = model.targets.iter().zip(&draw.diagnostics).map(|(target, diagnostics)| TargetReport {
+        let targets = model.targets.iter().zip(*diagnostics).map(|(target, diagnostics)| TargetReport {
             name: target.name.clone(),
             proportion: target.proportion,
             diagnostics: *diagnostics,

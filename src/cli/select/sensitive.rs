@@ -7,7 +7,7 @@
 use anyhow::Context;
 
 use super::SelectionPlan;
-use super::draw::{self, Draw, Drawn};
+use super::draw::{self, Draw, Drawn, Judged};
 use super::measure::PROJECTION;
 use super::methods::Sensitivity;
 use super::scores::Scores;
@@ -18,8 +18,8 @@ use crate::cli::progress::Progress;
 use crate::features::Scratch;
 use crate::score::Model;
 use crate::select::{
-    BudgetedSelection, CentreSettings, Centres, Noise, Reservoir, SamplePoint, SelectorKind, SelectorSettings,
-    SensitivityPool, SensitivitySelection, select_by_sensitivity, with_floor,
+    BudgetedSelection, CentreSettings, Centres, Noise, Reservoir, SamplePoint, SelectorKind, SensitivityPool,
+    SensitivitySelection, select_by_sensitivity, with_floor,
 };
 use crate::source::files::{ExtraFields, FileError, Input, Wanted};
 
@@ -141,9 +141,6 @@ impl Points {
         of.drawn = select_by_sensitivity(requested, pools, &shares, |document| of.score(document), uniform);
         let picks = std::mem::take(&mut of.drawn.selection.picks);
         let selection = BudgetedSelection { picks, turns: Vec::new() };
-        // Weights do not decide, so that no draw by them can collapse.
-        let seen_as = SelectorSettings { kind: SelectorKind::TopK, ..settings.clone() };
-        let diagnostics = draw::diagnostics(scores, model, &seen_as, &candidates, &selection);
         Ok(Draw {
             settings,
             noise,
@@ -154,7 +151,7 @@ impl Points {
             probabilities: None,
             correction: None,
             windows: None,
-            diagnostics,
+            judged: Judged { kind: SelectorKind::TopK, candidates },
         })
     }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::draw::{self, Draw, Drawn};
+use super::draw::{self, Draw, Drawn, Judged};
 use super::scores::Scores;
 use super::{Quota, SelectionPlan};
 use crate::cli::UsageError;
@@ -132,9 +132,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
     };
     let pools = TokenPools::of(scores, plan, draw::pools(scores, plan, &candidates), key);
     let selection = pools.selection();
-    let diagnostics = draw::diagnostics(scores, model, &settings, &candidates, &selection);
     Ok(Draw {
-        settings,
         noise,
         // Documents are what came of it.
         requested: selection.picks.len() as u64,
@@ -144,6 +142,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
         probabilities: None,
         correction: None,
         windows: None,
-        diagnostics,
+        judged: Judged { kind: settings.kind, candidates },
+        settings,
     })
 }

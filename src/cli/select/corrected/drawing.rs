@@ -6,7 +6,7 @@ use super::windows::{WindowTurn, Windows};
 use super::{Against, Ngrams, weigh};
 use crate::cli::files::Files;
 use crate::cli::select::SelectionPlan;
-use crate::cli::select::draw::{self, Draw, Drawn};
+use crate::cli::select::draw::{self, Draw, Drawn, Judged};
 use crate::cli::select::scores::Scores;
 use crate::score::{ImportanceWeight, Model, NgramCounts};
 use crate::select::{BudgetedSelection, CoveragePlan, Noise, Schedule, SelectorSettings};
@@ -201,7 +201,7 @@ impl<'a> Drawing<'a> {
         }
     }
 
-    /// The weights by which documents competed, and the draw, of which the diagnostics wait for them.
+    /// The weights by which documents competed, and the draw, which is not told yet which did.
     pub fn finish(self, requested: u64, candidates: u64) -> (Vec<f64>, Draw) {
         let Drawing { mut selection, probabilities, rounds_of_picks, mut windows, .. } = self;
         let of_picks = probabilities.into_iter().zip(rounds_of_picks);
@@ -212,6 +212,7 @@ impl<'a> Drawing<'a> {
         let (probabilities, rounds) = of_picks.into_iter().unzip();
         windows.rounds_of_picks = rounds;
         let draw = Draw {
+            judged: Judged { kind: self.settings.kind, candidates: Vec::new() },
             settings: self.settings,
             noise: self.noise,
             requested,
@@ -221,7 +222,6 @@ impl<'a> Drawing<'a> {
             probabilities: Some(probabilities),
             correction: None,
             windows: Some(windows),
-            diagnostics: Vec::new(),
         };
         (self.competed, draw)
     }
