@@ -5,14 +5,14 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base64::Engine;
 use serde_json::{Value, json};
 use support::*;
 use winnowd::record::TopicPartition;
-use winnowd::select::{CentreSettings, Centres, LossSource, Noise, SamplePoint, with_floor};
+use winnowd::select::{CentreSettings, Centres, ClusterMeans, LossSource, Noise, SamplePoint, with_floor};
 use winnowd::window::{PointSource, WindowSummary};
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
@@ -102,8 +102,20 @@ fn verify(deployment: &Deployment, n_windows: usize) {
     assert!(said.contains(&format!("{n_windows} windows are the same to the last bit, 0 differ, 0 cannot")), "{said}");
 }
 
+/// Gives the centres that a window must have had, from the documents that it has looked at.
+type CentresOf<'a> = &'a dyn Fn(&WindowSummary, &[SamplePoint]) -> Centres;
+
+fn settings() -> CentreSettings {
+    CentreSettings { centres: CENTRES, exponent: 2, seed: SEED }
+}
+
+/// Those that it finds itself.
+fn own_centres(_: &WindowSummary, sample: &[SamplePoint]) -> Centres {
+    Centres::fit(sample, &settings()).unwrap()
+}
+
 /// A window by the definition: every candidate's score and key, by offset, and what must be selected of them.
-fn check(window: &WindowSummary, rows: &[&Row]) {
+fn check(window: &WindowSummary, rows: &[&Row], centres: CentresOf<'_>) {
     let summary = window.sensitivity.as_ref().unwrap();
     let (interval, at) = (window.interval, &window.at);
     let number = |offset: i64| offset as u64 * PARTITIONS + at.partition as u64;
@@ -118,8 +130,7 @@ fn check(window: &WindowSummary, rows: &[&Row]) {
         .iter()
         .map(|(offset, point)| SamplePoint { point: point.clone(), loss: loss(number(*offset)) })
         .collect();
-    let settings = CentreSettings { centres: CENTRES, exponent: 2, seed: SEED };
-    let centres = Centres::fit(&sample, &settings).unwrap();
+    let centres = centres(window, &sample);
     assert_eq!((summary.n_centres as usize, summary.scale), (centres.len(), centres.scale()));
     assert_eq!((summary.points, summary.losses), (PointSource::Embedding, LossSource::Record));
     let mut scores: Vec<f64> = sample.iter().map(|s| centres.sensitivity(&s.point).score).collect();
@@ -151,12 +162,12 @@ fn check(window: &WindowSummary, rows: &[&Row]) {
     assert!((weighted / total - 1.0).abs() < 1e-9, "{weighted} for {total}");
 }
 
-fn check_all(published: &Published) {
+fn check_all(published: &Published, centres: CentresOf<'_>) {
     let mut rows: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     published.rows.iter().for_each(|row| rows.entry(&row.window).or_default().push(row));
     rows.values_mut().for_each(|rows| rows.sort_by_key(|row| row.offset));
     for window in &published.windows {
-        check(window, rows.get(window.id().as_str()).map_or(&[], Vec::as_slice));
+        check(window, rows.get(window.id().as_str()).map_or(&[], Vec::as_slice), centres);
     }
 }
 
@@ -194,7 +205,7 @@ fn windows_by_sensitivity_are_what_the_definition_says_whatever_dies() {
     let published = deployment.published();
     published.assert_exactly_once(&(0..PARTITIONS as i32).map(|p| (p, (n / PARTITIONS) as i64)).collect());
     assert_eq!(published.windows.len() as u64, n / 500);
-    check_all(&published);
+    check_all(&published, &own_centres);
     verify(&deployment, published.windows.len());
     let shown = said(&deployment, &["replay", "--window", &published.windows[0].id()]);
     for expected in
@@ -204,6 +215,63 @@ fn windows_by_sensitivity_are_what_the_definition_says_whatever_dies() {
     }
     explain(&deployment, &published);
     report_fault("`kill -9` while documents wait to be drawn by sensitivity", kills as usize, n, Duration::ZERO);
+}
+
+/// Clusters of the stream move with publications and only with them: every window names those that it took, whatever dies, and has the
+/// documents for centres that are nearest to them.
+#[test]
+fn centres_of_the_stream_are_versions_that_windows_name_whatever_dies() {
+    let broker = Broker::with_topic("sensitive-stream", PARTITIONS as i32);
+    let kills = if broker.is_real() { 4 } else { 1 };
+    let extra =
+        format!("{SENSITIVITY}\nselection.centres_from = \"stream\"\nselection.centres_half_life_documents = 2000");
+    let deployment = Deployment::new(&broker, &extra);
+    let seed = random_seed();
+    println!("{kills} kills, WINNOWD_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let mut sent = 0;
+    for kill in 0..kills {
+        let daemon = deployment.start_without_end();
+        produce(&broker, sent..1_500 + kill * 2_000);
+        sent = 1_500 + kill * 2_000;
+        // The moment of the fault is the input of this test, not a way to wait.
+        std::thread::sleep(Duration::from_millis(random.below(1_500)));
+        daemon.kill_9();
+    }
+    let daemon = deployment.start();
+    // One publication after the other, so that windows open with what the one before has left.
+    for n in (sent + 500..=sent + 5_000).step_by(500) {
+        produce(&broker, n - 500..n);
+        wait_decided(&deployment, (n - n % 1_000).saturating_sub(1_000));
+    }
+    let n = sent + 5_000;
+    wait_decided(&deployment, n);
+    assert!(daemon.metric("winnowd_clusters_version") > 1.0);
+    assert_eq!(daemon.stop(), Some(0));
+    let published = deployment.published();
+    published.assert_exactly_once(&(0..PARTITIONS as i32).map(|p| (p, (n / PARTITIONS) as i64)).collect());
+    let space = "field e";
+    let clusters = |version| deployment.clusters(version).expect("a version that is not forgotten");
+    check_all(&published, &|window, sample| {
+        let means = match window.sensitivity.as_ref().unwrap().clusters_version {
+            Some(version) => (*clusters(version).means).clone(),
+            None => ClusterMeans::find(space.to_owned(), sample, &settings()).unwrap(),
+        };
+        assert!(means.is_of(space) && means.len() == CENTRES);
+        Centres::near(sample, means.means(), 2).unwrap()
+    });
+    let versions: BTreeSet<_> =
+        published.windows.iter().map(|window| window.sensitivity.as_ref().unwrap().clusters_version).collect();
+    assert!(versions.contains(&None) && versions.len() > 2, "{versions:?}");
+    // All of one line: no kill has begun them anew, and none has added a window twice.
+    let newest = (0..).map_while(|version| deployment.clusters(version)).last().unwrap();
+    assert_eq!(newest.began, 0);
+    assert!(versions.iter().flatten().all(|version| *version < newest.version), "{versions:?}, then {newest:?}");
+    verify(&deployment, published.windows.len());
+    let last = published.windows.iter().find(|window| window.sensitivity.as_ref().unwrap().clusters_version > Some(0));
+    let shown = said(&deployment, &["replay", "--window", &last.unwrap().id()]);
+    assert!(shown.contains("near to version") && shown.contains("of the stream's clusters"), "{shown}");
+    report_fault("`kill -9` while clusters of the stream move", kills as usize, n, Duration::ZERO);
 }
 
 /// What is said of the documents of a window is what decided about them.

@@ -9,7 +9,9 @@ use winnowd::features::{BucketList, Featuriser};
 use winnowd::record::{Document, TopicPartition};
 use winnowd::score::{ImportanceWeight, Model, NgramCounts, Score, Side, VersionedWeight};
 use winnowd::select::{Division, Noise, Quotas, SelectorKind, SelectorSettings};
-use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord, WindowPolicy};
+use winnowd::window::{
+    CloseReason, ClosedWindow, Content, OpenWindow, Opening, ScoredDocument, ScoredRecord, WindowPolicy,
+};
 
 const SEEDS: u64 = 20_000;
 const TEMPERATURE: f64 = 2.0;
@@ -58,7 +60,9 @@ impl Setting {
         };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
-        let mut window = OpenWindow::new(at, 0, &self.policy, &selector, &Arc::new(Division::whole()), 2);
+        let division = Arc::new(Division::whole());
+        let opening = Opening { division: &division, clusters: None, buckets: 2 };
+        let mut window = OpenWindow::new(at, 0, &self.policy, &selector, opening);
         for (offset, log_importance_weight) in (0..).zip(LOG_WEIGHTS) {
             let document =
                 Document { id: String::new(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };

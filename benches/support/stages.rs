@@ -17,7 +17,9 @@ use winnowd::select::{
 };
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
 use winnowd::sql::{DerivedColumns, DocumentFilter};
-use winnowd::window::{CloseReason, ClosedWindow, Content, OpenWindow, ScoredDocument, ScoredRecord, SelectedDocument};
+use winnowd::window::{
+    CloseReason, ClosedWindow, Content, OpenWindow, Opening, ScoredDocument, ScoredRecord, SelectedDocument,
+};
 
 use crate::support::{Corpus, featurisers, fit};
 
@@ -276,7 +278,9 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
     let weight = winnowd::score::VersionedWeight::pinned(ImportanceWeight::of_targets(&model).remove(0));
     let policy = winnowd::window::WindowPolicy { max_documents: corpus.records.len() as u64, ..config.window };
     let buckets = model.featuriser.buckets as usize;
-    let mut window = OpenWindow::new(at.clone(), 0, &policy, &config.selector, &Arc::new(Division::whole()), buckets);
+    let division = Arc::new(Division::whole());
+    let opening = Opening { division: &division, clusters: None, buckets };
+    let mut window = OpenWindow::new(at.clone(), 0, &policy, &config.selector, opening);
     for (offset, record) in (0..).zip(&corpus.records) {
         let document = decoder.decode(Some(record), &at, offset, None).expect("a document");
         let score = Score { n_tokens: 1, ..Score::default() };

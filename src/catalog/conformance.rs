@@ -34,7 +34,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 14);
+        assert_eq!(catalog.migrate().await.unwrap(), 15);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -91,6 +91,7 @@ macro_rules! every_catalog {
 }
 
 // Where the macro is known.
+mod clusters;
 mod counts;
 mod feedback;
 mod gaps;
@@ -226,7 +227,9 @@ async fn publish<C: Catalog>(
     advances: &[Advance],
 ) -> Result<Option<i64>, CatalogError> {
     catalog.stage(&manifest.pipeline, &manifest.shard, manifest.path.as_deref()).await.unwrap();
-    catalog.publish(&PublishRequest { manifest, advances, counts: &[], feedback: None, forward_to: None }).await
+    catalog
+        .publish(&PublishRequest { manifest, advances, counts: &[], feedback: None, clusters: None, forward_to: None })
+        .await
 }
 
 async fn next_offset<C: CatalogReader>(catalog: &C, partition: i32) -> Option<i64> {
@@ -269,6 +272,7 @@ async fn publication_moves_everything_together<C: Catalog + CatalogReader>(catal
         advances: &[advance(0, 100, 110, epoch)],
         counts: &[],
         feedback: None,
+        clusters: None,
         forward_to: None,
     };
     assert_eq!(catalog.publish(&request).await.unwrap(), Some(1));
@@ -302,8 +306,14 @@ async fn dead_letters_wait_until_they_are_forwarded<C: Catalog + CatalogReader>(
         manifest.dead_letters = has_letters.then(|| dead_letter_file(&shard));
         catalog.stage(PIPELINE, &shard, None).await.unwrap();
         let advances = [advance(0, from, from + 10, epoch)];
-        let request =
-            PublishRequest { manifest: &manifest, advances: &advances, counts: &[], feedback: None, forward_to };
+        let request = PublishRequest {
+            manifest: &manifest,
+            advances: &advances,
+            counts: &[],
+            feedback: None,
+            clusters: None,
+            forward_to,
+        };
         catalog.publish(&request).await.unwrap();
     }
     let files = catalog.dead_letter_files(PIPELINE).await.unwrap();
@@ -360,7 +370,14 @@ async fn a_shard_is_published_once_and_only_when_staged<C: Catalog + CatalogRead
     let first = manifest("s", vec![window(0, 100, 110, 1)]);
     let advances = &[advance(0, 100, 110, epoch)];
     let unstaged = catalog
-        .publish(&PublishRequest { manifest: &first, advances, counts: &[], feedback: None, forward_to: None })
+        .publish(&PublishRequest {
+            manifest: &first,
+            advances,
+            counts: &[],
+            feedback: None,
+            clusters: None,
+            forward_to: None,
+        })
         .await;
     assert!(matches!(unstaged, Err(CatalogError::NotStaged(_))), "{unstaged:?}");
     assert_eq!(next_offset(catalog, 0).await, Some(100));
@@ -421,6 +438,7 @@ async fn what_divided_a_window_is_kept<C: Catalog + CatalogReader>(catalog: &C) 
         n_other_dimensions: 2,
         losses: LossSource::Expected,
         n_centres: 7,
+        clusters_version: Some(3),
         scale: 1.0 / 3.0,
         shortfall: 1,
         pools: vec![pool(None, Some(-1.0 / 7.0)), pool(Some("web \"2\""), None)],
@@ -480,8 +498,14 @@ async fn what_was_abandoned_is_never_published<C: Catalog + CatalogReader>(catal
     assert_eq!(catalog.shard_state("elsewhere").await.unwrap(), Some(ShardState::Staged));
     // The worker that was stopped in the middle wakes up.
     let advances = [advance(0, 110, 120, epoch)];
-    let request =
-        PublishRequest { manifest: &late, advances: &advances, counts: &[], feedback: None, forward_to: None };
+    let request = PublishRequest {
+        manifest: &late,
+        advances: &advances,
+        counts: &[],
+        feedback: None,
+        clusters: None,
+        forward_to: None,
+    };
     let refused = catalog.publish(&request).await;
     assert!(matches!(refused, Err(CatalogError::NotStaged(_))), "{refused:?}");
     assert_eq!(next_offset(catalog, 0).await, Some(110));
@@ -585,11 +609,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("14 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("15 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 14"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 15"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

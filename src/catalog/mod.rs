@@ -3,6 +3,7 @@
 //! [`Catalog`] is what the daemon writes, [`CatalogReader`] what people and trainers ask. One suite of tests
 //! (`conformance`) says what every implementation must do.
 
+mod clusters;
 mod feedback;
 mod offsets;
 mod replay;
@@ -22,6 +23,7 @@ use crate::record::TopicPartition;
 use crate::score::{DecayedCounts, ModelId, NgramCounts};
 use crate::window::WindowSummary;
 
+pub use clusters::{ClustersAddition, ClustersCatalog};
 pub use feedback::{FeedbackAddition, FeedbackCatalog, FeedbackRequest, FeedbackTaken, FeedbackVersion};
 pub use offsets::{Gap, GapReason, OffsetsCatalog};
 pub use replay::ReplayCatalog;
@@ -85,6 +87,8 @@ pub struct PublishRequest<'a> {
     pub counts: &'a [CountsAddition<'a>],
     /// `None` where no feedback is taken.
     pub feedback: Option<FeedbackAddition<'a>>,
+    /// `None` where clusters are not followed, or no document was looked at.
+    pub clusters: Option<ClustersAddition<'a>>,
     /// The topic that its dead letters are to be sent to, if it has any.
     pub forward_to: Option<&'a str>,
 }

@@ -1,5 +1,6 @@
 //! The catalog in SQL, written once for two databases: a SQLite file for one worker, Postgres for any number.
 
+mod clusters;
 mod counts;
 mod database;
 mod feedback;

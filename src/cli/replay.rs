@@ -452,7 +452,7 @@ fn strata(coverage: &CoverageSummary) -> Result<String, std::fmt::Error> {
 /// How the window was drawn by sensitivity.
 fn sensitivities(sensitivity: &SensitivitySummary) -> Result<String, std::fmt::Error> {
     let SensitivitySummary { points, dimensions, losses, n_centres, scale, shortfall, pools, .. } = sensitivity;
-    let SensitivitySummary { n_without_embedding, n_other_dimensions, .. } = sensitivity;
+    let SensitivitySummary { n_without_embedding, n_other_dimensions, clusters_version, .. } = sensitivity;
     let points = match points {
         PointSource::Embedding => "embeddings",
         PointSource::Projection => "projected n-grams in place of embeddings",
@@ -462,8 +462,10 @@ fn sensitivities(sensitivity: &SensitivitySummary) -> Result<String, std::fmt::E
         LossSource::Expected => "expected losses",
         LossSource::None => "no losses",
     };
+    let near = clusters_version.map(|version| format!(", near to version {version} of the stream's clusters"));
+    let near = near.unwrap_or_default();
     let mut text = format!(
-        "{n_centres} centres of {points} ({dimensions} dimensions) with {losses}; a unit of distance counts as {scale} of loss\n\
+        "{n_centres} centres of {points} ({dimensions} dimensions) with {losses}{near}; a unit of distance counts as {scale} of loss\n\
          {n_without_embedding} documents without an embedding, {n_other_dimensions} with one of other dimensions\n"
     );
     if *shortfall > 0 {

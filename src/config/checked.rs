@@ -136,6 +136,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         raw: raw(r),
         against: against(r),
         selector,
+        clusters: sensitivity::clusters(r),
         spool,
         window,
         idle_timeout,

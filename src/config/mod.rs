@@ -55,6 +55,8 @@ pub struct Config {
     pub raw: RawDistribution,
     pub against: Against,
     pub selector: SelectorSettings,
+    /// Of the stream, where windows take them.
+    pub clusters: ClustersConfig,
     pub spool: SpoolConfig,
     pub window: WindowPolicy,
     pub idle_timeout: Duration,
@@ -217,6 +219,13 @@ pub struct SinkConfig {
     pub shuffle: bool,
     /// What is written beside the manifest for loaders of other projects.
     pub side_files: Vec<SideFile>,
+}
+
+/// How clusters of the stream are remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClustersConfig {
+    pub half_life_documents: u64,
+    pub history_bytes: u64,
 }
 
 /// Where documents wait on local disk until their window is decided.

@@ -1,11 +1,16 @@
 //! A selection by sensitivity: what its points and losses are taken from.
 
-use super::FeedbackConfig;
+use super::checked::GIB;
 use super::reader::Reader;
+use super::{ClustersConfig, FeedbackConfig};
 use crate::features::Projection;
 use crate::record::{Base64Floats, EmbeddingField, FieldNames};
-use crate::select::{DEFAULT_FLOOR, LossSource, MAX_CENTRES, SelectorSettings, SensitivitySelector};
+use crate::select::{CentresFrom, DEFAULT_FLOOR, LossSource, MAX_CENTRES, SelectorSettings, SensitivitySelector};
 use crate::window::WindowPolicy;
+
+/// Of the stream: they are kept by the catalog, with as many numbers each as a point has.
+const MAX_STREAM_CENTRES: u32 = 4096;
+const MAX_DOCUMENTS: u64 = 1 << 53;
 
 /// `None`: another selector.
 pub(super) fn sensitivity(
@@ -20,6 +25,10 @@ pub(super) fn sensitivity(
         _ => Base64Floats::F16,
     };
     let centres = r.integer("selection.centres", 1..=MAX_CENTRES as u64) as u32;
+    let centres_from = match r.choice("selection.centres_from", &["window", "stream"]).as_str() {
+        "stream" => CentresFrom::Stream,
+        _ => CentresFrom::Window,
+    };
     let exponent = r.integer("selection.distance_power", 1..=2) as u32;
     let floor = r.parse("selection.floor", DEFAULT_FLOOR, |value| {
         let floor = value.parse::<f64>().ok().filter(|floor| *floor > 0.0 && *floor <= 1.0);
@@ -29,7 +38,16 @@ pub(super) fn sensitivity(
         if let Some(field) = field {
             r.error("selection.embedding_field", &field, "has no effect without selection.selector = sensitivity");
         }
+        if centres_from != CentresFrom::Window {
+            r.error("selection.centres_from", "stream", "has no effect without selection.selector = sensitivity");
+        }
         return None;
+    }
+    if centres_from == CentresFrom::Stream && centres > MAX_STREAM_CENTRES {
+        let problem = format!(
+            "must be at most {MAX_STREAM_CENTRES} with selection.centres_from = stream: each publication keeps them"
+        );
+        r.error("selection.centres", &centres.to_string(), problem);
     }
     if let Some(field) = &field {
         let is_known = |name: &Option<String>| name.as_ref() == Some(field);
@@ -44,7 +62,15 @@ pub(super) fn sensitivity(
         (None, None) => LossSource::None,
     };
     let embedding = field.map(|field| EmbeddingField { field, base64 });
-    Some(SensitivitySelector { centres, exponent, floor, embedding, losses })
+    Some(SensitivitySelector { centres, exponent, floor, embedding, losses, centres_from })
+}
+
+/// How clusters of the stream are remembered, where windows take them.
+pub(super) fn clusters(r: &mut Reader) -> ClustersConfig {
+    ClustersConfig {
+        half_life_documents: r.integer("selection.centres_half_life_documents", 1..=MAX_DOCUMENTS),
+        history_bytes: r.bytes("selection.centres_history_bytes", 0..=1024 * GIB),
+    }
 }
 
 /// Whoever weighs documents expects that to decide.

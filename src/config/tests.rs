@@ -2,7 +2,9 @@ use super::*;
 use crate::features::Featuriser;
 use crate::record::{Base64Floats, EmbeddingField};
 use crate::score::{LossStrategy, LossTerm, Model, NgramCounts, Side, Target};
-use crate::select::{CoverageSelector, CoverageSettings, Criterion, LossSource, SensitivitySelector, Tail, Within};
+use crate::select::{
+    CentresFrom, CoverageSelector, CoverageSettings, Criterion, LossSource, SensitivitySelector, Tail, Within,
+};
 
 fn load(toml: &str) -> Result<Config, ConfigErrors> {
     Config::from_toml(toml, [])
@@ -399,8 +401,14 @@ fn sensitivity_takes_losses_from_where_there_are_some() {
     let of = |more: &str| {
         load(&format!("selection.selector = \"sensitivity\"\n{more}")).unwrap().selector.sensitivity.unwrap()
     };
-    let default =
-        SensitivitySelector { centres: 256, exponent: 2, floor: 0.1, embedding: None, losses: LossSource::None };
+    let default = SensitivitySelector {
+        centres: 256,
+        exponent: 2,
+        floor: 0.1,
+        embedding: None,
+        losses: LossSource::None,
+        centres_from: CentresFrom::Window,
+    };
     assert_eq!(of(""), default);
     assert_eq!(of("feedback.topic = \"losses\"").losses, LossSource::Expected);
     assert_eq!(of("feedback.topic = \"losses\"\ndocuments.loss_field = \"l\"").losses, LossSource::Record);

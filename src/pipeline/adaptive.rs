@@ -13,19 +13,28 @@ use crate::score::{
     DecayedCounts, ExpectedLoss, ExpectedLossVersion, ImportanceWeight, Model, Probabilities, SelectedVersion, Target,
     VersionedWeight, WeightVersion, kl_divergence,
 };
-use crate::select::{Division, LossSource, Quotas};
+use crate::select::{CentresFrom, ClusterVersion, Division, LossSource, Quotas, StreamClusters};
 
 /// What a window takes that opens now.
 #[derive(Clone)]
 pub(super) struct InForce {
     pub weight: Arc<VersionedWeight>,
     pub division: Arc<Division>,
+    /// Where centres are those of the stream.
+    pub clusters: Option<StreamClusters>,
 }
 
 impl InForce {
     pub fn is_same(&self, other: &InForce) -> bool {
-        self.weight.version == other.weight.version && self.division.version() == other.division.version()
+        self.weight.version == other.weight.version
+            && self.division.version() == other.division.version()
+            && version_of(&self.clusters) == version_of(&other.clusters)
     }
+}
+
+/// `None` where there are no clusters, or none yet.
+pub(super) fn version_of(clusters: &Option<StreamClusters>) -> Option<i64> {
+    clusters.as_ref()?.version.as_ref().map(|version| version.version)
 }
 
 /// What a session begins with.
@@ -62,7 +71,24 @@ pub(super) async fn begin(shared: &Shared) -> Result<InForce, CatalogError> {
             Some(begun)
         }
     };
-    Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref()))
+    let clusters = clusters(shared).await?;
+    if let Some(version) = version_of(&clusters) {
+        tracing::info!("centres: of the stream, going on with version {version}");
+    }
+    Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters))
+}
+
+/// The clusters of the stream as they are now, where windows take them.
+async fn clusters(shared: &Shared) -> Result<Option<StreamClusters>, CatalogError> {
+    let Shared { config, catalog, model, .. } = shared;
+    let Some(sensitivity) = config.selector.sensitivity.as_ref().filter(|s| s.centres_from == CentresFrom::Stream)
+    else {
+        return Ok(None);
+    };
+    let space = sensitivity.space(&model.model.featuriser);
+    let newest = catalog.newest_clusters(&config.pipeline).await?;
+    let is_wanted = |of: &ClusterVersion| of.means.is_of(&space) && of.means.len() == sensitivity.centres as usize;
+    Ok(Some(StreamClusters { version: newest.filter(is_wanted), space: space.into() }))
 }
 
 /// The newest of it, after a publication; `None` where the model alone makes it.
@@ -79,8 +105,9 @@ pub(super) async fn newest(shared: &Shared) -> Result<Option<InForce>, CatalogEr
         Some(_) => catalog.newest_feedback(&config.pipeline).await?,
         None => None,
     };
-    let is_versioned = is_adaptive || is_against || feedback.is_some();
-    Ok(is_versioned.then(|| in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref())))
+    let clusters = clusters(shared).await?;
+    let is_versioned = is_adaptive || is_against || feedback.is_some() || clusters.is_some();
+    Ok(is_versioned.then(|| in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters)))
 }
 
 fn in_force(
@@ -88,6 +115,7 @@ fn in_force(
     raw: Option<&CountsVersion>,
     selected: Option<&CountsVersion>,
     feedback: Option<&FeedbackVersion>,
+    clusters: Option<StreamClusters>,
 ) -> InForce {
     let Shared { config, model, telemetry, .. } = shared;
     let Model { smoothing, .. } = model.model;
@@ -103,6 +131,10 @@ fn in_force(
     }
     if let Some(feedback) = feedback {
         telemetry.set_feedback_version(feedback.version, &feedback.quotas);
+    }
+    if let Some(version) = version_of(&clusters) {
+        telemetry.metrics.clusters_version.set(version);
+        telemetry.status().clusters_version = Some(version);
     }
     let coefficient = config.feedback.as_ref().map_or(0.0, |feedback| feedback.coefficient);
     // What a worker with another model has begun says nothing of this one's n-grams.
@@ -125,7 +157,7 @@ fn in_force(
     let quotas = feedback.filter(|feedback| is_mixed && !feedback.quotas.is_empty());
     let division =
         quotas.map_or_else(|| model.division.clone(), |quotas| mixed(model, &config.selector.quotas, quotas));
-    InForce { weight, division }
+    InForce { weight, division, clusters }
 }
 
 /// How a window is divided by a version of the shares of sources; those of targets stay.

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::catalog::{
-    Catalog, CatalogError, CatalogReader, CountsCatalog, FeedbackCatalog, OffsetsCatalog, SqlCatalog,
+    Catalog, CatalogError, CatalogReader, ClustersCatalog, CountsCatalog, FeedbackCatalog, OffsetsCatalog, SqlCatalog,
 };
 use crate::config::{Bootstrap, Config};
 use crate::record::TopicPartition;
@@ -189,8 +189,14 @@ impl LoadedModel {
 }
 
 /// The database behind the daemon.
-pub trait FullCatalog: Catalog + CatalogReader + CountsCatalog + FeedbackCatalog + OffsetsCatalog {}
-impl<C: Catalog + CatalogReader + CountsCatalog + FeedbackCatalog + OffsetsCatalog> FullCatalog for C {}
+pub trait FullCatalog:
+    Catalog + CatalogReader + ClustersCatalog + CountsCatalog + FeedbackCatalog + OffsetsCatalog
+{
+}
+impl<C: Catalog + CatalogReader + ClustersCatalog + CountsCatalog + FeedbackCatalog + OffsetsCatalog> FullCatalog
+    for C
+{
+}
 
 /// What all sessions share.
 struct Shared {

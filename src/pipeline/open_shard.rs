@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::quality::TOP_SOURCES;
-use crate::catalog::{Advance, ByTarget, CountsAddition, CountsKind, FeedbackAddition, PublishRequest};
+use crate::catalog::{
+    Advance, ByTarget, ClustersAddition, CountsAddition, CountsKind, FeedbackAddition, PublishRequest,
+};
 use crate::checkpoint::Progress;
 use crate::config::{Against, Config, RawDistribution};
 use crate::features::{Featuriser, Scratch};
@@ -17,7 +19,7 @@ use crate::feedback::{DocumentFacts, document_key};
 use crate::manifest::{CountedTokens, PublishedFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
 use crate::score::{NgramCounts, sample_ngrams};
-use crate::select::{Quantiles, SourceCounts};
+use crate::select::{ClusterAddition, Quantiles, SourceCounts};
 use crate::sink::{
     BATCH_BYTES, BATCH_ROWS, DeadLetterWriter, FinishedFile, FullDisk, SPLIT, ShardStore, ShardWriter, SinkError,
     Split, Spool, WriterSettings,
@@ -48,6 +50,7 @@ pub(super) struct OpenShard {
     validation_tokens: u64,
     sources: SourceCounts,
     counts: BTreeMap<CountsKind, ByTarget<NgramCounts>>,
+    clusters: Option<ClusterAddition>,
     /// What losses will be joined to, and the bytes of that.
     documents: Vec<(i64, DocumentFacts)>,
     document_bytes: usize,
@@ -64,6 +67,7 @@ pub(super) struct FinishedPublication {
     pub reasons: BTreeMap<RejectReason, u64>,
     advances: Vec<Advance>,
     counts: BTreeMap<CountsKind, ByTarget<NgramCounts>>,
+    clusters: Option<ClusterAddition>,
     documents: Vec<(i64, DocumentFacts)>,
 }
 
@@ -84,6 +88,7 @@ impl OpenShard {
             validation_tokens: 0,
             sources: SourceCounts::default(),
             counts: BTreeMap::new(),
+            clusters: None,
             documents: Vec::new(),
             document_bytes: 0,
             scratch: Scratch::default(),
@@ -119,6 +124,10 @@ impl OpenShard {
         if against != Against::Raw {
             let targets = shared.model.target_names().into_iter().zip(&window.selected_counts);
             targets.for_each(|(target, counts)| add(CountsKind::Selected, target, counts));
+        }
+        match (&mut self.clusters, window.clusters) {
+            (Some(sum), Some(addition)) => sum.merge(addition),
+            (none, addition) => *none = addition.or(none.take()),
         }
         self.sources.merge(&window.sources);
         self.windows.push(window.summary);
@@ -270,7 +279,7 @@ impl OpenShard {
         };
         let tokenizer = columns.nothing_counted().map(counted);
         let OpenShard { id, writer, validation, full_disk, progress, epochs, windows, .. } = self;
-        let OpenShard { dead_letters, reasons, counts, documents, .. } = self;
+        let OpenShard { dead_letters, reasons, counts, clusters, documents, .. } = self;
         let advance =
             |(at, interval): (&TopicPartition, _)| Advance { at: at.clone(), interval, owner_epoch: epochs[at] };
         let advances: Vec<_> = progress.iter().map(advance).collect();
@@ -319,7 +328,7 @@ impl OpenShard {
             manifest.dead_letters = Some(published_file(path.clone(), &finished));
             files.push((path, finished));
         }
-        Ok(FinishedPublication { manifest, files, reasons, advances, counts, documents })
+        Ok(FinishedPublication { manifest, files, reasons, advances, counts, clusters, documents })
     }
 }
 
@@ -344,7 +353,7 @@ impl FinishedPublication {
 
     pub fn request<'a>(&'a self, counts: &'a [CountsAddition<'a>], shared: &'a Shared) -> PublishRequest<'a> {
         let Shared { config, model, .. } = shared;
-        let FinishedPublication { manifest, advances, documents, .. } = self;
+        let FinishedPublication { manifest, advances, documents, clusters, .. } = self;
         let feedback = config.feedback.as_ref().map(|feedback| FeedbackAddition {
             featuriser: model.model.featuriser,
             documents,
@@ -352,7 +361,13 @@ impl FinishedPublication {
             settings: feedback.settings,
             history_bytes: feedback.history_bytes,
         });
-        PublishRequest { manifest, advances, counts, feedback, forward_to: config.dead_letters.topic.as_deref() }
+        let clusters = clusters.as_ref().map(|addition| ClustersAddition {
+            addition,
+            half_life_documents: config.clusters.half_life_documents,
+            history_bytes: config.clusters.history_bytes,
+        });
+        let forward_to = config.dead_letters.topic.as_deref();
+        PublishRequest { manifest, advances, counts, feedback, clusters, forward_to }
     }
 }
 

@@ -20,17 +20,19 @@ use super::adaptive::{mixed, versioned_weight};
 use super::columns::{FurtherColumns, load_tokenizer, same_tokenizer};
 use super::scoring::{Destinations, Scorer};
 use super::{DaemonError, LoadedModel, document_filter, recreated_topics, schema_registry, schemas};
-use crate::catalog::{CatalogError, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog};
+use crate::catalog::{
+    CatalogError, ClustersCatalog, CountsCatalog, CountsKind, FeedbackCatalog, ReplayCatalog, SqlCatalog,
+};
 use crate::checkpoint::Interval;
 use crate::config::{Config, SpoolConfig};
 use crate::manifest::{CountedTokens, DerivedSettings, ShardManifest};
 use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
-use crate::select::{Division, FilterSettings, Noise, Quotas, Unit};
+use crate::select::{CentresFrom, Division, FilterSettings, Noise, Quotas, StreamClusters, Unit};
 use crate::sink::{GiveUp, SinkError, Spool, SpoolFolder};
 use crate::source::{Batch, Probe, RangeReader, SchemaRegistry, SourceError};
 use crate::tokenizer::Tokenizer;
-use crate::window::{ClosedWindow, OpenWindow, SpooledRow, WindowPolicy, WindowSummary};
+use crate::window::{ClosedWindow, OpenWindow, Opening, SpooledRow, WindowPolicy, WindowSummary};
 use explained::Asked;
 use witness::Witness;
 
@@ -54,6 +56,7 @@ struct Basis {
     model: Arc<LoadedModel>,
     weight: Arc<VersionedWeight>,
     division: Arc<Division>,
+    clusters: Option<StreamClusters>,
 }
 
 /// What came of a question about records of a window.
@@ -150,7 +153,7 @@ impl Replay {
             Ok(basis) => basis,
             Err(gone) => return Ok(Explained::Impossible(gone)),
         };
-        let Basis { model, weight, division } = &basis;
+        let Basis { model, weight, division, .. } = &basis;
         let noise = Noise::new(manifest.selector.seed, &window.at);
         let decoder = self.config.decoder.clone();
         let mut witness = Witness::new(wanted, &decoder, &manifest.selector, (division, &noise), weight);
@@ -233,7 +236,11 @@ impl Replay {
                 None => return Ok(Err(forgotten_feedback(version))),
             },
         };
-        Ok(Ok(Basis { model, weight, division }))
+        let clusters = match self.clusters(&model, manifest, window).await? {
+            Ok(clusters) => clusters,
+            Err(forgotten) => return Ok(Err(forgotten)),
+        };
+        Ok(Ok(Basis { model, weight, division, clusters }))
     }
 
     /// `witness` is shown every record after it was scored, and the window before it is decided.
@@ -246,7 +253,7 @@ impl Replay {
         mut witness: Option<&mut Witness<'_>>,
     ) -> Result<ClosedWindow, DaemonError> {
         let WindowSummary { at, interval, closed_by, .. } = window;
-        let Basis { model, weight, division } = basis;
+        let Basis { model, weight, division, clusters } = basis;
         let selector = &manifest.selector;
         // The extent is recorded: nothing else closes it.
         let policy = WindowPolicy {
@@ -255,7 +262,8 @@ impl Replay {
             max_age_ms: i64::MAX,
         };
         let buckets = model.model.featuriser.buckets as usize;
-        let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, division, buckets);
+        let opening = Opening { division, clusters: clusters.as_ref(), buckets };
+        let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, opening);
         let SpoolConfig { folder, is_compressed, .. } = &self.config.spool;
         let mut spool = SpoolFolder::new(folder.clone(), *is_compressed, Arc::new(GiveUp)).open();
         self.reader.begin(at, *interval)?;
@@ -311,6 +319,27 @@ impl Replay {
         let model = Arc::new(LoadedModel::from_bytes(id.as_str(), bytes)?.divided_by(quotas)?);
         self.model = Some((quotas.clone(), model.clone()));
         Ok(model)
+    }
+
+    /// Those of the stream that a window took. The inner error: they have been forgotten.
+    async fn clusters(
+        &self,
+        model: &LoadedModel,
+        manifest: &ShardManifest,
+        window: &WindowSummary,
+    ) -> Result<Result<Option<StreamClusters>, String>, DaemonError> {
+        let Some(sensitivity) = &manifest.selector.sensitivity else { return Ok(Ok(None)) };
+        if sensitivity.centres_from == CentresFrom::Window {
+            return Ok(Ok(None));
+        }
+        let space = sensitivity.space(&model.model.featuriser).into();
+        let Some(number) = window.sensitivity.as_ref().and_then(|of| of.clusters_version) else {
+            return Ok(Ok(Some(StreamClusters { space, version: None })));
+        };
+        Ok(match self.catalog.clusters(&manifest.pipeline, number).await? {
+            Some(version) => Ok(Some(StreamClusters { space, version: Some(version) })),
+            None => Err(format!("version {number} of the clusters is forgotten (selection.centres_history_bytes)")),
+        })
     }
 
     /// The inner error: a version has been forgotten.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
-use super::adaptive::InForce;
+use super::adaptive::{InForce, version_of};
 use super::memory::InFlight;
 use super::publisher::ToPublisher;
 use super::quality::Quality;
@@ -17,11 +17,11 @@ use super::{DaemonError, Shared, schemas};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Division, Noise, Unit};
+use crate::select::{Division, Noise, StreamClusters, Unit};
 use crate::sink::{SinkError, Spool};
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
-use crate::window::{CloseReason, Forecast, OpenWindow, ScoredRecord, SpooledRow, WindowTally};
+use crate::window::{CloseReason, Forecast, OpenWindow, Opening, ScoredRecord, SpooledRow, WindowTally};
 
 /// How often idle windows are looked for.
 const TICK: Duration = Duration::from_millis(100);
@@ -85,6 +85,8 @@ pub(super) struct Worker {
     in_force: watch::Receiver<InForce>,
     /// How windows are divided that open from now on.
     division: Arc<Division>,
+    /// What they take of the clusters of the stream, where that is wanted.
+    clusters: Option<StreamClusters>,
     dead_letters: DeadLetterRatio,
     spooling: Spooling,
 }
@@ -109,7 +111,7 @@ impl Worker {
         spooling: Spooling,
     ) -> Self {
         let quality = Quality::new(&shared.model.model);
-        let division = in_force.borrow().division.clone();
+        let InForce { division, clusters, .. } = in_force.borrow().clone();
         let mut scorer = Scorer::new(shared.config.decoder.clone(), shared.config.dead_letters.payload_bytes);
         scorer.filter_by(shared.filter.clone());
         if shared.config.selector.unit == Unit::Tokens {
@@ -125,6 +127,7 @@ impl Worker {
             quality,
             in_force,
             division,
+            clusters,
             dead_letters: DeadLetterRatio::default(),
             spooling,
         }
@@ -214,8 +217,8 @@ impl Worker {
     fn on_batch(&mut self, batch: &Batch) -> Result<(), WorkerEnd> {
         let shared = self.shared.clone();
         let timer = shared.telemetry.metrics.score_seconds.start_timer();
-        let InForce { weight: newest, division } = self.in_force.borrow_and_update().clone();
-        self.divide_by(division);
+        let InForce { weight: newest, division, clusters } = self.in_force.borrow_and_update().clone();
+        self.open_with(division, clusters);
         let scored = self.scorer.score(batch, self.destinations(batch, &newest));
         timer.observe_duration();
         let ScoredBatch { records, of_records, weights, mut tallies } = scored;
@@ -239,12 +242,12 @@ impl Worker {
         self.relieve_memory()
     }
 
-    /// Divides windows so from now on, also those that still wait for their first record.
-    fn divide_by(&mut self, division: Arc<Division>) {
-        if division.version() == self.division.version() {
+    /// Opens windows so from now on, also those that still wait for their first record.
+    fn open_with(&mut self, division: Arc<Division>, clusters: Option<StreamClusters>) {
+        if division.version() == self.division.version() && version_of(&clusters) == version_of(&self.clusters) {
             return;
         }
-        self.division = division;
+        (self.division, self.clusters) = (division, clusters);
         let waiting = self.partitions.iter().filter(|(_, partition)| partition.window.is_empty());
         let waiting: Vec<_> = waiting.map(|(at, partition)| (at.clone(), partition.window.next_offset())).collect();
         for (at, from) in waiting {
@@ -456,14 +459,9 @@ impl Worker {
 
     fn open_window(&self, at: &TopicPartition, from: i64) -> OpenWindow {
         let config = &self.shared.config;
-        OpenWindow::new(
-            at.clone(),
-            from,
-            &config.window,
-            &config.selector,
-            &self.division,
-            self.shared.model.model.featuriser.buckets as usize,
-        )
+        let buckets = self.shared.model.model.featuriser.buckets as usize;
+        let opening = Opening { division: &self.division, clusters: self.clusters.as_ref(), buckets };
+        OpenWindow::new(at.clone(), from, &config.window, &config.selector, opening)
     }
 
     fn send(&self, message: ToPublisher) -> Result<(), WorkerEnd> {

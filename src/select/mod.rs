@@ -48,9 +48,9 @@ pub use quotas::{Division, Quotas, pool_shares_of};
 pub use reservoir::{Chosen, Reservoir, Selection};
 pub use reservoirs::{BudgetedReservoirs, ChosenFor};
 pub use sensitivity::{
-    CentreSettings, Centres, CentresError, DEFAULT_CENTRES, DEFAULT_EXPONENT, DEFAULT_FLOOR, LossSource, MAX_CENTRES,
-    SamplePoint, Sensitivity, SensitivityPool, SensitivitySelection, SensitivitySelector, select_by_sensitivity,
-    with_floor,
+    CentreSettings, Centres, CentresError, CentresFrom, ClusterAddition, ClusterMeans, ClusterTally, ClusterVersion,
+    DEFAULT_CENTRES, DEFAULT_EXPONENT, DEFAULT_FLOOR, LossSource, MAX_CENTRES, SamplePoint, Sensitivity,
+    SensitivityPool, SensitivitySelection, SensitivitySelector, StreamClusters, select_by_sensitivity, with_floor,
 };
 pub use spread::NearestDistances;
 pub use tokens::{RankedDocument, TokenPool, Unit, token_budgets};

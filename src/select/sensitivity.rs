@@ -19,6 +19,7 @@
 //! known, S, is then made exact by a common factor (a ratio estimator).
 
 mod centres;
+mod means;
 mod selector;
 
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,8 @@ use super::{BudgetedSelection, Rounding, apportion};
 
 pub(super) use centres::squared_distance;
 pub use centres::{CentreSettings, Centres, CentresError, SamplePoint};
-pub use selector::{LossSource, SensitivitySelector};
+pub use means::{ClusterAddition, ClusterMeans, ClusterTally, ClusterVersion, StreamClusters};
+pub use selector::{CentresFrom, LossSource, SensitivitySelector};
 
 /// γ: share of the scores that is the same for all documents.
 pub const DEFAULT_FLOOR: f64 = 0.1;

@@ -105,6 +105,7 @@ pub struct Metrics {
     pub window_source_entropy: GaugeVec,
     pub raw_version: IntGauge,
     pub selected_version: IntGauge,
+    pub clusters_version: IntGauge,
     pub raw_drift: LateGauge,
     pub window_raw_drift: LateGauge,
     pub ready: IntGauge,
@@ -410,6 +411,11 @@ impl Default for Metrics {
                 &r,
                 "selected_version",
                 "Version of the counts of what was selected in force; 0 where documents are weighed against raw.",
+            ),
+            clusters_version: gauge(
+                &r,
+                "clusters_version",
+                "Version of the stream's clusters in force; 0 where windows find their own.",
             ),
             raw_drift: LateGauge::new(
                 &r,

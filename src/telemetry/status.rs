@@ -45,6 +45,8 @@ pub struct Status {
     pub raw_version: Option<i64>,
     /// Version of the counts of what was selected that documents are weighed against; `null` where they are not.
     pub selected_version: Option<i64>,
+    /// Version of the stream's clusters; `null` where windows find their own.
+    pub clusters_version: Option<i64>,
     pub readiness: Readiness,
     pub totals: Totals,
     #[serde(serialize_with = "partitions_as_list")]

@@ -11,7 +11,8 @@ use crate::features::BucketList;
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    self, BudgetedReservoirs, ChosenFor, Division, Noise, Reservoir, Rounding, SelectorSettings, Turn, Unit,
+    self, BudgetedReservoirs, ChosenFor, ClusterAddition, Division, Noise, Reservoir, Rounding, SelectorSettings,
+    StreamClusters, Turn, Unit,
 };
 
 #[derive(Debug)]
@@ -87,6 +88,8 @@ pub(super) struct Choice {
     pub targets: Vec<String>,
     pub coverage: Option<CoverageSummary>,
     pub sensitivity: Option<SensitivitySummary>,
+    /// What it adds to the clusters of the stream.
+    pub clusters: Option<ClusterAddition>,
 }
 
 /// What is decided of a candidate.
@@ -104,12 +107,17 @@ pub(super) struct Chosen {
 
 impl Candidates {
     /// From which at most `at_most` will be chosen.
-    pub fn new(division: &Arc<Division>, at_most: u64, selector: &SelectorSettings) -> Self {
+    pub fn new(
+        division: &Arc<Division>,
+        clusters: Option<&StreamClusters>,
+        at_most: u64,
+        selector: &SelectorSettings,
+    ) -> Self {
         if let Some(coverage) = &selector.coverage {
             return Candidates::Covered(Box::new(CoveredCandidates::new(division, coverage, selector)));
         }
         if let Some(sensitivity) = &selector.sensitivity {
-            return Candidates::Sensitive(Box::new(SensitiveCandidates::new(division, sensitivity)));
+            return Candidates::Sensitive(Box::new(SensitiveCandidates::new(division, sensitivity, clusters)));
         }
         if selector.unit == Unit::Tokens {
             return Candidates::Tokens(Box::new(TokenCandidates::new(division)));
@@ -196,6 +204,7 @@ fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
         targets: Vec::new(),
         coverage: None,
         sensitivity: None,
+        clusters: None,
     }
 }
 
@@ -262,6 +271,7 @@ impl Divided {
             targets,
             coverage: None,
             sensitivity: None,
+            clusters: None,
         }
     }
 }

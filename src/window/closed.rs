@@ -13,7 +13,9 @@ use crate::checkpoint::Interval;
 use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, TopicPartition};
 use crate::score::{ExpectedLossVersion, NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
-use crate::select::{Diagnostics, Noise, SelectorKind, SelectorSettings, SourceCounts, WeightHistogram};
+use crate::select::{
+    ClusterAddition, Diagnostics, Noise, SelectorKind, SelectorSettings, SourceCounts, WeightHistogram,
+};
 
 /// A document of the selection.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,6 +68,8 @@ pub struct ClosedWindow {
     pub sources: SourceCounts,
     /// For each target, of the same candidates by its weights; `None` without candidates.
     pub weights: Vec<Option<WeightHistogram>>,
+    /// What its documents add to the clusters of the stream, where those are followed.
+    pub clusters: Option<ClusterAddition>,
 }
 
 /// What the catalog and the manifest say of a window. Every record is selected, rejected or a dead letter:
@@ -214,7 +218,8 @@ impl OpenWindow {
         let by = Deciding { selector, noise, from, n_documents, n_tokens: window_tokens, log_weights: &log_weights };
         let choice = candidates.choose(&by);
         let Choice { chosen, candidates, threshold, turns, other_log_weights, .. } = choice;
-        let (names, coverage, sensitivity) = (choice.targets, choice.coverage, choice.sensitivity);
+        let (names, coverage, sensitivity, clusters) =
+            (choice.targets, choice.coverage, choice.sensitivity, choice.clusters);
         let n_targets = names.len().max(1);
         let mut by_target = vec![Vec::new(); n_targets];
         chosen.iter().for_each(|chosen| by_target[chosen.target as usize].push(chosen.number as usize));
@@ -295,6 +300,7 @@ impl OpenWindow {
             selected_counts,
             sources,
             weights,
+            clusters,
         })
     }
 }
@@ -312,6 +318,7 @@ impl ClosedWindow {
             + self.sources.held_bytes()
             + self.waiting.capacity() * size_of::<Decision>()
             + self.dead_letters.iter().map(DeadLetter::size_bytes).sum::<usize>()
+            + self.clusters.as_ref().map_or(0, |addition| addition.tally.held_bytes())
     }
 }
 

@@ -184,6 +184,7 @@ impl CoveredCandidates {
             turns: Vec::new(),
             coverage: Some(self.summary(&covered)),
             sensitivity: None,
+            clusters: None,
             targets: self.division.targets().to_vec(),
             other_log_weights: self.other_log_weights,
         }

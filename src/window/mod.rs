@@ -31,7 +31,7 @@ use crate::checkpoint::Interval;
 use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Division, Noise, SelectorSettings};
+use crate::select::{Division, Noise, SelectorSettings, StreamClusters};
 use candidates::{Candidate, Candidates};
 use spread::Sample;
 use statistics::Statistics;
@@ -179,6 +179,17 @@ impl DeadLetter {
     }
 }
 
+/// What a window takes when it opens, whatever comes into force meanwhile, beside the weights that its first record pins.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening<'a> {
+    /// How it will be divided.
+    pub division: &'a Arc<Division>,
+    /// Of a sensitivity selection by the clusters of the stream.
+    pub clusters: Option<&'a StreamClusters>,
+    /// Of the featuriser.
+    pub buckets: usize,
+}
+
 /// A window that still takes records.
 #[derive(Debug)]
 pub struct OpenWindow {
@@ -204,15 +215,15 @@ pub struct OpenWindow {
 }
 
 impl OpenWindow {
-    /// An empty window that begins at `from`. It will be divided as is said now, whatever comes into force meanwhile.
+    /// An empty window that begins at `from`.
     pub fn new(
         at: TopicPartition,
         from: i64,
         policy: &WindowPolicy,
         selector: &SelectorSettings,
-        division: &Arc<Division>,
-        buckets: usize,
+        opening: Opening<'_>,
     ) -> Self {
+        let Opening { division, clusters, buckets } = opening;
         let at_most = selector.fraction.at_most(policy.max_documents);
         OpenWindow {
             at,
@@ -225,7 +236,7 @@ impl OpenWindow {
             n_filtered: 0,
             held_bytes: 0,
             dead_letters: Vec::new(),
-            candidates: Candidates::new(division, at_most, selector),
+            candidates: Candidates::new(division, clusters, at_most, selector),
             quota_version: division.version(),
             statistics: Statistics::new(buckets, selector),
             sample: Sample::new(selector),

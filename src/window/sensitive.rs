@@ -11,8 +11,9 @@ use super::covered::SpooledRow;
 use crate::features::Projection;
 use crate::score::Score;
 use crate::select::{
-    CentreSettings, Centres, Division, LossSource, Noise, Pick, Reservoir, SamplePoint, SelectorSettings, Sensitivity,
-    SensitivityPool, SensitivitySelection, SensitivitySelector, select_by_sensitivity, with_floor,
+    CentreSettings, Centres, ClusterAddition, ClusterMeans, Division, LossSource, Noise, Pick, Reservoir, SamplePoint,
+    SelectorSettings, Sensitivity, SensitivityPool, SensitivitySelection, SensitivitySelector, StreamClusters,
+    select_by_sensitivity, with_floor,
 };
 
 /// What deciding allocates for a candidate meanwhile, rounded up: its score and centre, numbers in pools, keys to be sorted.
@@ -30,6 +31,9 @@ pub struct SensitivitySummary {
     /// What losses of centres were taken from: none where no document had one.
     pub losses: LossSource,
     pub n_centres: u32,
+    /// Version of the clusters of the stream that they stand for; `None`: of those that the window has found itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clusters_version: Option<i64>,
     /// Λ: as how much loss a unit of distance, to the power, counts.
     pub scale: f64,
     /// How many documents fewer than requested there are.
@@ -76,6 +80,8 @@ pub(super) struct SensitiveCandidates {
     /// Empty where there is only one.
     pools: Vec<u16>,
     n_without_embedding: u64,
+    /// `None`: the window finds its own.
+    stream: Option<StreamClusters>,
     placed: Option<Placed>,
 }
 
@@ -85,13 +91,23 @@ struct Placed {
     dims: usize,
     /// `None` of a window without candidates.
     centres: Option<Centres>,
+    clusters_version: Option<i64>,
+    addition: Option<ClusterAddition>,
     losses: LossSource,
     /// Mixed with their mean; NaN of those that have other dimensions.
     scores: Vec<f64>,
 }
 
+impl Placed {
+    /// Of a window of nothing.
+    fn nothing() -> Self {
+        let losses = LossSource::None;
+        Placed { dims: 0, centres: None, clusters_version: None, addition: None, losses, scores: Vec::new() }
+    }
+}
+
 impl SensitiveCandidates {
-    pub fn new(division: &Arc<Division>, sensitivity: &SensitivitySelector) -> Self {
+    pub fn new(division: &Arc<Division>, sensitivity: &SensitivitySelector, stream: Option<&StreamClusters>) -> Self {
         let is_embedded = sensitivity.embedding.is_some();
         SensitiveCandidates {
             division: division.clone(),
@@ -100,6 +116,7 @@ impl SensitiveCandidates {
             dims: Vec::new(),
             pools: Vec::new(),
             n_without_embedding: 0,
+            stream: stream.cloned(),
             placed: None,
         }
     }
@@ -158,7 +175,10 @@ impl SensitiveCandidates {
         }
         let SensitivitySelector { centres, exponent, .. } = *sensitivity;
         let settings = CentreSettings { centres: centres as usize, exponent, seed: selector.seed };
-        let centres = Centres::fit(&sample, &settings);
+        let (centres, clusters_version, addition) = match &self.stream {
+            None => (Centres::fit(&sample, &settings), None, None),
+            Some(stream) => of_stream(stream, &sample, &settings),
+        };
         drop(sample);
         let mut scores = vec![f64::NAN; self.offsets.len()];
         if let Some(centres) = &centres {
@@ -168,7 +188,7 @@ impl SensitiveCandidates {
             with_floor(&mut of_competing, sensitivity.floor);
             competing.iter().zip(of_competing).for_each(|(&number, score)| scores[number as usize] = score);
         }
-        self.placed = Some(Placed { dims, centres, losses, scores });
+        self.placed = Some(Placed { dims, centres, clusters_version, addition, losses, scores });
         Ok(())
     }
 
@@ -199,8 +219,8 @@ impl SensitiveCandidates {
     /// If there are candidates whose points it was not shown.
     pub fn choose(self, by: &Deciding<'_>) -> Choice {
         let Deciding { selector, noise, from, n_documents, .. } = *by;
-        let none = Placed { dims: 0, centres: None, losses: LossSource::None, scores: Vec::new() };
-        let placed = self.placed.as_ref().unwrap_or(&none);
+        let nothing = Placed::nothing();
+        let placed = self.placed.as_ref().unwrap_or(&nothing);
         assert_eq!(placed.scores.len(), self.offsets.len(), "a window is decided before it has seen the points");
         let pool_of = |number: u32| self.pools.get(number as usize).map_or(0, |pool| usize::from(*pool));
         let score = |number: u32| placed.scores[number as usize];
@@ -231,6 +251,7 @@ impl SensitiveCandidates {
             turns: Vec::new(),
             coverage: None,
             sensitivity: Some(self.summary(placed, &drawn)),
+            clusters: placed.addition.clone(),
             targets: Vec::new(),
             other_log_weights: Vec::new(),
         }
@@ -248,11 +269,28 @@ impl SensitiveCandidates {
             n_other_dimensions: placed.scores.iter().filter(|score| score.is_nan()).count() as u64,
             losses: placed.losses,
             n_centres: placed.centres.as_ref().map_or(0, |centres| centres.len() as u32),
+            clusters_version: placed.clusters_version,
             scale: placed.centres.as_ref().map_or(0.0, Centres::scale),
             shortfall: drawn.shortfall,
             pools: pools.collect(),
         }
     }
+}
+
+/// Centres that stand for the clusters of a stream, the version of those, and what the window adds to them.
+fn of_stream(
+    stream: &StreamClusters,
+    sample: &[SamplePoint],
+    settings: &CentreSettings,
+) -> (Option<Centres>, Option<i64>, Option<ClusterAddition>) {
+    let dims = sample.first().map_or(0, |s| s.point.len());
+    let usable = stream.version.as_ref().filter(|version| version.means.dims() == dims);
+    let own = || ClusterMeans::find(stream.space.to_string(), sample, settings).map(Arc::new);
+    let Some(means) = usable.map(|version| version.means.clone()).or_else(own) else { return (None, None, None) };
+    let centres = Centres::near(sample, means.means(), settings.exponent);
+    let tally = means.tally(sample.iter().map(|s| &s.point[..]));
+    let addition = ClusterAddition { began: usable.map(|version| version.began), tally };
+    (centres, usable.map(|version| version.version), Some(addition))
 }
 
 /// The lowest of those that are there as often.

@@ -15,6 +15,10 @@ use crate::select::{Quotas, SelectorKind};
 
 const BUCKETS: u32 = 64;
 
+fn opening(division: &Arc<Division>) -> Opening<'_> {
+    Opening { division, clusters: None, buckets: BUCKETS as usize }
+}
+
 fn model() -> Model {
     let featuriser = Featuriser { buckets: BUCKETS, ..Featuriser::default() };
     let count = |text: &str| {
@@ -84,7 +88,7 @@ fn dead(offset: i64) -> ScoredRecord {
 fn open(selector: &SelectorSettings) -> (OpenWindow, Noise) {
     let at = TopicPartition::new("docs", 1);
     let noise = Noise::new(selector.seed, &at);
-    (OpenWindow::new(at, 100, &policy(), selector, &Arc::new(Division::whole()), BUCKETS as usize), noise)
+    (OpenWindow::new(at, 100, &policy(), selector, opening(&Arc::new(Division::whole()))), noise)
 }
 
 #[derive(Debug, Clone)]
@@ -309,7 +313,7 @@ fn the_baseline_is_a_sample_of_all_documents() {
     let policy = WindowPolicy { max_documents: 4_000, ..policy() };
     let at = TopicPartition::new("docs", 1);
     let noise = Noise::new(selector.seed, &at);
-    let mut window = OpenWindow::new(at, 100, &policy, &selector, &Arc::new(Division::whole()), BUCKETS as usize);
+    let mut window = OpenWindow::new(at, 100, &policy, &selector, opening(&Arc::new(Division::whole())));
     for offset in 100..4_100 {
         let text = if offset % 4 == 0 { "good words only" } else { "bad noise bad" };
         window.push(record(offset, text, &model), &weight, &selector, &noise);

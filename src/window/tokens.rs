@@ -102,6 +102,7 @@ impl TokenCandidates {
             turns: pools.iter().enumerate().map(turn).collect(),
             coverage: None,
             sensitivity: None,
+            clusters: None,
             targets: Vec::new(),
             other_log_weights: Vec::new(),
         }

@@ -62,8 +62,8 @@ OF_DRAWN = {
 }
 # What only such a selector tells, and what waits on disk for it, is asked of this one.
 SENSITIVE = "brokers"
-OF_SENSITIVE = {"selection.selector": "sensitivity", "selection.centres": 16, "memory.budget": "128MiB"}
-OF_SENSITIVITY = re.compile("winnowd_spool|winnowd_window_(centres|weight_ratio)")
+OF_SENSITIVE = {"selection.selector": "sensitivity", "selection.centres": 16, "selection.centres_from": "stream", "memory.budget": "128MiB"}
+OF_SENSITIVITY = re.compile("winnowd_spool|winnowd_clusters|winnowd_window_(centres|weight_ratio)")
 # Words between blanks; none is known, and each is one token.
 TOKENIZER = {
     "version": "1.0",

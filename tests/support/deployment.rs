@@ -11,8 +11,9 @@ use futures::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, ObjectStoreExt};
 
-use winnowd::catalog::{Access, CatalogReader, Gap, SqlCatalog, Totals};
+use winnowd::catalog::{Access, CatalogReader, ClustersCatalog, Gap, SqlCatalog, Totals};
 use winnowd::config::CatalogUrl;
+use winnowd::select::ClusterVersion;
 
 use super::{Broker, HttpProxy, PostgresServer, Published, block_on, model_bytes, wait_for};
 
@@ -236,6 +237,16 @@ window.idle_timeout = "1s"
             let gaps = catalog.gaps("test").await.expect("gaps");
             catalog.close().await;
             gaps
+        })
+    }
+
+    /// A version of the clusters of the stream; `None`: there is none, or it is forgotten.
+    pub fn clusters(&self, version: i64) -> Option<ClusterVersion> {
+        block_on(async {
+            let catalog = SqlCatalog::open(&self.catalog, Access::Read).await.expect("the catalog");
+            let clusters = catalog.clusters("test", version).await.expect("clusters");
+            catalog.close().await;
+            clusters
         })
     }
 

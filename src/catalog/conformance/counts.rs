@@ -45,6 +45,7 @@ async fn publish_counts<C: Catalog>(
         advances: &advances,
         counts: &[addition],
         feedback: None,
+        clusters: None,
         forward_to: None,
     };
     catalog.publish(&request).await
@@ -136,7 +137,9 @@ async fn counts_of_several_targets_move_together<C: Catalog + CountsCatalog>(cat
         let addition = CountsAddition { kind: selected, counts: &counts, half_life_ngrams: Some(50), history_bytes };
         catalog.stage(PIPELINE, shard, manifest.path.as_deref()).await.unwrap();
         let (manifest, advances, counts) = (&manifest, &advances[..], &[addition][..]);
-        catalog.publish(&PublishRequest { manifest, advances, counts, feedback: None, forward_to: None }).await
+        catalog
+            .publish(&PublishRequest { manifest, advances, counts, feedback: None, clusters: None, forward_to: None })
+            .await
     };
     let mut expected = both.clone();
     for (i, added) in [([9, 0, 1, 0], [0; 4]), ([0; 4], [0, 7, 0, 0])].into_iter().enumerate() {

@@ -100,7 +100,14 @@ async fn publish_documents(
         settings: SETTINGS,
         history_bytes,
     });
-    let request = PublishRequest { manifest: &manifest, advances: &advances, counts: &[], feedback, forward_to: None };
+    let request = PublishRequest {
+        manifest: &manifest,
+        advances: &advances,
+        counts: &[],
+        feedback,
+        clusters: None,
+        forward_to: None,
+    };
     catalog.publish(&request).await
 }
 

@@ -370,7 +370,14 @@ async fn ask(catalog: &SqlCatalog, pipeline: &str, call: &Call) -> Answer {
         Call::Publish(shard) => {
             let (manifest, advances) = (&shard.manifest, &shard.advances[..]);
             match catalog
-                .publish(&PublishRequest { manifest, advances, counts: &[], feedback: None, forward_to: None })
+                .publish(&PublishRequest {
+                    manifest,
+                    advances,
+                    counts: &[],
+                    feedback: None,
+                    clusters: None,
+                    forward_to: None,
+                })
                 .await
             {
                 Ok(sequence) => Answer::Published(sequence),

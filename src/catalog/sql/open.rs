@@ -32,6 +32,7 @@ const SQLITE: &Migrations = &[
     (12, "spread", include_str!("../../../migrations/sqlite/0012_spread.sql")),
     (13, "coverage", include_str!("../../../migrations/sqlite/0013_coverage.sql")),
     (14, "sensitivity", include_str!("../../../migrations/sqlite/0014_sensitivity.sql")),
+    (15, "clusters", include_str!("../../../migrations/sqlite/0015_clusters.sql")),
 ];
 const POSTGRES: &Migrations = &[
     (1, "catalog", include_str!("../../../migrations/postgres/0001_catalog.sql")),
@@ -48,6 +49,7 @@ const POSTGRES: &Migrations = &[
     (12, "spread", include_str!("../../../migrations/postgres/0012_spread.sql")),
     (13, "coverage", include_str!("../../../migrations/postgres/0013_coverage.sql")),
     (14, "sensitivity", include_str!("../../../migrations/postgres/0014_sensitivity.sql")),
+    (15, "clusters", include_str!("../../../migrations/postgres/0015_clusters.sql")),
 ];
 
 const MAX_CONNECTIONS: u32 = 4;

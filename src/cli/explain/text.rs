@@ -59,6 +59,7 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
         for (what, version) in [
             ("version of raw", competition.raw_version),
             ("version of selected", competition.selected_version),
+            ("version of clusters", competition.clusters_version),
             ("version of shares", competition.quota_version),
         ] {
             if let Some(version) = version {

@@ -264,8 +264,17 @@ mod tests {
         let (selected, dead_letters) = (vec![selected], vec![]);
         let weights = vec![];
         let waiting = vec![];
-        let window =
-            ClosedWindow { summary, selected, waiting, dead_letters, raw_counts, selected_counts, sources, weights };
+        let window = ClosedWindow {
+            summary,
+            selected,
+            waiting,
+            dead_letters,
+            raw_counts,
+            selected_counts,
+            sources,
+            weights,
+            clusters: None,
+        };
         (window, row)
     }
 

@@ -157,6 +157,7 @@ pub struct Competition {
     /// Versions that the window names.
     pub raw_version: Option<i64>,
     pub selected_version: Option<i64>,
+    pub clusters_version: Option<i64>,
     pub quota_version: Option<i64>,
     /// One, or for each target in turn what it chose from the pool of the document.
     pub turns: Vec<ExplainedTurn>,
@@ -298,6 +299,7 @@ impl Asked<'_> {
             n_selected,
             raw_version,
             selected_version: self.closed.summary.against_selected.map(|selected| selected.version),
+            clusters_version: self.closed.summary.sensitivity.as_ref().and_then(|of| of.clusters_version),
             quota_version: self.closed.summary.quota_version,
             turns: self.turns(seen),
         }

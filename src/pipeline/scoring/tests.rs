@@ -6,7 +6,7 @@ use crate::features::Featuriser;
 use crate::record::{Parts, RejectReason, TopicPartition};
 use crate::score::{ImportanceWeight, Model, NgramCounts, Side, Target, TargetDistribution, WeightVersion};
 use crate::select::{FilterSettings, Quotas};
-use crate::window::{CloseReason, ClosedWindow, SpooledRow};
+use crate::window::{CloseReason, ClosedWindow, Opening, SpooledRow};
 
 struct Setting {
     config: Config,
@@ -69,7 +69,10 @@ impl Setting {
     fn decide(&self, batch_records: usize) -> (Vec<ClosedWindow>, usize) {
         let Config { selector, window: policy, decoder, .. } = &self.config;
         let buckets = self.target.featuriser().buckets as usize;
-        let open = |at: &TopicPartition| OpenWindow::new(at.clone(), 0, policy, selector, &self.division, buckets);
+        let open = |at: &TopicPartition| {
+            let opening = Opening { division: &self.division, clusters: None, buckets };
+            OpenWindow::new(at.clone(), 0, policy, selector, opening)
+        };
         let mut windows: Vec<_> = self.at.iter().map(open).collect();
         let noises: Vec<_> = self.at.iter().map(|at| Noise::new(selector.seed, at)).collect();
         let mut scorer = Scorer::new(decoder.clone(), 5);

@@ -70,24 +70,27 @@ impl Centres {
     /// # Panics
     /// If points differ in dimensions, no centre is wanted, or the exponent is neither 1 nor 2.
     pub fn fit(sample: &[SamplePoint], settings: &CentreSettings) -> Option<Self> {
+        if sample.is_empty() {
+            return None;
+        }
+        Self::near(sample, &clusters(sample, settings), settings.exponent)
+    }
+
+    /// Documents of the sample that have a loss, each the nearest to one of these means, one after the other as many numbers as its
+    /// points have. `None` if no document of the sample has a loss.
+    ///
+    /// # Panics
+    /// If points differ in dimensions.
+    pub fn near(sample: &[SamplePoint], means: &[f32], exponent: u32) -> Option<Self> {
         let dims = sample.first()?.point.len();
-        assert!(sample.iter().all(|s| s.point.len() == dims), "points have different dimensions");
-        assert!(settings.centres > 0 && (1..=2).contains(&settings.exponent), "{settings:?}");
-        let noise = Noise::new(settings.seed, &TopicPartition::new("centres", 0));
-        let mut counter = 0;
-        let mut uniform = || {
-            counter += 1;
-            noise.sampling(counter)
-        };
-        let mut centres = start(sample, settings.centres, &mut uniform);
-        improve(sample, &mut centres, &mut uniform);
-        let members = snapped(sample, &centres);
+        assert!((1..=2).contains(&exponent), "a distance to the power {exponent}");
+        let members = snapped(sample, means);
         let (losses, points): (Vec<f64>, Vec<&[f32]>) =
             members.iter().filter_map(|&i| Some((sample[i].loss?.max(0.0), &sample[i].point[..]))).unzip();
         if losses.is_empty() {
             return None;
         }
-        let mut found = Centres { dims, exponent: settings.exponent, scale: 1.0, losses, points: points.concat() };
+        let mut found = Centres { dims, exponent, scale: 1.0, losses, points: points.concat() };
         found.scale = found.balanced_scale(sample);
         Some(found)
     }
@@ -181,6 +184,22 @@ impl Centres {
     }
 }
 
+/// Means of clusters, of a sample that is not empty.
+pub(super) fn clusters(sample: &[SamplePoint], settings: &CentreSettings) -> Vec<f32> {
+    let dims = sample[0].point.len();
+    assert!(sample.iter().all(|s| s.point.len() == dims), "points have different dimensions");
+    assert!(settings.centres > 0, "{settings:?}");
+    let noise = Noise::new(settings.seed, &TopicPartition::new("centres", 0));
+    let mut counter = 0;
+    let mut uniform = || {
+        counter += 1;
+        noise.sampling(counter)
+    };
+    let mut centres = start(sample, settings.centres, &mut uniform);
+    improve(sample, &mut centres, &mut uniform);
+    centres
+}
+
 /// The first by chance, each further one with a chance in proportion to its squared distance to the nearest before it.
 fn start(sample: &[SamplePoint], n: usize, uniform: &mut impl FnMut() -> f64) -> Vec<f32> {
     let dims = sample[0].point.len();
@@ -241,7 +260,7 @@ fn snapped(sample: &[SamplePoint], centres: &[f32]) -> Vec<usize> {
 }
 
 /// The number of the nearest point, the first of equally near ones, and its squared distance.
-fn nearest(points: &[f32], dims: usize, point: &[f32]) -> (usize, f64) {
+pub(super) fn nearest(points: &[f32], dims: usize, point: &[f32]) -> (usize, f64) {
     let mut found = (0, f32::INFINITY);
     for (number, other) in points.chunks_exact(dims).enumerate() {
         let squared = squared_distance(point, other);

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::features::Featuriser;
 use crate::record::EmbeddingField;
 use crate::score::Score;
 
@@ -26,6 +27,25 @@ pub struct SensitivitySelector {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding: Option<EmbeddingField>,
     pub losses: LossSource,
+    #[serde(default, skip_serializing_if = "CentresFrom::is_window")]
+    pub centres_from: CentresFrom,
+}
+
+/// What centres stand near to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CentresFrom {
+    /// Clusters that every window finds among its own documents.
+    #[default]
+    Window,
+    /// Clusters of the stream: see [`super::ClusterMeans`].
+    Stream,
+}
+
+impl CentresFrom {
+    fn is_window(&self) -> bool {
+        *self == CentresFrom::Window
+    }
 }
 
 /// Where the losses at centres come from.
@@ -61,6 +81,14 @@ impl LossSource {
 }
 
 impl SensitivitySelector {
+    /// Names what points are: those with another name cannot be compared with them.
+    pub fn space(&self, featuriser: &Featuriser) -> String {
+        match &self.embedding {
+            Some(EmbeddingField { field, .. }) => format!("field {field}"),
+            None => format!("n-grams {}", serde_json::to_string(featuriser).unwrap_or_default()),
+        }
+    }
+
     /// How many documents of a window its centres are found among: fewer of large points.
     pub fn sample_size(&self, dims: usize) -> usize {
         SAMPLE.min(SAMPLE_BYTES / (4 * dims).max(1)).max(1)
@@ -69,7 +97,7 @@ impl SensitivitySelector {
 
 impl fmt::Display for SensitivitySelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SensitivitySelector { centres, exponent, floor, embedding, losses } = self;
+        let SensitivitySelector { centres, exponent, floor, embedding, losses, centres_from } = self;
         let losses = match losses {
             LossSource::Record => "losses of the records",
             LossSource::Expected => "expected losses",
@@ -79,6 +107,7 @@ impl fmt::Display for SensitivitySelector {
             Some(EmbeddingField { field, .. }) => write!(f, "embeddings in `{field}`")?,
             None => f.write_str("projected n-grams in place of embeddings")?,
         }
-        write!(f, ", {centres} centres, {losses}, power {exponent} of the distance, a floor of {floor}")
+        let of = if *centres_from == CentresFrom::Stream { " of the stream" } else { "" };
+        write!(f, ", {centres} centres{of}, {losses}, power {exponent} of the distance, a floor of {floor}")
     }
 }

@@ -73,6 +73,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         selected_counts,
         sources,
         weights: vec![],
+        clusters: None,
     }
 }
 

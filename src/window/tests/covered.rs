@@ -43,7 +43,7 @@ proptest! {
         let division = Arc::new(Division::of(&quotas, &model));
         let at = TopicPartition::new("docs", 1);
         let noise = Noise::new(selector.seed, &at);
-        let mut window = OpenWindow::new(at, 100, &policy(), &selector, &division, BUCKETS as usize);
+        let mut window = OpenWindow::new(at, 100, &policy(), &selector, opening(&division));
         let mut rows = Vec::new();
         let mut candidates = Vec::new();
         for (offset, hard) in (100..).zip(&hard) {

@@ -73,7 +73,7 @@ fn divided_by(
     let at = TopicPartition::new("docs", 1);
     let noise = Noise::new(selector.seed, &at);
     let policy = WindowPolicy { max_documents: texts.len().max(1) as u64, max_bytes: u64::MAX, max_age_ms: i64::MAX };
-    let mut window = OpenWindow::new(at, 100, &policy, selector, division, BUCKETS as usize);
+    let mut window = OpenWindow::new(at, 100, &policy, selector, opening(division));
     for (offset, text) in (100..).zip(texts) {
         window.push(scored(offset, text, weight, scratch), weight, selector, &noise);
     }
@@ -233,7 +233,7 @@ fn all_targets_keep_the_version_that_the_window_opened_with() {
         let mut scratch = Scratch::default();
         let at = TopicPartition::new("docs", 1);
         let noise = Noise::new(selector.seed, &at);
-        let mut window = OpenWindow::new(at, 100, &policy(), &selector, &division, BUCKETS as usize);
+        let mut window = OpenWindow::new(at, 100, &policy(), &selector, opening(&division));
         for (offset, weight) in (100..).zip(versions) {
             let text =
                 ["good words only", "bad noise", "noise good bad words", "only bad words"][offset as usize - 100];

@@ -4,13 +4,23 @@ use std::convert::Infallible;
 
 use super::*;
 use crate::record::{Base64Floats, EmbeddingField};
-use crate::select::{CentreSettings, Centres, LossSource, SamplePoint, SensitivitySelector, with_floor};
+use crate::select::{
+    CentreSettings, Centres, CentresFrom, ClusterVersion, LossSource, SamplePoint, SensitivitySelector, StreamClusters,
+    with_floor,
+};
 
 const FLOOR: f64 = 0.2;
 
 fn sensitive(losses: LossSource, fraction: &str, seed: u64) -> SelectorSettings {
     let embedding = Some(EmbeddingField { field: "e".to_owned(), base64: Base64Floats::F16 });
-    let sensitivity = Some(SensitivitySelector { centres: 3, exponent: 2, floor: FLOOR, embedding, losses });
+    let sensitivity = Some(SensitivitySelector {
+        centres: 3,
+        exponent: 2,
+        floor: FLOOR,
+        embedding,
+        losses,
+        centres_from: CentresFrom::Window,
+    });
     SelectorSettings { sensitivity, seed, ..selector(fraction) }
 }
 
@@ -33,11 +43,20 @@ fn given() -> impl Strategy<Value = Given> {
 }
 
 fn decide(documents: &[Given], selector: &SelectorSettings, quotas: &Quotas) -> (ClosedWindow, Vec<SelectedDocument>) {
+    decide_with(documents, selector, quotas, None)
+}
+
+fn decide_with(
+    documents: &[Given],
+    selector: &SelectorSettings,
+    quotas: &Quotas,
+    clusters: Option<&StreamClusters>,
+) -> (ClosedWindow, Vec<SelectedDocument>) {
     let model = model();
     let (weight, division) = (weight(&model), Arc::new(Division::of(quotas, &model)));
     let at = TopicPartition::new("docs", 1);
     let noise = Noise::new(selector.seed, &at);
-    let mut window = OpenWindow::new(at, 100, &policy(), selector, &division, BUCKETS as usize);
+    let mut window = OpenWindow::new(at, 100, &policy(), selector, Opening { clusters, ..opening(&division) });
     let mut rows = Vec::new();
     for (offset, given) in (100..).zip(documents) {
         let mut record = record(offset, "good bad noise", &model);
@@ -59,6 +78,53 @@ fn decide(documents: &[Given], selector: &SelectorSettings, quotas: &Quotas) -> 
     let Ok(closed) = window.close_with(CloseReason::Idle, selector, &noise, &model.target_distribution(), show);
     let selected = closed.waiting.iter().zip(kept).map(|(decision, row)| decision.of(row, selector)).collect();
     (closed, selected)
+}
+
+/// Four numbers each, and a loss for all.
+fn around(places: &[[f32; 4]], n: usize) -> Vec<Given> {
+    let given = |i: usize| {
+        let mut point = places[i % places.len()].to_vec();
+        point[i % 4] += (i % 7) as f32 / 8.0;
+        Given { point: Some(point), loss: Some(1.0) }
+    };
+    (0..n).map(given).collect()
+}
+
+/// Clusters of the stream are taken where there are any of these dimensions, and what the window adds is said of those.
+#[test]
+fn a_window_takes_the_clusters_of_the_stream_and_adds_to_them() {
+    let mut selector = sensitive(LossSource::Record, "0.5", 1);
+    selector.sensitivity.as_mut().unwrap().centres_from = CentresFrom::Stream;
+    let decide = |documents: &[Given], version: Option<ClusterVersion>| {
+        let stream = StreamClusters { space: "field e".into(), version };
+        decide_with(documents, &selector, &Quotas::default(), Some(&stream)).0
+    };
+    let documents = around(&[[0.0; 4], [9.0; 4], [-9.0; 4]], 60);
+    let first = decide(&documents, None);
+    let addition = first.clusters.unwrap();
+    assert_eq!((addition.began, addition.tally.n_documents()), (None, 60));
+    assert_eq!(first.summary.sensitivity.unwrap().clusters_version, None);
+    let means = Arc::new(addition.tally.begin().unwrap());
+    assert!(means.is_of("field e") && means.weights() == [20.0; 3], "{means:?}");
+
+    let version = ClusterVersion { version: 8, began: 5, means: means.clone() };
+    let next = decide(&documents[..30], Some(version.clone()));
+    let summary = next.summary.sensitivity.unwrap();
+    assert_eq!((summary.clusters_version, summary.n_centres), (Some(8), 3));
+    let sample: Vec<SamplePoint> =
+        documents[..30].iter().map(|of| SamplePoint { point: of.point.clone().unwrap(), loss: of.loss }).collect();
+    assert_eq!(summary.scale, Centres::near(&sample, means.means(), 2).unwrap().scale());
+    let addition = next.clusters.unwrap();
+    assert_eq!((addition.began, &addition.tally), (Some(5), &means.tally(sample.iter().map(|s| &s.point[..]))));
+
+    // Of other dimensions: its own, with which others may begin.
+    let flat: Vec<Given> = (0..30).map(|i| Given { point: Some(vec![i as f32]), loss: Some(1.0) }).collect();
+    let other = decide(&flat, Some(version));
+    assert_eq!(other.summary.sensitivity.unwrap().clusters_version, None);
+    let addition = other.clusters.unwrap();
+    assert!(addition.began.is_none() && !means.is_like(&addition.tally));
+    // Nothing to look at.
+    assert!(decide(&[], None).clusters.is_none());
 }
 
 proptest! {

@@ -21,7 +21,7 @@ proptest! {
         let at = TopicPartition::new("docs", 1);
         let noise = Noise::new(selector.seed, &at);
         let division = Arc::new(Division::of(&quotas, &model));
-        let mut window = OpenWindow::new(at, 100, &policy(), &selector, &division, BUCKETS as usize);
+        let mut window = OpenWindow::new(at, 100, &policy(), &selector, opening(&division));
         let (mut rows, mut all, mut pools) = (Vec::new(), 0, vec![Vec::new(); division.n_pools()]);
         let mut totals = Vec::new();
         for (offset, (text, counted)) in (100..).zip(&texts) {
