@@ -6,13 +6,16 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use base64::Engine;
 use serde_json::{Value, json};
 use support::*;
 use winnowd::record::TopicPartition;
-use winnowd::select::{CentreSettings, Centres, ClusterMeans, LossSource, Noise, SamplePoint, with_floor};
+use winnowd::select::{
+    CentreSettings, Centres, ClusterAddition, ClusterMeans, ClusterVersion, LossSource, Noise, SamplePoint, with_floor,
+};
 use winnowd::window::{PointSource, WindowSummary};
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
@@ -26,6 +29,8 @@ const SEED: u64 = 7;
 const CENTRES: usize = 12;
 const FLOOR: f64 = 0.2;
 const DIMENSIONS: usize = 6;
+/// Of clusters of the stream, in documents.
+const HALF_LIFE: u64 = 2_000;
 
 const SENSITIVITY: &str = "selection.selector = \"sensitivity\"\nselection.embedding_field = \"e\"\nselection.centres = 12\n\
                            selection.floor = 0.2\ndocuments.loss_field = \"nll\"\nselection.fraction = 0.1\n\
@@ -222,31 +227,30 @@ fn windows_by_sensitivity_are_what_the_definition_says_whatever_dies() {
 #[test]
 fn centres_of_the_stream_are_versions_that_windows_name_whatever_dies() {
     let broker = Broker::with_topic("sensitive-stream", PARTITIONS as i32);
-    let kills = if broker.is_real() { 4 } else { 1 };
-    let extra =
-        format!("{SENSITIVITY}\nselection.centres_from = \"stream\"\nselection.centres_half_life_documents = 2000");
+    // Two windows fill a shard.
+    let extra = SENSITIVITY.replace("shard.max_rows = 200", "shard.max_rows = 100")
+        + &format!("\nselection.centres_from = \"stream\"\nselection.centres_half_life_documents = {HALF_LIFE}");
     let deployment = Deployment::new(&broker, &extra);
-    let seed = random_seed();
-    println!("{kills} kills, WINNOWD_TEST_SEED={seed}");
-    let mut random = Random::new(seed);
     let mut sent = 0;
-    for kill in 0..kills {
-        let daemon = deployment.start_without_end();
-        produce(&broker, sent..1_500 + kill * 2_000);
-        sent = 1_500 + kill * 2_000;
-        // The moment of the fault is the input of this test, not a way to wait.
-        std::thread::sleep(Duration::from_millis(random.below(1_500)));
-        daemon.kill_9();
+    // Before and after the moment at which a version comes to be.
+    let points = ["commit.before:1", "commit.after:2", "commit.before:2"];
+    for point in points {
+        let environment = [("CRASH_POINT", point), ("WINNOWD_WINDOW__IDLE_TIMEOUT", "1d")];
+        let mut daemon = deployment.start_with(&environment).expect("the daemon starts");
+        produce(&broker, sent..sent + 3_000);
+        sent += 3_000;
+        let status = wait_for(point, || daemon.child.try_wait().unwrap());
+        assert_eq!(status.signal(), Some(9), "{point}: {status}");
     }
-    let daemon = deployment.start();
-    // One publication after the other, so that windows open with what the one before has left.
-    for n in (sent + 500..=sent + 5_000).step_by(500) {
-        produce(&broker, n - 500..n);
-        wait_decided(&deployment, (n - n % 1_000).saturating_sub(1_000));
+    let daemon = deployment.start_without_end();
+    // A window of each partition at a time, so that later ones open with what those before have left.
+    for n in (sent + 1_000..=sent + 5_000).step_by(1_000) {
+        wait_decided(&deployment, n - 1_000);
+        produce(&broker, n - 1_000..n);
     }
     let n = sent + 5_000;
     wait_decided(&deployment, n);
-    assert!(daemon.metric("winnowd_clusters_version") > 1.0);
+    wait_for("a version in force", || (daemon.metric("winnowd_clusters_version") > 1.0).then_some(()));
     assert_eq!(daemon.stop(), Some(0));
     let published = deployment.published();
     published.assert_exactly_once(&(0..PARTITIONS as i32).map(|p| (p, (n / PARTITIONS) as i64)).collect());
@@ -263,15 +267,53 @@ fn centres_of_the_stream_are_versions_that_windows_name_whatever_dies() {
     let versions: BTreeSet<_> =
         published.windows.iter().map(|window| window.sensitivity.as_ref().unwrap().clusters_version).collect();
     assert!(versions.contains(&None) && versions.len() > 2, "{versions:?}");
-    // All of one line: no kill has begun them anew, and none has added a window twice.
-    let newest = (0..).map_while(|version| deployment.clusters(version)).last().unwrap();
-    assert_eq!(newest.began, 0);
-    assert!(versions.iter().flatten().all(|version| *version < newest.version), "{versions:?}, then {newest:?}");
+    every_version_is_the_one_before_and_the_windows_of_one_publication(&deployment, space);
     verify(&deployment, published.windows.len());
     let last = published.windows.iter().find(|window| window.sensitivity.as_ref().unwrap().clusters_version > Some(0));
     let shown = said(&deployment, &["replay", "--window", &last.unwrap().id()]);
     assert!(shown.contains("near to version") && shown.contains("of the stream's clusters"), "{shown}");
-    report_fault("`kill -9` while clusters of the stream move", kills as usize, n, Duration::ZERO);
+    report_fault("`kill -9` while clusters of the stream move", points.len(), n, Duration::ZERO);
+}
+
+/// To the last bit, as numbers of points are eighths and their sums exact.
+fn every_version_is_the_one_before_and_the_windows_of_one_publication(deployment: &Deployment, space: &str) {
+    let mut now: Option<ClusterVersion> = None;
+    for shard in deployment.shards() {
+        let additions = shard.windows.iter().map(|window| {
+            let points: Vec<SamplePoint> = (window.interval.from..window.interval.to)
+                .map(|offset| offset as u64 * PARTITIONS + window.at.partition as u64)
+                .filter_map(|number| Some(SamplePoint { point: embedding(number)?, loss: loss(number) }))
+                .filter(|s| s.point.len() == DIMENSIONS)
+                .collect();
+            let taken = window.sensitivity.as_ref().unwrap().clusters_version;
+            let taken = taken.map(|version| deployment.clusters(version).expect("a version that is not forgotten"));
+            let means = taken.as_ref().map_or_else(
+                || ClusterMeans::find(space.to_owned(), &points, &settings()).unwrap(),
+                |taken| (*taken.means).clone(),
+            );
+            let tally = means.tally(points.iter().map(|s| &s.point[..]));
+            ClusterAddition { began: taken.map(|taken| taken.began), tally }
+        });
+        let sum = additions.reduce(|mut sum, addition| {
+            sum.merge(addition);
+            sum
+        });
+        let sum = sum.expect("a publication has windows");
+        now = match (now, sum.began) {
+            (None, _) => Some(ClusterVersion { version: 0, began: 0, means: sum.tally.begin().unwrap().into() }),
+            (Some(ClusterVersion { version, means, .. }), Some(0)) => {
+                let mut means = (*means).clone();
+                means.add(&sum.tally, HALF_LIFE);
+                Some(ClusterVersion { version: version + 1, began: 0, means: means.into() })
+            }
+            // It knew of none.
+            (now, _) => now,
+        };
+        let now = now.as_ref().unwrap();
+        assert_eq!(deployment.clusters(now.version).as_ref(), Some(now), "after shard {}", shard.shard);
+    }
+    let newest = now.expect("versions").version;
+    assert!(newest > 2 && deployment.clusters(newest + 1).is_none(), "{newest}");
 }
 
 /// What is said of the documents of a window is what decided about them.

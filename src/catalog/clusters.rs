@@ -21,6 +21,9 @@ pub trait ClustersCatalog: Send + Sync {
     /// `None`: there are none yet.
     async fn newest_clusters(&self, pipeline: &str) -> Result<Option<ClusterVersion>, CatalogError>;
 
+    /// The number of the newest alone.
+    async fn newest_clusters_version(&self, pipeline: &str) -> Result<Option<i64>, CatalogError>;
+
     /// `None`: there is no such version, or it has been forgotten.
     async fn clusters(&self, pipeline: &str, version: i64) -> Result<Option<ClusterVersion>, CatalogError>;
 }

@@ -116,6 +116,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     if let Some(dir) = sink.scratch_dir.as_deref().filter(|dir| !dir.is_dir()) {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
+    let clusters = sensitivity::clusters(r, &selector, &window);
     let limits = (sensitivity::waiting_bytes(&selector, &window), memory_budget_bytes as u64);
     let spool = coverage::spool(r, sink.scratch_dir.as_ref(), selector.sees_whole_windows(), limits);
     let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
@@ -136,7 +137,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         raw: raw(r),
         against: against(r),
         selector,
-        clusters: sensitivity::clusters(r),
+        clusters,
         spool,
         window,
         idle_timeout,

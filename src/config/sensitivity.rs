@@ -66,7 +66,15 @@ pub(super) fn sensitivity(
 }
 
 /// How clusters of the stream are remembered, where windows take them.
-pub(super) fn clusters(r: &mut Reader) -> ClustersConfig {
+pub(super) fn clusters(r: &mut Reader, selector: &SelectorSettings, window: &WindowPolicy) -> ClustersConfig {
+    let of_stream = selector.sensitivity.as_ref().filter(|sensitivity| sensitivity.centres_from == CentresFrom::Stream);
+    if let Some(SensitivitySelector { centres, .. }) = of_stream.filter(|of| window.max_documents < of.centres.into()) {
+        let problem = format!(
+            "must be at least selection.centres ({centres}) with selection.centres_from = stream: clusters begin with a window that has as \
+             many documents"
+        );
+        r.error("window.max_documents", &window.max_documents.to_string(), problem);
+    }
     ClustersConfig {
         half_life_documents: r.integer("selection.centres_half_life_documents", 1..=MAX_DOCUMENTS),
         history_bytes: r.bytes("selection.centres_history_bytes", 0..=1024 * GIB),
@@ -91,10 +99,14 @@ pub(super) fn must_not_weigh(r: &mut Reader, selector: &SelectorSettings, feedba
     }
 }
 
+/// Numbers and lengths of a row that waits, beside its texts.
+const ROW_BYTES: u64 = 144;
+
 /// The most that the rows of a window take while they wait: of a number in an embedding, two bytes of JSON at least, four are kept beside
 /// it.
 pub(super) fn waiting_bytes(selector: &SelectorSettings, window: &WindowPolicy) -> u64 {
-    let WindowPolicy { max_bytes, max_documents, .. } = *window;
+    let WindowPolicy { max_documents, .. } = *window;
+    let max_bytes = window.max_bytes.saturating_add(max_documents.saturating_mul(ROW_BYTES));
     match selector.sensitivity.as_ref().map(|sensitivity| &sensitivity.embedding) {
         None => max_bytes,
         Some(Some(_)) => max_bytes.saturating_mul(3),

@@ -251,6 +251,18 @@ const MISTAKES: &[(&str, &str)] = &[
         "[selection]\nselector = \"coverage\"\nimportance = \"l\"\nstrata = 6000\n[selection.sources]\nweb = 0.5",
         "`selection.strata` = `6000`: with 2 pools of sources there are 12000 strata",
     ),
+    (
+        "[selection]\ncentres_from = \"stream\"",
+        "`selection.centres_from` = `stream`: has no effect without selection.selector = sensitivity",
+    ),
+    (
+        "[selection]\nselector = \"sensitivity\"\ncentres_from = \"stream\"\ncentres = 5000",
+        "`selection.centres` = `5000`: must be at most 4096 with selection.centres_from = stream",
+    ),
+    (
+        "[selection]\nselector = \"sensitivity\"\ncentres_from = \"stream\"\n[window]\nmax_documents = 255",
+        "`window.max_documents` = `255`: must be at least selection.centres (256) with selection.centres_from = stream",
+    ),
     ("[spool]\ncompression = \"lz4\"", "`spool.compression` = `lz4`: expected one of: zstd, none"),
     ("[spool]\nfolder = \"/no/such\"", "`spool.folder` = `/no/such`: is not a folder"),
     (

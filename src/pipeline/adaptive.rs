@@ -71,28 +71,48 @@ pub(super) async fn begin(shared: &Shared) -> Result<InForce, CatalogError> {
             Some(begun)
         }
     };
-    let clusters = clusters(shared).await?;
-    if let Some(version) = version_of(&clusters) {
-        tracing::info!("centres: of the stream, going on with version {version}");
+    let clusters = clusters(shared, None).await?;
+    if let Some(version) = clusters.as_ref().and_then(|clusters| clusters.version.as_ref()) {
+        let n_kept = config.clusters.history_bytes / size_of_val(version.means.means()) as u64;
+        tracing::info!(
+            "centres: of the stream, going on with version {}; some {} versions are kept",
+            version.version,
+            n_kept.max(1)
+        );
     }
     Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters))
 }
 
-/// The clusters of the stream as they are now, where windows take them.
-async fn clusters(shared: &Shared) -> Result<Option<StreamClusters>, CatalogError> {
+/// The clusters of the stream as they are now, where windows take them. Those that are known are not read again.
+async fn clusters(shared: &Shared, known: Option<&StreamClusters>) -> Result<Option<StreamClusters>, CatalogError> {
     let Shared { config, catalog, model, .. } = shared;
     let Some(sensitivity) = config.selector.sensitivity.as_ref().filter(|s| s.centres_from == CentresFrom::Stream)
     else {
         return Ok(None);
     };
+    let known = known.and_then(|known| Some((known, known.version.as_ref()?)));
+    if let Some((known, version)) = known
+        && catalog.newest_clusters_version(&config.pipeline).await? == Some(version.version)
+    {
+        return Ok(Some(known.clone()));
+    }
     let space = sensitivity.space(&model.model.featuriser);
     let newest = catalog.newest_clusters(&config.pipeline).await?;
+    if let (Some(newest), Some((_, version))) = (&newest, known)
+        && newest.began != version.began
+    {
+        tracing::warn!(
+            "centres: the stream's clusters begin anew with version {}: the points of documents have another field or number of \
+             dimensions than before, or another worker has another number of centres",
+            newest.began
+        );
+    }
     let is_wanted = |of: &ClusterVersion| of.means.is_of(&space) && of.means.len() == sensitivity.centres as usize;
     Ok(Some(StreamClusters { version: newest.filter(is_wanted), space: space.into() }))
 }
 
 /// The newest of it, after a publication; `None` where the model alone makes it.
-pub(super) async fn newest(shared: &Shared) -> Result<Option<InForce>, CatalogError> {
+pub(super) async fn newest(shared: &Shared, known: &InForce) -> Result<Option<InForce>, CatalogError> {
     let Shared { config, catalog, .. } = shared;
     let (is_adaptive, is_against) = (config.raw != RawDistribution::Pinned, config.against != Against::Raw);
     let newest = async |is_wanted, kind| match is_wanted {
@@ -105,7 +125,7 @@ pub(super) async fn newest(shared: &Shared) -> Result<Option<InForce>, CatalogEr
         Some(_) => catalog.newest_feedback(&config.pipeline).await?,
         None => None,
     };
-    let clusters = clusters(shared).await?;
+    let clusters = clusters(shared, known.clusters.as_ref()).await?;
     let is_versioned = is_adaptive || is_against || feedback.is_some() || clusters.is_some();
     Ok(is_versioned.then(|| in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters)))
 }
@@ -132,10 +152,8 @@ fn in_force(
     if let Some(feedback) = feedback {
         telemetry.set_feedback_version(feedback.version, &feedback.quotas);
     }
-    if let Some(version) = version_of(&clusters) {
-        telemetry.metrics.clusters_version.set(version);
-        telemetry.status().clusters_version = Some(version);
-    }
+    telemetry.metrics.clusters_version.set(version_of(&clusters).unwrap_or(0));
+    telemetry.status().clusters_version = version_of(&clusters);
     let coefficient = config.feedback.as_ref().map_or(0.0, |feedback| feedback.coefficient);
     // What a worker with another model has begun says nothing of this one's n-grams.
     let is_ours = |feedback: &&FeedbackVersion| *feedback.expected.featuriser() == model.model.featuriser;

@@ -267,6 +267,7 @@ impl OpenShard {
         [&self.writer, &self.validation].into_iter().flatten().map(ShardWriter::held_bytes).sum::<usize>()
             + self.dead_letters.as_ref().map_or(0, DeadLetterWriter::held_bytes)
             + self.document_bytes
+            + self.clusters.as_ref().map_or(0, |addition| addition.tally.held_bytes())
     }
 
     /// Ends the files and states what they hold.

@@ -369,7 +369,8 @@ impl Publisher {
             Err(e) => tracing::info!("{e}; /metrics shows the sums of the publication before"),
         }
         if !counts.is_empty() || feedback.is_some() || clusters.is_some() {
-            match adaptive::newest(&self.shared).await {
+            let known = self.in_force.borrow().clone();
+            match adaptive::newest(&self.shared, &known).await {
                 Ok(Some(newest)) => drop(self.in_force.send_replace(newest)),
                 Ok(None) => {}
                 Err(e) => tracing::info!("{e}; windows go on with what the publication before knew"),
@@ -387,9 +388,10 @@ impl Publisher {
     /// is there, which it tells.
     async fn refresh(&self) -> bool {
         let Shared { config, catalog, telemetry, .. } = &*self.shared;
+        let known = self.in_force.borrow().clone();
         let read = async {
             let totals = catalog.totals(&config.pipeline).await?;
-            Ok::<_, CatalogError>((totals, adaptive::newest(&self.shared).await?))
+            Ok::<_, CatalogError>((totals, adaptive::newest(&self.shared, &known).await?))
         };
         let problem = match tokio::time::timeout(SILENCE, read).await {
             Ok(Ok((totals, newest))) => {

@@ -73,8 +73,8 @@ impl Quality {
         self.raw.merge(&closed.raw_counts);
         closed.selected_counts.iter().for_each(|counts| self.selected.merge(counts));
         self.sources.merge(&closed.sources);
-        let with_ngrams = summary.n_selected + summary.n_rejected - summary.n_too_short;
-        if let Some(drift) = self.drift.observe(&closed.raw_counts, with_ngrams - summary.n_filtered.unwrap_or(0)) {
+        let n_documents = summary.n_selected + summary.n_rejected - summary.n_too_short;
+        if let Some(drift) = self.drift.observe(&closed.raw_counts, n_documents) {
             metrics.window_raw_drift.set(drift);
         }
         if let Some(kl_reduction) = summary.kl_reduction {

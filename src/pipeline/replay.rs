@@ -28,7 +28,7 @@ use crate::config::{Config, SpoolConfig};
 use crate::manifest::{CountedTokens, DerivedSettings, ShardManifest};
 use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
-use crate::select::{CentresFrom, Division, FilterSettings, Noise, Quotas, StreamClusters, Unit};
+use crate::select::{CentresFrom, ClusterVersion, Division, FilterSettings, Noise, Quotas, StreamClusters, Unit};
 use crate::sink::{GiveUp, SinkError, Spool, SpoolFolder};
 use crate::source::{Batch, Probe, RangeReader, SchemaRegistry, SourceError};
 use crate::tokenizer::Tokenizer;
@@ -78,6 +78,7 @@ pub struct Replay {
     /// Used last; windows of a shard share them.
     model: Option<(Quotas, Arc<LoadedModel>)>,
     weight: Option<(ModelId, Arc<VersionedWeight>)>,
+    clusters: Option<(String, ClusterVersion)>,
     /// What the scorer filters by, and its clauses by number.
     filter: Option<FilterSettings>,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -104,6 +105,7 @@ impl Replay {
             recreated,
             model: None,
             weight: None,
+            clusters: None,
             filter: None,
             tokenizer,
             columns: None,
@@ -323,7 +325,7 @@ impl Replay {
 
     /// Those of the stream that a window took. The inner error: they have been forgotten.
     async fn clusters(
-        &self,
+        &mut self,
         model: &LoadedModel,
         manifest: &ShardManifest,
         window: &WindowSummary,
@@ -336,8 +338,16 @@ impl Replay {
         let Some(number) = window.sensitivity.as_ref().and_then(|of| of.clusters_version) else {
             return Ok(Ok(Some(StreamClusters { space, version: None })));
         };
+        if let Some((pipeline, version)) = &self.clusters
+            && (pipeline, version.version) == (&manifest.pipeline, number)
+        {
+            return Ok(Ok(Some(StreamClusters { space, version: Some(version.clone()) })));
+        }
         Ok(match self.catalog.clusters(&manifest.pipeline, number).await? {
-            Some(version) => Ok(Some(StreamClusters { space, version: Some(version) })),
+            Some(version) => {
+                self.clusters = Some((manifest.pipeline.clone(), version.clone()));
+                Ok(Some(StreamClusters { space, version: Some(version) }))
+            }
             None => Err(format!("version {number} of the clusters is forgotten (selection.centres_history_bytes)")),
         })
     }

@@ -470,7 +470,9 @@ impl Worker {
 
     fn open_bytes(&self) -> usize {
         let of_partition = |p: &Partition| p.window.held_bytes() + p.spool.as_ref().map_or(0, Spool::held_bytes);
-        self.partitions.values().map(of_partition).sum()
+        let clusters: BTreeMap<i64, usize> =
+            self.partitions.values().filter_map(|p| p.window.clusters_held()).collect();
+        self.partitions.values().map(of_partition).sum::<usize>() + clusters.values().sum::<usize>()
     }
 
     fn show_partitions(&self) {

@@ -269,6 +269,15 @@ impl OpenWindow {
         self.held_bytes + self.statistics.held_bytes() + self.candidates.held_bytes() + sample
     }
 
+    /// The version of the stream's clusters that it holds on to, and the bytes of that, which are not in [`OpenWindow::held_bytes`]:
+    /// windows share them.
+    pub fn clusters_held(&self) -> Option<(i64, usize)> {
+        match &self.candidates {
+            Candidates::Sensitive(sensitive) => sensitive.clusters_held(),
+            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Tokens(_) => None,
+        }
+    }
+
     /// How far it has come towards its limits.
     pub fn extent(&self) -> Extent {
         self.extent

@@ -121,6 +121,12 @@ impl SensitiveCandidates {
         }
     }
 
+    /// The version of the stream's clusters that it holds on to, and the bytes of that, which windows share.
+    pub fn clusters_held(&self) -> Option<(i64, usize)> {
+        let version = self.stream.as_ref()?.version.as_ref()?;
+        Some((version.version, size_of_val(version.means.means())))
+    }
+
     /// Counts a document that has no point.
     pub fn rejects(&mut self, point: Option<&[f32]>) -> bool {
         self.n_without_embedding += u64::from(point.is_none());
@@ -217,10 +223,10 @@ impl SensitiveCandidates {
 
     /// # Panics
     /// If there are candidates whose points it was not shown.
-    pub fn choose(self, by: &Deciding<'_>) -> Choice {
+    pub fn choose(mut self, by: &Deciding<'_>) -> Choice {
         let Deciding { selector, noise, from, n_documents, .. } = *by;
-        let nothing = Placed::nothing();
-        let placed = self.placed.as_ref().unwrap_or(&nothing);
+        let mut placed = self.placed.take().unwrap_or_else(Placed::nothing);
+        let clusters = placed.addition.take();
         assert_eq!(placed.scores.len(), self.offsets.len(), "a window is decided before it has seen the points");
         let pool_of = |number: u32| self.pools.get(number as usize).map_or(0, |pool| usize::from(*pool));
         let score = |number: u32| placed.scores[number as usize];
@@ -250,8 +256,8 @@ impl SensitiveCandidates {
             threshold: None,
             turns: Vec::new(),
             coverage: None,
-            sensitivity: Some(self.summary(placed, &drawn)),
-            clusters: placed.addition.clone(),
+            sensitivity: Some(self.summary(&placed, &drawn)),
+            clusters,
             targets: Vec::new(),
             other_log_weights: Vec::new(),
         }
@@ -277,13 +283,20 @@ impl SensitiveCandidates {
     }
 }
 
-/// Centres that stand for the clusters of a stream, the version of those, and what the window adds to them.
+/// Numbers of all means, at most: each publication reads and writes them, and the sample that they are found among is no larger.
+const MAX_NUMBERS: usize = 4 << 20;
+
+/// Centres that stand for the clusters of a stream, the version of those, and what the window adds to them. Clusters of too many
+/// numbers are no matter of the stream.
 fn of_stream(
     stream: &StreamClusters,
     sample: &[SamplePoint],
     settings: &CentreSettings,
 ) -> (Option<Centres>, Option<i64>, Option<ClusterAddition>) {
     let dims = sample.first().map_or(0, |s| s.point.len());
+    if settings.centres * dims > MAX_NUMBERS {
+        return (Centres::fit(sample, settings), None, None);
+    }
     let usable = stream.version.as_ref().filter(|version| version.means.dims() == dims);
     let own = || ClusterMeans::find(stream.space.to_string(), sample, settings).map(Arc::new);
     let Some(means) = usable.map(|version| version.means.clone()).or_else(own) else { return (None, None, None) };

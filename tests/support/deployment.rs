@@ -13,6 +13,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use winnowd::catalog::{Access, CatalogReader, ClustersCatalog, Gap, SqlCatalog, Totals};
 use winnowd::config::CatalogUrl;
+use winnowd::manifest::ShardManifest;
 use winnowd::select::ClusterVersion;
 
 use super::{Broker, HttpProxy, PostgresServer, Published, block_on, model_bytes, wait_for};
@@ -247,6 +248,16 @@ window.idle_timeout = "1s"
             let clusters = catalog.clusters("test", version).await.expect("clusters");
             catalog.close().await;
             clusters
+        })
+    }
+
+    /// Published ones with rows, in order of publication.
+    pub fn shards(&self) -> Vec<ShardManifest> {
+        block_on(async {
+            let catalog = SqlCatalog::open(&self.catalog, Access::Read).await.expect("the catalog");
+            let shards = catalog.shards("test").await.expect("shards");
+            catalog.close().await;
+            shards.into_iter().map(|(_, manifest)| manifest).collect()
         })
     }
 

@@ -65,10 +65,12 @@ async fn clusters_move_with_the_publication_and_only_with_it<C: Catalog + Cluste
     // One that knew of none changes nothing, and what it publishes is published all the same.
     publish_clusters(catalog, "s3", (120, epoch), &first, 1 << 20).await.unwrap();
     assert_eq!(catalog.newest_clusters(PIPELINE).await.unwrap(), Some(newest.clone()));
+    assert_eq!(catalog.newest_clusters_version(PIPELINE).await.unwrap(), Some(1));
     assert_eq!(catalog.clusters(PIPELINE, 0).await.unwrap(), Some(begun));
     assert_eq!(catalog.clusters(PIPELINE, 1).await.unwrap(), Some(newest));
     assert_eq!(catalog.clusters(PIPELINE, 2).await.unwrap(), None);
     assert_eq!(catalog.newest_clusters("other").await.unwrap(), None);
+    assert_eq!(catalog.newest_clusters_version("other").await.unwrap(), None);
 }
 
 async fn clusters_begin_anew_for_another_space<C: Catalog + ClustersCatalog>(catalog: &C) {
@@ -97,7 +99,7 @@ async fn old_clusters_are_forgotten_and_the_newest_never<C: Catalog + ClustersCa
     let history = 2 * own.to_bytes().len() as u64;
     for (i, from) in (100..150).step_by(10).enumerate() {
         let began = (i > 0).then_some(0);
-        let addition = ClusterAddition { began, tally: tally(&own, &[i as f32]) };
+        let addition = ClusterAddition { began, tally: tally(&own, &[i as f32, 9.0]) };
         publish_clusters(catalog, &format!("s{i}"), (from, epoch), &addition, history).await.unwrap();
     }
     let kept = async |version| catalog.clusters(PIPELINE, version).await.unwrap().is_some();

@@ -90,6 +90,11 @@ impl ClustersCatalog for SqlCatalog {
         self.parse_clusters(&rows.map_err(|e| self.unavailable(e))?)
     }
 
+    async fn newest_clusters_version(&self, pipeline: &str) -> Result<Option<i64>, CatalogError> {
+        let sql = "SELECT version FROM clusters WHERE pipeline = $1 ORDER BY version DESC LIMIT 1";
+        Ok(self.select(sql, values![pipeline], |row| row.get(0)).await?.pop())
+    }
+
     async fn clusters(&self, pipeline: &str, version: i64) -> Result<Option<ClusterVersion>, CatalogError> {
         let sql = "SELECT version, began, state FROM clusters WHERE pipeline = $1 AND version = $2";
         let rows = self.database.rows(sql, values![pipeline, version]).await;

@@ -97,9 +97,9 @@ impl Centres {
 
     /// Λ at which losses and distances of the sample have the same sum. Without losses only distances count.
     fn balanced_scale(&self, sample: &[SamplePoint]) -> f64 {
-        let nearest = || sample.iter().map(|s| nearest(&self.points, self.dims, &s.point));
-        let losses: f64 = nearest().map(|(centre, _)| self.losses[centre]).sum();
-        let distances: f64 = nearest().map(|(_, squared)| self.powered(squared)).sum();
+        let nearest: Vec<_> = sample.iter().map(|s| nearest(&self.points, self.dims, &s.point)).collect();
+        let losses: f64 = nearest.iter().map(|(centre, _)| self.losses[*centre]).sum();
+        let distances: f64 = nearest.iter().map(|(_, squared)| self.powered(*squared)).sum();
         match (losses > 0.0, distances > 0.0) {
             (true, true) => losses / distances,
             (true, false) => 0.0,

@@ -251,12 +251,13 @@ impl ClusterMeans {
 
 impl ClusterAddition {
     /// Of the windows of a publication those that are of the same clusters count together. One that knew of none is left out where
-    /// others did, and of several that knew of none the first is taken.
+    /// others did, and of several that knew of none the one with most documents is taken.
     pub fn merge(&mut self, other: ClusterAddition) {
         match (self.began, other.began) {
             (Some(one), Some(same)) if one == same && self.tally.is_like(&other.tally) => {
                 self.tally.merge(&other.tally);
             }
+            (None, None) if self.tally.n_documents() < other.tally.n_documents() => *self = other,
             // It knows of later ones.
             (one, Some(later)) if one.is_none_or(|one| one < later) => *self = other,
             _ => {}
@@ -290,9 +291,9 @@ impl ClusterTally {
         }
     }
 
-    /// Means of clusters that begin with this: where nothing came, there is none.
+    /// Means of clusters that begin with this. Fewer documents than clusters are nothing to begin with: windows go on finding their own.
     pub fn begin(&self) -> Option<ClusterMeans> {
-        (self.n_documents() > 0).then(|| {
+        (self.n_documents() >= self.n_documents.len() as u64).then(|| {
             // At the origin, until something is near to it or it is revived.
             let mut means = ClusterMeans::new(self.space.clone(), self.dims, Vec::new(), self.n_documents.len());
             means.add(self, u64::MAX);
@@ -469,6 +470,10 @@ mod tests {
             (sum.began, sum.tally.sums[0], sum.tally.n_documents())
         };
         assert_eq!(merged(&[(None, 1.0), (None, 2.0)]), (None, 1.0, 1));
+        let two = ClusterAddition { began: None, tally: tally(&means(&[[0.0; DIMS]]), &[[5.0; DIMS]; 2]) };
+        let mut larger = of(None, 1.0);
+        larger.merge(two.clone());
+        assert_eq!(larger, two);
         assert_eq!(merged(&[(None, 1.0), (Some(4), 2.0), (Some(4), 3.0), (None, 9.0)]), (Some(4), 5.0, 2));
         assert_eq!(merged(&[(Some(7), 1.0), (Some(4), 2.0), (Some(7), 3.0)]), (Some(7), 4.0, 2));
     }
@@ -485,5 +490,7 @@ mod tests {
             assert!(!one.is_like(tally) && !same.is_like(tally));
         }
         assert_eq!((flat.begin(), same.begin().map(|means| means.means().to_vec())), (None, Some(vec![1.0; DIMS])));
+        let few = tally(&means(&[[0.0; DIMS], [1.0; DIMS]]), &[[0.0; DIMS]]);
+        assert_eq!(few.begin(), None, "one document is nothing for two clusters to begin with");
     }
 }
