@@ -231,7 +231,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[selection]\nselector = \"sensitivity\"\nembedding_field = \"e\"\n[window]\nmax_bytes = \"3GiB\"",
-        "`spool.max_bytes` = `16.0 GiB`: must be at least 18.2 GiB: twice what a window takes (9.0 GiB",
+        "`spool.max_bytes` = `16.0 GiB`: must be at least 18.3 GiB: twice what a window takes (9.0 GiB",
     ),
     ("[selection]\nselector = \"coverage\"", "`selection.importance` = ``: must name a field that says how hard"),
     ("[selection]\nimportance = \"loss\"", "`selection.importance` = `loss`: has no effect without selection.selector"),
@@ -267,7 +267,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[spool]\nfolder = \"/no/such\"", "`spool.folder` = `/no/such`: is not a folder"),
     (
         "[selection]\nselector = \"coverage\"\nimportance = \"l\"\n[window]\nmax_bytes = \"10GiB\"",
-        "`spool.max_bytes` = `16.0 GiB`: must be at least 20.2 GiB: twice what a window takes (10.0 GiB",
+        "`spool.max_bytes` = `16.0 GiB`: must be at least 20.3 GiB: twice what a window takes (10.0 GiB",
     ),
     ("[selection]\nfraction = 1.5", "`selection.fraction` = `1.5`: expected a decimal above 0 and at most 1"),
     ("[selection]\nfraction = 0", "`selection.fraction` = `0`: expected a decimal above 0"),
