@@ -288,8 +288,9 @@ fn without_a_collector_nothing_is_traced() {
     let broker = Broker::with_topic("untraced", 1);
     let deployment = Deployment::new(&broker, "window.max_documents = 100\nlog.format = \"json\"");
     let daemon = deployment.start();
-    produce(&broker, 300);
-    wait_decided(&deployment, 300);
+    // As many as drift is told of.
+    produce(&broker, 500);
+    wait_decided(&deployment, 500);
     assert_eq!(ask_for_weights(&daemon, 1), 200);
     for outcome in ["exported", "queue_full", "refused"] {
         assert_eq!(daemon.metric(&format!("winnowd_trace_spans_total{{outcome=\"{outcome}\"}}")), 0.0);
