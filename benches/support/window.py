@@ -26,6 +26,7 @@ TEXT_BYTES, PIECE_BYTES = 4000, 500
 SAMPLE = BENCHES.parent / "src/cli/demo/sample.jsonl.zst"
 TOPIC = "documents"
 MIB = 1 << 20
+ROW_BYTES = 144
 DEADLINE_SECONDS = 7200
 
 Run = collections.namedtuple("Run", "selector consumed_per_s decided_per_s cpu_us deciding_s peak_bytes spool_bytes budget_bytes")
@@ -99,8 +100,9 @@ class Bench:
         return sum(file.stat().st_size for file in self.folder.glob(f"kafka/data/{TOPIC}-*/*.log"))
 
     def config(self, folder, name):
-        # Twice the window, and half of the memory.
+        # Twice the window with what stands beside its texts, and half of the memory.
         window_bytes = self.n_bytes + MIB
+        waiting_bytes = window_bytes + ROW_BYTES * self.n
         memory_bytes = self.budgets_mib[name] * MIB
         selector, compression = SELECTORS[name]
         coverage = 'importance = "hard"' if selector == "coverage" else ""
@@ -131,7 +133,7 @@ max_age = "7d"
 max_rows = {int(self.n * self.fraction)}
 [spool]
 compression = "{compression}"
-max_bytes = "{2 * window_bytes + memory_bytes}B"
+max_bytes = "{2 * waiting_bytes + memory_bytes}B"
 """)
         return path
 
