@@ -1,9 +1,9 @@
 //! Rows on local disk between their arrival and the decision of their window.
 //!
 //! In: rows, one after the other. Out: some of them, by their numbers in order, one after the other. Rows stand in chunks,
-//! compressed unless that is not wanted, with a checksum; a chunk is read once for all rows that are wanted of it. Chunks are compressed on all cores, and read
-//! on all cores, a few at a time. The file has no name, so that it goes with the process however that ends. There is none until a
-//! full chunk is written.
+//! compressed unless that is not wanted, with a checksum; a chunk is read once for all rows that are wanted of it. Chunks are compressed on all
+//! cores, and read on all cores, a few at a time and ahead of whoever takes their rows. The file has no name, so that it goes with the
+//! process however that ends. There is none until a full chunk is written.
 //!
 //! No Arrow IPC: rows come and go one by one and whole, columns would only be taken apart again.
 
@@ -200,33 +200,45 @@ impl Spool {
         )
     }
 
-    /// What `read` makes of each of these rows.
+    /// What `read` makes of each of these rows. Those of the next places are read while `each` is given those before.
     fn visit<T: Send, E: From<SinkError>>(
         &self,
         numbers: &[u32],
         read: impl Fn(Encoded<'_>) -> io::Result<T> + Sync,
         mut each: impl FnMut(T) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut wanted = self.wanted(numbers);
-        let mut next = wanted.next();
-        while let Some((place, here)) = next.take() {
-            let mut bytes = place.bytes();
-            let mut together = vec![(place, here)];
-            next = wanted.by_ref().find(|(place, here)| {
-                bytes += place.bytes();
-                let is_too_much = bytes > READ_BYTES;
-                if !is_too_much {
-                    together.push((*place, here));
-                }
-                is_too_much
-            });
+        let mut wanted = self.wanted(numbers).peekable();
+        let mut portion = || {
+            let mut together = vec![wanted.next()?];
+            let mut bytes = together[0].0.bytes();
+            while let Some(next) = wanted.next_if(|(place, _)| bytes + place.bytes() <= READ_BYTES) {
+                bytes += next.0.bytes();
+                together.push(next);
+            }
             let of_place = |(place, numbers): (Place<'_>, &[u32])| self.rows_of(place, numbers, &read);
             let rows: Vec<io::Result<Vec<T>>> = together.into_par_iter().map(of_place).collect();
-            for rows in rows {
-                rows.map_err(|source| self.of.error(source))?.into_iter().try_for_each(&mut each)?;
-            }
+            Some((rows, wanted.peek().is_none()))
+        };
+        let mut give = |rows: Vec<io::Result<Vec<T>>>| {
+            rows.into_iter().try_for_each(|rows| {
+                rows.map_err(|source| self.of.error(source))?.into_iter().try_for_each(&mut each)
+            })
+        };
+        let Some((first, is_all)) = portion() else { return Ok(()) };
+        if is_all {
+            return give(first);
         }
-        Ok(())
+        std::thread::scope(|scope| {
+            // Holds nothing: what was read waits in the hands of the thread that read it.
+            let (to, from) = std::sync::mpsc::sync_channel(0);
+            scope.spawn(move || while let Some((rows, _)) = portion() {
+                if to.send(rows).is_err() {
+                    break;
+                }
+            });
+            give(first)?;
+            from.into_iter().try_for_each(&mut give)
+        })
     }
 
     /// The places of these rows, with those that are wanted of each.

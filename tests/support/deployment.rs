@@ -224,11 +224,14 @@ window.idle_timeout = "1s"
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// What is published, as soon as trainers see it: `manifest.jsonl` follows the catalog.
     pub fn published(&self) -> Published {
-        if let Some(bucket) = &self.store {
-            bucket.download(&self.folder.path().join("out"));
-        }
-        Published::read(self.folder.path(), &self.catalog)
+        wait_for("manifest.jsonl to have as many lines as the catalog has shards", || {
+            if let Some(bucket) = &self.store {
+                bucket.download(&self.folder.path().join("out"));
+            }
+            Published::read(self.folder.path(), &self.catalog)
+        })
     }
 
     /// What was never decided and is passed over.

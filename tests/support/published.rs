@@ -45,7 +45,8 @@ pub struct Published {
 }
 
 impl Published {
-    pub fn read(folder: &Path, catalog: &CatalogUrl) -> Self {
+    /// `None`: the catalog has shards that are not in `manifest.jsonl` yet.
+    pub fn read(folder: &Path, catalog: &CatalogUrl) -> Option<Self> {
         let (totals, windows, letter_files, shards) = block_on(async {
             let catalog = SqlCatalog::open(catalog, Access::Read).await.expect("the catalog");
             let totals = catalog.totals("test").await.expect("totals").unwrap_or_default();
@@ -55,6 +56,9 @@ impl Published {
         });
         // Trainers see the manifest; it must say what the catalog says, and the files must be what it says.
         let manifest = std::fs::read_to_string(folder.join("out/manifest.jsonl")).unwrap_or_default();
+        if manifest.lines().count() < shards.len() {
+            return None;
+        }
         assert_eq!(manifest.lines().count(), shards.len(), "lines of manifest.jsonl");
         let mut rows = Vec::new();
         for (line, (sequence, shard)) in manifest.lines().zip(&shards) {
@@ -88,7 +92,7 @@ impl Published {
                 .extend(read_dead_letters(&path, content.into()).expect("Parquet").map(|l| l.expect("a dead letter")));
             assert_eq!((dead_letters.len() - before) as u64, rows);
         }
-        Published { totals, windows, dead_letters, rows }
+        Some(Published { totals, windows, dead_letters, rows })
     }
 
     /// Every position from 0 to the end of each partition is decided exactly once.

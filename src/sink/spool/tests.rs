@@ -101,6 +101,36 @@ fn a_file_has_no_name_and_there_is_none_until_it_is_needed() {
     assert_eq!(rows(&spool, &[0, 1, 2]).unwrap(), [small.clone(), large, small]);
 }
 
+/// What is read ahead comes in order; who has enough gets no more, and neither does who comes to a damaged chunk.
+#[test]
+fn more_rows_than_are_read_together_come_until_one_ends_it() {
+    let (_place, folder) = folder(false);
+    let mut spool = folder.open();
+    let n = 4 * READ_BYTES / CHUNK_BYTES;
+    (0..n).for_each(|i| spool.push(&plain(format!("{i} ").repeat(CHUNK_BYTES / 2))));
+    write(&mut spool).unwrap();
+    let numbers: Vec<u32> = (0..n as u32).collect();
+    let mut came = 0;
+    let mut take_until = |end: usize| {
+        came = 0;
+        let taken = spool.rows(&numbers, |row| {
+            assert!(row.document.text.starts_with(&format!("{came} ")), "row {came}");
+            came += 1;
+            if came == end { Err(Box::<dyn std::error::Error>::from("enough")) } else { Ok(()) }
+        });
+        (came, taken.map_err(|e| e.to_string()))
+    };
+    assert_eq!(take_until(n + 1), (n, Ok(())));
+    for end in [1, n / 2, n] {
+        let (came, taken) = take_until(end);
+        assert!(came == end && taken.unwrap_err().contains("enough"), "{came} for {end}");
+    }
+    let last = spool.chunks.last().unwrap();
+    spool.file.as_ref().unwrap().file.write_all_at(b"?", last.start + u64::from(last.compressed_bytes) / 2).unwrap();
+    let (came, taken) = take_until(n + 1);
+    assert!(came == n - 1 && taken.unwrap_err().contains("cannot be"), "{came}");
+}
+
 #[test]
 fn what_is_not_compressed_takes_its_size() {
     let size = |is_compressed| {
