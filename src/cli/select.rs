@@ -111,6 +111,7 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
     let model = &chosen_model.model;
 
     let weights = Weights::new(model);
+    let mut weighed = None;
     let (scores, draw) = match (featurised, &plan.correction) {
         (Some(featurised), Some(correction)) => {
             let coverage = plan.method.coverage();
@@ -118,7 +119,11 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
         }
         (featurised, _) => {
             let scores = match featurised {
-                Some(featurised) => featurised.score(&files, &weights)?,
+                Some(featurised) => {
+                    let (scores, ngrams) = featurised.score(&files, &weights)?;
+                    weighed = Some(ngrams);
+                    scores
+                }
                 None => scores::score_all(&inputs, &files, &weights, &plan)?,
             };
             let draw = match &plan.method {
@@ -126,6 +131,8 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
                 Method::Importance => draw::draw(&scores, model, &plan)?,
                 Method::Coverage(coverage) => covered::draw(&scores, model, &plan, coverage)?,
                 Method::Sensitivity(sensitivity) => {
+                    // Points need the room.
+                    weighed = None;
                     let spool = folder.spool(arguments.selection.scratch_bytes(), files.threads());
                     let points = sensitive::Points::of(&inputs, &files, model, sensitivity, spool)?;
                     points.draw(&scores, model, &plan, sensitivity, &files)?
@@ -150,8 +157,9 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
         sample: sample.as_ref(),
     };
     let write = || writing.write(&folder, arguments.format, &weights, &chosen_model.id);
-    // Looks at the draw alone and takes one core, as some of the writing does.
+    // Needs the draw at most and takes one core, as some of the writing does.
     let rest = || {
+        drop(weighed);
         if let Some(bytes) = &chosen_model.fitted {
             folder.write("model.wnw", bytes)?;
         }

@@ -220,9 +220,8 @@ impl Spool {
             Some((rows, wanted.peek().is_none()))
         };
         let mut give = |rows: Vec<io::Result<Vec<T>>>| {
-            rows.into_iter().try_for_each(|rows| {
-                rows.map_err(|source| self.of.error(source))?.into_iter().try_for_each(&mut each)
-            })
+            rows.into_iter()
+                .try_for_each(|rows| rows.map_err(|source| self.of.error(source))?.into_iter().try_for_each(&mut each))
         };
         let Some((first, is_all)) = portion() else { return Ok(()) };
         if is_all {
@@ -231,9 +230,11 @@ impl Spool {
         std::thread::scope(|scope| {
             // Holds nothing: what was read waits in the hands of the thread that read it.
             let (to, from) = std::sync::mpsc::sync_channel(0);
-            scope.spawn(move || while let Some((rows, _)) = portion() {
-                if to.send(rows).is_err() {
-                    break;
+            scope.spawn(move || {
+                while let Some((rows, _)) = portion() {
+                    if to.send(rows).is_err() {
+                        break;
+                    }
                 }
             });
             give(first)?;

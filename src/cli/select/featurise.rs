@@ -102,8 +102,9 @@ pub fn featurise(
 }
 
 impl Featurised {
-    /// Weighs all documents: the same weights as reading them again would give.
-    pub fn score(self, files: &Files, weights: &Weights) -> anyhow::Result<Scores> {
+    /// Weighs all documents: the same weights as reading them again would give. Gives the n-grams back, too: to remove them from the
+    /// disk takes its time.
+    pub fn score(self, files: &Files, weights: &Weights) -> anyhow::Result<(Scores, Spool)> {
         let Featurised { mut scores, featuriser, spool, kept } = self;
         let width = BucketWidth::of(featuriser.buckets);
         let documents = |chunk: usize| {
@@ -136,6 +137,6 @@ impl Featurised {
         )?;
         scores.weights = of_documents;
         scores.n_targets = weights.len();
-        Ok(scores)
+        Ok((scores, spool))
     }
 }
