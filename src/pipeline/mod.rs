@@ -10,6 +10,7 @@ mod collapse;
 mod columns;
 mod feedback;
 mod forward;
+mod idleness;
 mod lost;
 mod memory;
 mod open_shard;
