@@ -55,7 +55,8 @@ use columns::{FurtherValues, derived_columns};
 pub use forward::send_dead_letter;
 pub use lost::recreated_topics;
 pub use replay::{
-    Explained, ExplainedDocument, ExplainedSensitivity, Explanation, Outcome, Replay, Replayed, Wanted, differences,
+    Explained, ExplainedDocument, ExplainedSensitivity, Explanation, FurtherComparison, Outcome, Replay, Replayed,
+    Wanted, differences,
 };
 use session::SessionEnd;
 
