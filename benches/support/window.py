@@ -100,7 +100,7 @@ class Bench:
         return sum(file.stat().st_size for file in self.folder.glob(f"kafka/data/{TOPIC}-*/*.log"))
 
     def config(self, folder, name):
-        # Twice the window with what stands beside its texts, and half of the memory.
+        # Twice the window with what stands beside its texts, and what is selected of it; and half of the memory.
         window_bytes = self.n_bytes + MIB
         waiting_bytes = window_bytes + ROW_BYTES * self.n
         memory_bytes = self.budgets_mib[name] * MIB
@@ -133,7 +133,7 @@ max_age = "7d"
 max_rows = {int(self.n * self.fraction)}
 [spool]
 compression = "{compression}"
-max_bytes = "{2 * waiting_bytes + memory_bytes}B"
+max_bytes = "{2 * waiting_bytes + int(2.1 * self.fraction * waiting_bytes) + memory_bytes}B"
 """)
         return path
 

@@ -18,10 +18,10 @@ use crate::catalog::{Access, ReplayCatalog, SqlCatalog};
 use crate::checkpoint::Interval;
 use crate::config::{Bootstrap, Config};
 use crate::manifest::ShardManifest;
-use crate::pipeline::{DaemonError, Explained, Explanation, Outcome, Replay, Wanted, differences};
+use crate::pipeline::{DaemonError, Explained, Explanation, FurtherComparison, Outcome, Replay, Wanted, differences};
 use crate::record::TopicPartition;
 use crate::sink::{PublishedRow, ShardStore};
-use crate::window::WindowSummary;
+use crate::window::{SelectedDocument, WindowSummary};
 
 /// Differences of a window that are shown.
 const MAX_SHOWN: usize = 10;
@@ -270,21 +270,24 @@ impl Explaining<'_> {
     ) -> anyhow::Result<Vec<Explanation>> {
         let window = windows(manifest, at).find(|window| window.interval == interval);
         let window = window.with_context(|| format!("shard {}: its manifest lacks a window", manifest.shard))?;
-        match self.replay.explain(manifest, window, wanted).await? {
+        // No column decides: those that cannot be made here are left out.
+        let further = self.replay.columns(manifest)?.unwrap_or_default();
+        let columns = further.names();
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        let rows = self.rows(manifest, window, &columns).await?;
+        let mut comparison = FurtherComparison::new(window, rows.as_deref().unwrap_or_default(), &further);
+        let look = &mut |selected: &[SelectedDocument]| comparison.look(selected);
+        match self.replay.explain(manifest, window, wanted, look).await? {
             Explained::Impossible(problem) => {
-                let rows = self.rows(manifest, window, &[]).await?;
                 let remains = remains::of(&self.store, manifest, window, &rows, wanted).await?;
                 let message = format!("{} cannot be decided again: {problem}; {remains}", window.id());
                 Err(DamagedShards(message).into())
             }
             Explained::Decided(again, explanations) => {
-                // No column decides: those that cannot be made here are left out.
-                let further = self.replay.columns(manifest)?.unwrap_or_default();
-                let columns = further.names();
-                let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-                let rows = self.rows(manifest, window, &columns).await?;
-                let problems =
-                    rows.map_or_else(|problem| vec![problem], |rows| differences(window, &rows, &again, &further));
+                let problems = match &rows {
+                    Err(problem) => vec![problem.clone()],
+                    Ok(rows) => [differences(window, rows, &again), comparison.differences()].concat(),
+                };
                 if problems.is_empty() {
                     return Ok(explanations);
                 }

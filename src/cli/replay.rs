@@ -14,7 +14,7 @@ use crate::catalog::{Access, ReplayCatalog, SqlCatalog};
 use crate::checkpoint::Interval;
 use crate::config::{Bootstrap, Config};
 use crate::manifest::ShardManifest;
-use crate::pipeline::{DaemonError, FurtherColumns, Replay, Replayed, differences};
+use crate::pipeline::{DaemonError, FurtherColumns, FurtherComparison, Replay, Replayed, differences};
 use crate::record::TopicPartition;
 use crate::select::{LossSource, SensitivityPool};
 use crate::sink::{PublishedRow, ShardReader, ShardStore};
@@ -199,7 +199,10 @@ impl Verification {
                 return self.say(&window.id(), "cannot_be_verified", std::slice::from_ref(problem));
             }
         };
-        let problems = match replay.window(manifest, window).await? {
+        let rows = rows.as_ref().map(|rows| rows.get(&window.id()).map_or(&[][..], Vec::as_slice));
+        let mut comparison = FurtherComparison::new(window, rows.unwrap_or_default(), further);
+        let replayed = replay.window(manifest, window, &mut |selected| comparison.look(selected)).await?;
+        let problems = match replayed {
             Replayed::Impossible(problem) => {
                 self.impossible += 1;
                 return self.say(&window.id(), "cannot_be_verified", &[problem]);
@@ -208,10 +211,7 @@ impl Verification {
                 self.progress.add(again.summary.n_records, again.summary.payload_bytes);
                 match rows {
                     Err(problem) => vec![problem.clone()],
-                    Ok(rows) => {
-                        let rows = rows.get(&window.id()).map_or(&[][..], Vec::as_slice);
-                        differences(window, rows, &again, further)
-                    }
+                    Ok(rows) => [differences(window, rows, &again), comparison.differences()].concat(),
                 }
             }
         };
@@ -329,7 +329,7 @@ async fn show(
     replay: &mut Replay,
 ) -> anyhow::Result<()> {
     for window in manifest.windows.iter().filter(|window| wants(window)) {
-        match replay.window(manifest, window).await? {
+        match replay.window(manifest, window, &mut |_| ()).await? {
             Replayed::Impossible(problem) => {
                 return Err(DamagedShards(format!("{} cannot be decided again: {problem}", window.id())).into());
             }

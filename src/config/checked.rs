@@ -118,7 +118,8 @@ pub(super) fn check(r: &mut Reader) -> Config {
     }
     let clusters = sensitivity::clusters(r, &selector, &window);
     let limits = (sensitivity::waiting_bytes(&selector, &window), memory_budget_bytes as u64);
-    let spool = coverage::spool(r, sink.scratch_dir.as_ref(), selector.sees_whole_windows(), limits);
+    let is_spooled = selector.sees_whole_windows();
+    let spool = coverage::spool(r, sink.scratch_dir.as_ref(), is_spooled, selector.fraction, limits);
     let catalog = CatalogConfig { url: catalog_url(r), migrate: r.boolean("catalog.migrate") };
     let losses = losses::losses(r, &kafka.topics, memory_budget_bytes);
     let level = r.parse("log.level", tracing::Level::INFO, |value| {

@@ -77,11 +77,13 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
     Some(CoverageSelector { settings, importance, cutoff_by })
 }
 
-/// `scratch_dir`: where documents wait unless it is said otherwise. `window_bytes`: the most that a window takes.
+/// `scratch_dir`: where documents wait unless it is said otherwise. `window_bytes`: the most that a window takes, of which `fraction` is
+/// selected.
 pub(super) fn spool(
     r: &mut Reader,
     scratch_dir: Option<&PathBuf>,
     is_wanted: bool,
+    fraction: Fraction,
     (window_bytes, memory_bytes): (u64, u64),
 ) -> SpoolConfig {
     let folder = r.optional("spool.folder").map(PathBuf::from);
@@ -90,18 +92,27 @@ pub(super) fn spool(
     }
     let is_compressed = r.choice("spool.compression", &["zstd", "none"]) == "zstd";
     let max_bytes = r.bytes("spool.max_bytes", MIB..=64 * 1024 * GIB);
-    // The queue to the worker is an eighth of the memory, and a batch is being filled.
-    let reserve_bytes = window_bytes + memory_bytes / 4;
+    let reserve_bytes = SpoolConfig::reserve_bytes(window_bytes, fraction, memory_bytes);
     if is_wanted && max_bytes < 2 * reserve_bytes {
         let shown = |n| bytesize::ByteSize(n).display().iec().to_string();
         let problem = format!(
-            "must be at least {}: twice what a window takes ({}, see window.max_bytes), since one window is completed while others wait, and half of \
-             memory.budget ({})",
+            "must be at least {}: twice what a window takes ({}, see window.max_bytes) and what is selected of it ({}), since one window is \
+             completed and decided while others wait, and half of memory.budget ({})",
             shown(2 * reserve_bytes),
             shown(window_bytes),
+            shown(fraction.at_most(window_bytes)),
             shown(memory_bytes)
         );
         r.error("spool.max_bytes", &shown(max_bytes), problem);
     }
     SpoolConfig { folder: folder.or_else(|| scratch_dir.cloned()), is_compressed, max_bytes, reserve_bytes }
+}
+
+impl SpoolConfig {
+    /// For the window that goes on when all others wait: its rows, beside them those that are selected, which are written before it
+    /// gives its own back, and what was read before. That is the queue to the worker, an eighth of the memory, and a batch that is being
+    /// filled.
+    pub fn reserve_bytes(window_bytes: u64, fraction: Fraction, memory_bytes: u64) -> u64 {
+        window_bytes + fraction.at_most(window_bytes) + memory_bytes / 4
+    }
 }

@@ -235,7 +235,7 @@ pub struct SpoolConfig {
     pub folder: Option<PathBuf>,
     pub is_compressed: bool,
     pub max_bytes: u64,
-    /// Of that: for the window that goes on when all others wait, and for what was read before they do.
+    /// Of that: see [`SpoolConfig::reserve_bytes`].
     pub reserve_bytes: u64,
 }
 

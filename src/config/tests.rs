@@ -231,7 +231,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[selection]\nselector = \"sensitivity\"\nembedding_field = \"e\"\n[window]\nmax_bytes = \"3GiB\"",
-        "`spool.max_bytes` = `16.0 GiB`: must be at least 18.3 GiB: twice what a window takes (9.0 GiB",
+        "`spool.max_bytes` = `16.0 GiB`: must be at least 20.1 GiB: twice what a window takes (9.0 GiB",
     ),
     ("[selection]\nselector = \"coverage\"", "`selection.importance` = ``: must name a field that says how hard"),
     ("[selection]\nimportance = \"loss\"", "`selection.importance` = `loss`: has no effect without selection.selector"),
@@ -267,7 +267,12 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[spool]\nfolder = \"/no/such\"", "`spool.folder` = `/no/such`: is not a folder"),
     (
         "[selection]\nselector = \"coverage\"\nimportance = \"l\"\n[window]\nmax_bytes = \"10GiB\"",
-        "`spool.max_bytes` = `16.0 GiB`: must be at least 20.3 GiB: twice what a window takes (10.0 GiB",
+        "`spool.max_bytes` = `16.0 GiB`: must be at least 22.3 GiB: twice what a window takes (10.0 GiB",
+    ),
+    (
+        "[selection]\nselector = \"coverage\"\nimportance = \"l\"\nfraction = 0.9\n[window]\nmax_bytes = \"10GiB\"",
+        "`spool.max_bytes` = `16.0 GiB`: must be at least 38.3 GiB: twice what a window takes (10.0 GiB, see window.max_bytes) and what is \
+         selected of it (9.0 GiB)",
     ),
     ("[selection]\nfraction = 1.5", "`selection.fraction` = `1.5`: expected a decimal above 0 and at most 1"),
     ("[selection]\nfraction = 0", "`selection.fraction` = `0`: expected a decimal above 0"),
@@ -383,6 +388,25 @@ fn every_mistake_names_key_and_value() {
         let found = mistakes(toml);
         assert!(found.iter().any(|m| m.contains(expected)), "{toml:?} gives {found:#?}, expected `{expected}`");
         assert!(found.iter().all(|m| !m.contains("hunter2")));
+    }
+}
+
+/// To the byte, and in two halves: beyond the first one partition goes on alone.
+#[test]
+fn the_disk_has_room_for_a_window_and_what_is_selected_of_it() {
+    let waiting_bytes = (1u64 << 30) + 10_000 * 144;
+    for (fraction, selected_bytes) in [("1", waiting_bytes), ("0.9", (waiting_bytes * 9).div_ceil(10))] {
+        let reserve_bytes = waiting_bytes + selected_bytes + (128 << 20);
+        let toml = |max_bytes: u64| {
+            format!(
+                "[selection]\nselector = \"coverage\"\nimportance = \"l\"\nfraction = {fraction}\n[window]\nmax_bytes = \"1GiB\"\n\
+                 [spool]\nmax_bytes = \"{max_bytes}B\""
+            )
+        };
+        let spool = load(&toml(2 * reserve_bytes)).unwrap().spool;
+        assert_eq!((spool.max_bytes, spool.reserve_bytes), (2 * reserve_bytes, reserve_bytes));
+        let found = mistakes(&toml(2 * reserve_bytes - 1));
+        assert!(matches!(&found[..], [only] if only.contains("`spool.max_bytes`")), "{found:?}");
     }
 }
 

@@ -10,6 +10,7 @@ mod collapse;
 mod columns;
 mod feedback;
 mod forward;
+mod idleness;
 mod lost;
 mod memory;
 mod open_shard;
@@ -54,7 +55,8 @@ use columns::{FurtherValues, derived_columns};
 pub use forward::send_dead_letter;
 pub use lost::recreated_topics;
 pub use replay::{
-    Explained, ExplainedDocument, ExplainedSensitivity, Explanation, Outcome, Replay, Replayed, Wanted, differences,
+    Explained, ExplainedDocument, ExplainedSensitivity, Explanation, FurtherComparison, Outcome, Replay, Replayed,
+    Wanted, differences,
 };
 use session::SessionEnd;
 

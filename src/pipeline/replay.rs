@@ -29,20 +29,23 @@ use crate::manifest::{CountedTokens, DerivedSettings, ShardManifest};
 use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
 use crate::select::{CentresFrom, ClusterVersion, Division, FilterSettings, Noise, Quotas, StreamClusters, Unit};
-use crate::sink::{GiveUp, SinkError, Spool, SpoolFolder};
+use crate::sink::{BATCH_BYTES, GiveUp, SinkError, Spool, SpoolFolder};
 use crate::source::{Batch, Probe, RangeReader, SchemaRegistry, SourceError};
 use crate::tokenizer::Tokenizer;
-use crate::window::{ClosedWindow, OpenWindow, Opening, SpooledRow, WindowPolicy, WindowSummary};
+use crate::window::{ClosedWindow, OpenWindow, Opening, SelectedDocument, WindowPolicy, WindowSummary};
 use explained::Asked;
 use witness::Witness;
 
-pub use compare::differences;
+pub use compare::{FurtherComparison, differences};
 pub use explained::{ExplainedDocument, Explanation, Outcome};
 pub use sensitivities::ExplainedSensitivity;
 pub use witness::Wanted;
 
 /// For what is asked of the brokers beside the records.
 const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Selected documents that are looked at together, at most; those that wait on disk are not held beyond that.
+const LOOK_ROWS: usize = 64;
 
 /// What came of a window.
 pub enum Replayed {
@@ -129,27 +132,34 @@ impl Replay {
         Ok(found)
     }
 
-    /// Decides a window of a published shard again. Holds no more than the window itself does.
-    pub async fn window(&mut self, manifest: &ShardManifest, window: &WindowSummary) -> Result<Replayed, DaemonError> {
+    /// Decides a window of a published shard again, and shows its selection, some of it at a time. Holds no more than the window
+    /// itself does: afterwards documents that waited on disk have no texts any more.
+    pub async fn window(
+        &mut self,
+        manifest: &ShardManifest,
+        window: &WindowSummary,
+        look: &mut dyn FnMut(&[SelectedDocument]),
+    ) -> Result<Replayed, DaemonError> {
         let basis = match self.basis(manifest, window).await? {
             Ok(basis) => basis,
             Err(gone) => return Ok(Replayed::Impossible(gone)),
         };
         let noise = Noise::new(manifest.selector.seed, &window.at);
-        let closed = tokio::task::block_in_place(|| self.decide(manifest, window, &basis, &noise, None));
+        let closed = tokio::task::block_in_place(|| self.decide(manifest, window, &basis, &noise, None, look));
         Ok(match possible(closed)? {
             Ok(closed) => Replayed::Decided(Box::new(closed)),
             Err(gone) => Replayed::Impossible(gone),
         })
     }
 
-    /// Decides it again and says why these of its records were selected or not. Some twenty bytes of every candidate are held
-    /// beside the window.
+    /// Decides it again, as [`Replay::window`] does, and says why these of its records were selected or not. Some twenty bytes of
+    /// every candidate are held beside the window.
     pub async fn explain(
         &mut self,
         manifest: &ShardManifest,
         window: &WindowSummary,
         wanted: Wanted<'_>,
+        look: &mut dyn FnMut(&[SelectedDocument]),
     ) -> Result<Explained, DaemonError> {
         let basis = match self.basis(manifest, window).await? {
             Ok(basis) => basis,
@@ -159,8 +169,8 @@ impl Replay {
         let noise = Noise::new(manifest.selector.seed, &window.at);
         let decoder = self.config.decoder.clone();
         let mut witness = Witness::new(wanted, &decoder, &manifest.selector, (division, &noise), weight);
-        let look = Some(&mut witness);
-        let closed = tokio::task::block_in_place(|| self.decide(manifest, window, &basis, &noise, look));
+        let shown = Some(&mut witness);
+        let closed = tokio::task::block_in_place(|| self.decide(manifest, window, &basis, &noise, shown, look));
         let closed = match possible(closed)? {
             Ok(closed) => closed,
             Err(gone) => return Ok(Explained::Impossible(gone)),
@@ -245,7 +255,7 @@ impl Replay {
         Ok(Ok(Basis { model, weight, division, clusters }))
     }
 
-    /// `witness` is shown every record after it was scored, and the window before it is decided.
+    /// `witness` is shown every record after it was scored, and the window before it is decided; `look` what is selected.
     fn decide(
         &mut self,
         manifest: &ShardManifest,
@@ -253,6 +263,7 @@ impl Replay {
         basis: &Basis,
         noise: &Noise,
         mut witness: Option<&mut Witness<'_>>,
+        look_at: &mut dyn FnMut(&[SelectedDocument]),
     ) -> Result<ClosedWindow, DaemonError> {
         let WindowSummary { at, interval, closed_by, .. } = window;
         let Basis { model, weight, division, clusters } = basis;
@@ -293,18 +304,34 @@ impl Replay {
         if let Some(witness) = witness {
             witness.look_at_places(&open);
         }
-        // All its rows are held, and nobody asks for their texts but the columns that are computed of them.
-        let are_asked_for = !manifest.columns.is_empty() || manifest.tokenizer.is_some();
-        let mut rows = Vec::new();
-        let mut closed = open.close_with(*closed_by, selector, noise, &model.target, |numbers, look| {
-            spool.rows(numbers, |row| {
+        let mut numbers = Vec::new();
+        let mut closed = open.close_with(*closed_by, selector, noise, &model.target, |chosen, look| {
+            numbers = chosen.to_vec();
+            spool.rows(chosen, |row| {
                 look(&row);
-                rows.push(if are_asked_for { row } else { without_texts(row) });
                 Ok::<_, SinkError>(())
             })
         })?;
-        let decided = closed.waiting.iter().zip(rows);
-        closed.selected.extend(decided.map(|(decision, row)| decision.of(row, selector)));
+        closed.selected.chunks(LOOK_ROWS).for_each(&mut *look_at);
+        // Once more, now that it is known what was decided of each.
+        let mut decisions = closed.waiting.iter();
+        let (mut looked_at, mut together, mut bytes) = (Vec::with_capacity(numbers.len()), Vec::new(), 0);
+        let mut look_together = |together: &mut Vec<SelectedDocument>| {
+            look_at(together);
+            looked_at.extend(together.drain(..).map(without_texts));
+        };
+        spool.rows(&numbers, |row| {
+            let decision = decisions.next().expect("rows that come back are those that were selected");
+            bytes += row.document.size_bytes();
+            together.push(decision.of(row, selector));
+            if together.len() == LOOK_ROWS || bytes >= BATCH_BYTES {
+                bytes = 0;
+                look_together(&mut together);
+            }
+            Ok::<_, SinkError>(())
+        })?;
+        look_together(&mut together);
+        closed.selected.extend(looked_at);
         Ok(closed)
     }
 
@@ -423,11 +450,10 @@ fn possible(closed: Result<ClosedWindow, DaemonError>) -> Result<Result<ClosedWi
     }
 }
 
-fn without_texts(mut row: SpooledRow) -> SpooledRow {
-    row.document.text = String::new();
-    row.document.metadata = None;
-    row.point = Vec::new();
-    row
+fn without_texts(mut selected: SelectedDocument) -> SelectedDocument {
+    selected.document.text = String::new();
+    selected.document.metadata = None;
+    selected
 }
 
 fn forgotten_feedback(version: i64) -> String {

@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use super::adaptive::{InForce, version_of};
+use super::idleness::Idleness;
 use super::memory::InFlight;
 use super::publisher::ToPublisher;
 use super::quality::Quality;
@@ -89,6 +90,8 @@ pub(super) struct Worker {
     clusters: Option<StreamClusters>,
     dead_letters: DeadLetterRatio,
     spooling: Spooling,
+    /// Ends of partitions that were told.
+    n_ends: u64,
 }
 
 struct Partition {
@@ -97,8 +100,7 @@ struct Partition {
     window: OpenWindow,
     /// Rows of the window that wait on disk; `None` until there is one.
     spool: Option<Spool>,
-    /// Since when the end of the partition has been reached and nothing came.
-    idle_since: Option<Instant>,
+    idleness: Idleness,
 }
 
 impl Worker {
@@ -130,6 +132,7 @@ impl Worker {
             clusters,
             dead_letters: DeadLetterRatio::default(),
             spooling,
+            n_ends: 0,
         }
     }
 
@@ -182,7 +185,8 @@ impl Worker {
                 for Assigned { at, owner_epoch, next_offset } in ends {
                     let partition = self.partitions.get_mut(&at).filter(|p| p.owner_epoch == owner_epoch);
                     let Some(partition) = partition else { continue };
-                    partition.idle_since = Some(now);
+                    self.n_ends += 1;
+                    partition.idleness.on_end(self.n_ends, now);
                     if next_offset > partition.window.next_offset() {
                         partition.window.advance_to(next_offset);
                     }
@@ -200,7 +204,7 @@ impl Worker {
             noise: Noise::new(self.shared.config.selector.seed, &at),
             window: self.open_window(&at, next_offset),
             spool: None,
-            idle_since: None,
+            idleness: Idleness::new(self.spooling.reading(&at)),
         };
         let status = PartitionStatus {
             owner_epoch,
@@ -342,7 +346,7 @@ impl Worker {
                 record.offset
             )));
         }
-        partition.idle_since = None;
+        partition.idleness.on_record();
         if partition.window.extent().closes_before(record.record_timestamp_ms, &policy) {
             self.close(at, CloseReason::Age)?;
             let Some(same) = self.partitions.get_mut(at) else { return Ok(()) };
@@ -360,8 +364,8 @@ impl Worker {
     }
 
     fn close_idle(&mut self) -> Result<(), WorkerEnd> {
-        let timeout = self.shared.config.idle_timeout;
-        let is_idle = |p: &Partition| !p.window.is_empty() && p.idle_since.is_some_and(|t| t.elapsed() >= timeout);
+        let (timeout, now) = (self.shared.config.idle_timeout, Instant::now());
+        let is_idle = |p: &Partition| !p.window.is_empty() && p.idleness.is_beyond(timeout, now);
         let idle: Vec<_> = self.partitions.iter().filter(|(_, p)| is_idle(p)).map(|(at, _)| at.clone()).collect();
         idle.iter().try_for_each(|at| self.close(at, CloseReason::Idle))
     }
@@ -424,6 +428,10 @@ impl Worker {
         let waiting = waiting(&self.partitions);
         if let Some(only) = self.spooling.next(waiting) {
             self.queue.read_only(only);
+            let now = Instant::now();
+            for (at, partition) in &mut self.partitions {
+                partition.idleness.is_read(self.spooling.reading(at), now);
+            }
         }
         Ok(())
     }
@@ -444,6 +452,7 @@ impl Worker {
         window.place(selector, &noise, points).map_err(WorkerEnd::SpoolFailed)?;
         let mut spool = None;
         let rows = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| {
+            self.await_room(waiting.as_ref(), numbers.len());
             self.spooling.keep(waiting, numbers, look).map(|kept| spool = kept)
         };
         let closed = window.close_with(reason, selector, &noise, &self.shared.model.target, rows);
@@ -455,6 +464,18 @@ impl Worker {
         self.quality.observe(&closed, &self.shared);
         self.in_flight.add(held_bytes);
         self.send(ToPublisher::Window { window: Box::new(closed), spool, owner_epoch, held_bytes })
+    }
+
+    /// What a window selects is written beside all of its rows. Until there is room for that, what windows before it have selected
+    /// goes into the shard.
+    fn await_room(&self, spool: Option<&Spool>, n_selected: usize) {
+        let Some(spool) = spool else { return };
+        while !self.spooling.has_room_to_keep(spool, n_selected)
+            && self.in_flight.bytes() > 0
+            && !self.publisher.is_closed()
+        {
+            self.in_flight.wait(TICK);
+        }
     }
 
     fn open_window(&self, at: &TopicPartition, from: i64) -> OpenWindow {
@@ -490,7 +511,8 @@ impl Worker {
 /// Windows with documents on disk.
 fn waiting(partitions: &BTreeMap<TopicPartition, Partition>) -> impl Iterator<Item = Waiting<'_>> {
     partitions.iter().filter_map(|(at, partition)| {
-        let bytes = partition.spool.as_ref()?.bytes();
-        Some(Waiting { at, bytes, is_at_end: partition.idle_since.is_some() })
+        let Partition { window, spool, idleness, .. } = partition;
+        let (bytes, is_at_end, last_end) = (spool.as_ref()?.bytes(), idleness.is_at_end(), idleness.last_end());
+        Some(Waiting { at, from: window.from(), bytes, is_at_end, last_end })
     })
 }

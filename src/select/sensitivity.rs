@@ -99,6 +99,8 @@ pub fn select_by_sensitivity(
     let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
     let budgets = apportion(count, pool_shares, &available, Rounding::Nearest);
     let mut drawn = SensitivitySelection { shortfall: count - budgets.iter().sum::<u64>(), ..Default::default() };
+    // As many as there will be, and no room for more.
+    drawn.selection.picks.reserve_exact(budgets.iter().sum::<u64>() as usize);
     for (pool, (documents, budget)) in pools.iter_mut().zip(budgets).enumerate() {
         // In one order, whatever theirs was: the last bits of sums depend on it.
         documents.sort_unstable();

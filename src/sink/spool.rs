@@ -2,8 +2,8 @@
 //!
 //! In: rows, one after the other. Out: some of them, by their numbers in order, one after the other. Rows stand in chunks,
 //! compressed unless that is not wanted, with a checksum; a chunk is read once for all rows that are wanted of it. Chunks are compressed on all
-//! cores, and read on all cores, a few at a time and ahead of whoever takes their rows. The file has no name, so that it goes with the
-//! process however that ends. There is none until a full chunk is written.
+//! cores, and read on all cores, a few at a time and, unless they are large, ahead of whoever takes their rows. The file has no name, so
+//! that it goes with the process however that ends. There is none until a full chunk is written.
 //!
 //! No Arrow IPC: rows come and go one by one and whole, columns would only be taken apart again.
 
@@ -31,7 +31,7 @@ const CHUNK_BYTES: usize = 128 << 10;
 const ZSTD_LEVEL: i32 = -3;
 /// The lowest there is looks for nothing: what comes out is what goes in, with a checksum, at the speed of a copy.
 const PLAIN_LEVEL: i32 = -(128 << 10);
-/// Rows that are read together, at most, unless they are of one chunk.
+/// Rows that are read together, at most, unless they are of one chunk. Beside more of them than that no others are held.
 const READ_BYTES: usize = 4 << 20;
 
 /// Where rows wait, and how much of them.
@@ -86,6 +86,12 @@ struct Chunk {
 enum Place<'a> {
     File(Chunk),
     Memory(&'a Pending),
+}
+
+/// Places whose rows are read together, and the bytes of all rows there.
+struct Portion<'a> {
+    places: Vec<(Place<'a>, &'a [u32])>,
+    bytes: usize,
 }
 
 impl SpoolFolder {
@@ -208,38 +214,42 @@ impl Spool {
         mut each: impl FnMut(T) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut wanted = self.wanted(numbers).peekable();
-        let mut portion = || {
-            let mut together = vec![wanted.next()?];
-            let mut bytes = together[0].0.bytes();
+        let mut portions = std::iter::from_fn(|| {
+            let mut places = vec![wanted.next()?];
+            let mut bytes = places[0].0.bytes();
             while let Some(next) = wanted.next_if(|(place, _)| bytes + place.bytes() <= READ_BYTES) {
                 bytes += next.0.bytes();
-                together.push(next);
+                places.push(next);
             }
+            Some(Portion { places, bytes })
+        });
+        let read = |portion: Portion<'_>| -> Vec<io::Result<Vec<T>>> {
             let of_place = |(place, numbers): (Place<'_>, &[u32])| self.rows_of(place, numbers, &read);
-            let rows: Vec<io::Result<Vec<T>>> = together.into_par_iter().map(of_place).collect();
-            Some((rows, wanted.peek().is_none()))
+            portion.places.into_par_iter().map(of_place).collect()
         };
         let mut give = |rows: Vec<io::Result<Vec<T>>>| {
             rows.into_iter()
                 .try_for_each(|rows| rows.map_err(|source| self.of.error(source))?.into_iter().try_for_each(&mut each))
         };
-        let Some((first, is_all)) = portion() else { return Ok(()) };
-        if is_all {
-            return give(first);
+        let Some(first) = portions.next() else { return Ok(()) };
+        let mut bytes = first.bytes;
+        let mut rows = read(first);
+        for next in portions {
+            let is_large = bytes.max(next.bytes) > READ_BYTES;
+            bytes = next.bytes;
+            if is_large {
+                give(rows)?;
+                rows = read(next);
+                continue;
+            }
+            let mut ahead = Vec::new();
+            rayon::in_place_scope(|scope| {
+                scope.spawn(|_| ahead = read(next));
+                give(rows)
+            })?;
+            rows = ahead;
         }
-        std::thread::scope(|scope| {
-            // Holds nothing: what was read waits in the hands of the thread that read it.
-            let (to, from) = std::sync::mpsc::sync_channel(0);
-            scope.spawn(move || {
-                while let Some((rows, _)) = portion() {
-                    if to.send(rows).is_err() {
-                        break;
-                    }
-                }
-            });
-            give(first)?;
-            from.into_iter().try_for_each(&mut give)
-        })
+        give(rows)
     }
 
     /// The places of these rows, with those that are wanted of each.

@@ -117,7 +117,8 @@ impl Candidates {
             return Candidates::Covered(Box::new(CoveredCandidates::new(division, coverage, selector)));
         }
         if let Some(sensitivity) = &selector.sensitivity {
-            return Candidates::Sensitive(Box::new(SensitiveCandidates::new(division, sensitivity, clusters)));
+            let candidates = SensitiveCandidates::new(division, sensitivity, selector.fraction, clusters);
+            return Candidates::Sensitive(Box::new(candidates));
         }
         if selector.unit == Unit::Tokens {
             return Candidates::Tokens(Box::new(TokenCandidates::new(division)));

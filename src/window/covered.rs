@@ -18,7 +18,7 @@ use crate::select::{
 /// off, and one of its scores.
 const DECIDING_BYTES: usize = 2 * size_of::<u32>() + size_of::<f64>();
 /// And for one that is chosen.
-const CHOSEN_BYTES: usize = size_of::<Pick>() + size_of::<Chosen>();
+pub(super) const CHOSEN_BYTES: usize = size_of::<Pick>() + size_of::<Chosen>();
 
 /// What is left of a document that waits outside of its window, and comes back if it is chosen.
 #[derive(Debug, Clone, PartialEq)]

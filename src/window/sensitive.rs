@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::candidates::{Candidate, Choice, Chosen, Deciding};
 use super::columns::{self, Offsets};
-use super::covered::SpooledRow;
+use super::covered::{CHOSEN_BYTES, SpooledRow};
 use crate::features::Projection;
 use crate::score::Score;
 use crate::select::{
-    CentreSettings, Centres, ClusterAddition, ClusterMeans, Division, LossSource, Noise, Pick, Reservoir, SamplePoint,
-    SelectorSettings, Sensitivity, SensitivityPool, SensitivitySelection, SensitivitySelector, StreamClusters,
-    select_by_sensitivity, with_floor,
+    CentreSettings, Centres, ClusterAddition, ClusterMeans, Division, Fraction, LossSource, Noise, Pick, Reservoir,
+    SamplePoint, SelectorSettings, Sensitivity, SensitivityPool, SensitivitySelection, SensitivitySelector,
+    StreamClusters, select_by_sensitivity, with_floor,
 };
 
 /// What deciding allocates for a candidate meanwhile, rounded up: its score and centre, numbers in pools, keys to be sorted.
@@ -73,6 +73,7 @@ pub struct PlacedDocument {
 #[derive(Debug)]
 pub(super) struct SensitiveCandidates {
     division: Arc<Division>,
+    fraction: Fraction,
     points: PointSource,
     offsets: Offsets,
     /// Of their embeddings; empty where points are projected, which all have the same.
@@ -107,10 +108,16 @@ impl Placed {
 }
 
 impl SensitiveCandidates {
-    pub fn new(division: &Arc<Division>, sensitivity: &SensitivitySelector, stream: Option<&StreamClusters>) -> Self {
+    pub fn new(
+        division: &Arc<Division>,
+        sensitivity: &SensitivitySelector,
+        fraction: Fraction,
+        stream: Option<&StreamClusters>,
+    ) -> Self {
         let is_embedded = sensitivity.embedding.is_some();
         SensitiveCandidates {
             division: division.clone(),
+            fraction,
             points: if is_embedded { PointSource::Embedding } else { PointSource::Projection },
             offsets: Offsets::default(),
             dims: Vec::new(),
@@ -148,10 +155,12 @@ impl SensitiveCandidates {
 
     /// What is held, and what deciding takes beside it. The sample that centres are found among is held for one window at a time.
     pub fn held_bytes(&self) -> usize {
+        let n = self.offsets.len();
         self.offsets.held_bytes()
             + columns::held_bytes(&self.dims)
             + columns::held_bytes(&self.pools)
-            + self.offsets.len() * DECIDING_BYTES
+            + n * DECIDING_BYTES
+            + self.fraction.at_most(n as u64) as usize * CHOSEN_BYTES
     }
 
     /// See [`super::OpenWindow::place`].

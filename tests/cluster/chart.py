@@ -59,9 +59,24 @@ REFUSED = [
     (["config.selection.selector=sensitivity"], "scratch.size = 2Gi: must be config.spool.max_bytes (16384 MiB) and 4 times"),
     (["config.selection.unit=tokens"], "scratch.size = 2Gi: must be config.spool.max_bytes (16384 MiB) and 4 times"),
     (["config.selection.selector=coverage", "config.spool.max_bytes=1920MiB"], "must be config.spool.max_bytes (1920 MiB) and"),
+    # 1024 + 4 × 128 + 2 × 0.5 × 520 MiB, of 2 GiB.
+    (
+        ["config.selection.selector=coverage", "config.spool.max_bytes=1GiB", "config.selection.fraction=0.5", "config.window.max_bytes=520MiB"],
+        "must be config.spool.max_bytes (1024 MiB) and 4 times config.shard.target_bytes (128 MiB) and what a window selects (520 MiB)",
+    ),
+    (
+        ["config.selection.selector=coverage", "config.spool.folder=/other", "config.window.max_bytes=20GiB", "config.sink.shuffle=false"],
+        "must be 2 times config.shard.target_bytes (128 MiB) and what a window selects (2048 MiB) at least",
+    ),
     (["model.volume.configMap.name=a", "model.volume.emptyDir.sizeLimit=1Mi"], "model"),
     (["autoscaling.by=hpa", *POSTGRES, "resources.requests.cpu=null"], "resources.requests.cpu"),
     (["autoscaling.by=hpa", *POSTGRES, "autoscaling.minReplicas=9"], "must be at most maxReplicas (4)"),
+]
+# As much as is needed, to the byte.
+ACCEPTED = [
+    ["config.selection.selector=coverage", "config.spool.max_bytes=1GiB", "config.selection.fraction=0.5", "config.window.max_bytes=512MiB"],
+    ["config.selection.selector=coverage", "config.spool.max_bytes=1280MiB", "config.selection.fraction=1", "config.window.max_bytes=128MiB"],
+    ["config.selection.selector=importance_resampling", "config.window.max_bytes=20GiB"],
 ]
 MODELS = {
     "ServiceMonitor": "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1",
@@ -212,6 +227,9 @@ def refused(programs):
         done = helm(program, "template", "winnowd", CHART, *itertools.chain(*(("--set", value) for value in values)))
         sure(done.returncode != 0, f"{values} should be refused")
         sure(reason in done.stderr, f"{values} is refused without the word of `{reason}`: {done.stderr}")
+    for program, values in itertools.product(programs, ACCEPTED):
+        done = helm(program, "template", "winnowd", CHART, *itertools.chain(*(("--set", value) for value in values)))
+        sure(done.returncode == 0, f"{values} should not be refused: {done.stderr}")
 
 
 def alerts(cases, programs):

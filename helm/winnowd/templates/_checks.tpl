@@ -44,19 +44,25 @@
 {{- $shard := include "winnowd.bytes" (dict "name" "config.shard.target_bytes" "value" (include "winnowd.config" (dict "root" . "key" "shard.target_bytes"))) | int64 -}}
 {{- /* A shard and its dead letters; and beside them its rows before compression, where they wait to be shuffled. */ -}}
 {{- $shards := eq (include "winnowd.config" (dict "root" . "key" "sink.shuffle")) "true" | ternary 4 2 -}}
-{{- if lt $scratch (mul $shards $shard) -}}
-{{- printf "scratch.size = %s: must be %d times config.shard.target_bytes (%d MiB) at least"
-  .Values.scratch.size $shards (div $shard 1048576) | fail -}}
-{{- end -}}
+{{- $needed := mul $shards $shard -}}
+{{- $what := printf "%d times config.shard.target_bytes (%d MiB)" $shards (div $shard 1048576) -}}
 {{- $selector := include "winnowd.config" (dict "root" . "key" "selection.selector") -}}
 {{- $unit := include "winnowd.config" (dict "root" . "key" "selection.unit") -}}
-{{- if and (or (has $selector (list "coverage" "sensitivity")) (eq $unit "tokens"))
-  (not (include "winnowd.config" (dict "root" . "key" "spool.folder"))) -}}
+{{- if or (has $selector (list "coverage" "sensitivity")) (eq $unit "tokens") -}}
+{{- /* A shard ends with the window that fills it, and such a window may be larger than all shards. */ -}}
+{{- $window := include "winnowd.bytes" (dict "name" "config.window.max_bytes" "value" (include "winnowd.config" (dict "root" . "key" "window.max_bytes"))) | int64 -}}
+{{- $fraction := include "winnowd.config" (dict "root" . "key" "selection.fraction") | float64 -}}
+{{- $selected := mulf $window $fraction | ceil | int64 | mul (div $shards 2) -}}
+{{- $needed = add $needed $selected -}}
+{{- $what = printf "%s and what a window selects (%d MiB)" $what (div $selected 1048576) -}}
+{{- if not (include "winnowd.config" (dict "root" . "key" "spool.folder")) -}}
 {{- $spool := include "winnowd.bytes" (dict "name" "config.spool.max_bytes" "value" (include "winnowd.config" (dict "root" . "key" "spool.max_bytes"))) | int64 -}}
-{{- if lt $scratch (add $spool (mul $shards $shard)) -}}
-{{- printf "scratch.size = %s: must be config.spool.max_bytes (%d MiB) and %d times config.shard.target_bytes (%d MiB) at least"
-  .Values.scratch.size (div $spool 1048576) $shards (div $shard 1048576) | fail -}}
+{{- $needed = add $needed $spool -}}
+{{- $what = printf "config.spool.max_bytes (%d MiB) and %s" (div $spool 1048576) $what -}}
 {{- end -}}
+{{- end -}}
+{{- if lt $scratch $needed -}}
+{{- printf "scratch.size = %s: must be %s at least" .Values.scratch.size $what | fail -}}
 {{- end -}}
 {{- if and (eq .Values.autoscaling.by "hpa") (not (dig "requests" "cpu" "" .Values.resources)) -}}
 {{- fail "autoscaling.by = hpa needs resources.requests.cpu" -}}

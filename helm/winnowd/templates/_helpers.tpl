@@ -42,13 +42,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $defaults := dict
   "kafka.bootstrap" "localhost:9092" "kafka.drain_timeout" "20s" "shutdown.grace" "30s" "memory.budget" "512MiB"
   "shard.target_bytes" "128MiB" "shard.max_age" "1m" "window.max_age" "10m" "window.idle_timeout" "30s"
-  "selection.selector" "importance_resampling" "spool.folder" "" "spool.max_bytes" "16GiB"
+  "selection.selector" "importance_resampling" "selection.fraction" 0.1 "window.max_bytes" "256MiB"
+  "spool.folder" "" "spool.max_bytes" "16GiB"
   "sink.shuffle" true "sink.url" "winnowd-data" "catalog.url" "sqlite://winnowd.db" -}}
 {{- $parts := splitList "." .key -}}
 {{- $section := index .root.Values.config (first $parts) | default dict -}}
 {{- $value := index $section (last $parts) -}}
 {{- if kindIs "invalid" $value }}{{ $value = get $defaults .key }}{{ end -}}
-{{- if kindIs "float64" $value }}{{ $value = int64 $value }}{{ end -}}
+{{- if kindIs "float64" $value }}{{ if eq $value (floor $value) }}{{ $value = int64 $value }}{{ end }}{{ end -}}
 {{- $value -}}
 {{- end -}}
 

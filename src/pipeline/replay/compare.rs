@@ -4,22 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use arrow::array::ArrayRef;
+use arrow::datatypes::Field;
 
 use crate::pipeline::FurtherColumns;
+use crate::record::TopicPartition;
 use crate::sink::PublishedRow;
 use crate::window::{ClosedWindow, SelectedDocument, TurnSummary, WindowSummary};
 
-/// Documents whose further columns are computed at a time.
-const FURTHER_ROWS: usize = 64;
-
 /// What differs, in the order of offsets; nothing if all is the same to the last bit. `rows` are those that the shard has of
-/// the window, with its further columns.
-pub fn differences(
-    published: &WindowSummary,
-    rows: &[PublishedRow],
-    again: &ClosedWindow,
-    further: &FurtherColumns,
-) -> Vec<String> {
+/// the window; of their further columns see [`FurtherComparison`].
+pub fn differences(published: &WindowSummary, rows: &[PublishedRow], again: &ClosedWindow) -> Vec<String> {
     let mut found = Vec::new();
     let mut differ = |what: &str, published: &dyn Display, now: &dyn Display| {
         found.push(format!("{what}: published {published}, now {now}"));
@@ -87,32 +81,51 @@ pub fn differences(
             (None, None) => {}
         }
     }
-    compare_further(rows, again, further, &mut found);
     found
 }
 
-/// Of the rows that are selected again.
-fn compare_further(rows: &[PublishedRow], again: &ClosedWindow, further: &FurtherColumns, found: &mut Vec<String>) {
-    let fields = further.fields();
-    if fields.is_empty() {
-        return;
+/// The further columns of rows of a window beside those of the documents that are selected again, which come some at a time.
+pub struct FurtherComparison<'a> {
+    further: &'a FurtherColumns,
+    fields: Vec<Field>,
+    at: &'a TopicPartition,
+    by_offset: BTreeMap<i64, &'a PublishedRow>,
+    found: Vec<String>,
+}
+
+impl<'a> FurtherComparison<'a> {
+    /// `rows`: those that the shard has of the window, with its further columns.
+    pub fn new(window: &'a WindowSummary, rows: &'a [PublishedRow], further: &'a FurtherColumns) -> Self {
+        let fields = further.fields();
+        let rows = if fields.is_empty() { &[] } else { rows };
+        let by_offset = rows.iter().map(|row| (row.offset, row)).collect();
+        FurtherComparison { further, fields, at: &window.at, by_offset, found: Vec::new() }
     }
-    let by_offset: BTreeMap<i64, &PublishedRow> = rows.iter().map(|row| (row.offset, row)).collect();
-    for documents in again.selected.chunks(FURTHER_ROWS) {
-        let documents: Vec<&SelectedDocument> = documents.iter().collect();
-        let now = further.of(&documents, &again.summary.at);
+
+    /// Computes the columns of all these, which takes memory.
+    pub fn look(&mut self, documents: &[SelectedDocument]) {
+        let documents: Vec<_> = documents.iter().filter(|of| self.by_offset.contains_key(&of.offset)).collect();
+        if documents.is_empty() {
+            return;
+        }
+        let now = self.further.of(&documents, self.at);
         for (i, document) in documents.iter().enumerate() {
-            let Some(row) = by_offset.get(&document.offset) else { continue };
-            for (field, now) in fields.iter().zip(&now.arrays) {
+            let row = self.by_offset[&document.offset];
+            for (field, now) in self.fields.iter().zip(&now.arrays) {
                 let now = now.slice(i, 1);
                 let published = row.derived.iter().find(|(name, _)| name == field.name()).map(|(_, value)| value);
                 if published != Some(&now) {
                     let published = published.map_or("none".to_owned(), value);
                     let (offset, name) = (row.offset, field.name());
-                    found.push(format!("offset {offset}: {name}: published {published}, now {}", value(&now)));
+                    self.found.push(format!("offset {offset}: {name}: published {published}, now {}", value(&now)));
                 }
             }
         }
+    }
+
+    /// What differs of those that it has looked at.
+    pub fn differences(self) -> Vec<String> {
+        self.found
     }
 }
 
@@ -183,7 +196,9 @@ fn compare(row: &PublishedRow, document: &SelectedDocument, window: &str, found:
 mod tests {
     use super::*;
     use crate::checkpoint::Interval;
-    use crate::record::{Document, TopicPartition};
+    use crate::manifest::DerivedSettings;
+    use crate::pipeline::columns::derived_columns;
+    use crate::record::Document;
     use crate::score::{NgramCounts, Score};
     use crate::select::SourceCounts;
     use crate::window::CloseReason;
@@ -282,14 +297,11 @@ mod tests {
     fn turns_targets_weights_and_losses_are_compared_to_the_last_bit() {
         let (again, row) = decided();
         let published = again.summary.clone();
-        assert_eq!(
-            differences(&published, std::slice::from_ref(&row), &again, &FurtherColumns::default()),
-            Vec::<String>::new()
-        );
+        assert_eq!(differences(&published, std::slice::from_ref(&row), &again), Vec::<String>::new());
         let differs = |change: fn(&mut WindowSummary, &mut PublishedRow), expected: &str| {
             let (mut published, mut row) = (published.clone(), row.clone());
             change(&mut published, &mut row);
-            let found = differences(&published, &[row], &again, &FurtherColumns::default());
+            let found = differences(&published, &[row], &again);
             assert!(matches!(&found[..], [only] if only.contains(expected)), "{found:?} does not say `{expected}`");
         };
         differs(
@@ -307,11 +319,39 @@ mod tests {
         differs(|_, row| row.losses[2].1 = None, "expected_loss: published none, now 3.5");
         let mut other = row.clone();
         other.losses[2].1 = Some(3.5f64.next_up());
-        assert_eq!(differences(&published, &[other], &again, &FurtherColumns::default()).len(), 1);
+        assert_eq!(differences(&published, &[other], &again).len(), 1);
         // A shard that was written before the column came says nothing of it.
         let mut older = row.clone();
         older.losses.pop();
-        assert_eq!(differences(&published, &[older], &again, &FurtherColumns::default()), Vec::<String>::new());
+        assert_eq!(differences(&published, &[older], &again), Vec::<String>::new());
         differs(|_, row| row.log_importance_weights.clear(), "weights for targets: published 0, now 2");
+    }
+
+    /// Documents come some at a time: nobody holds all their texts.
+    #[test]
+    fn further_columns_are_compared_as_documents_come() {
+        let columns = BTreeMap::from([("letters".to_owned(), "length(text)".to_owned())]);
+        let derived = derived_columns(&DerivedSettings { columns, fields: BTreeMap::new() }).unwrap();
+        let further = FurtherColumns::new(derived, None);
+        let (again, row) = decided();
+        let window = &again.summary;
+        let document = |offset: i64| {
+            let mut document = SelectedDocument { offset, ..again.selected[0].clone() };
+            document.document.text = "x".repeat(offset as usize);
+            document
+        };
+        let documents: Vec<_> = (1..8).map(document).collect();
+        // One is not in the shard, and one has the value of another.
+        let published = documents.iter().filter(|of| of.offset != 3).map(|of| {
+            let value_of = if of.offset == 5 { &documents[0] } else { of };
+            let derived = vec![("letters".to_owned(), further.of(&[value_of], &window.at).arrays[0].clone())];
+            PublishedRow { offset: of.offset, derived, ..row.clone() }
+        });
+        let rows: Vec<_> = published.collect();
+        for at_a_time in [1, 2, 7] {
+            let mut comparison = FurtherComparison::new(window, &rows, &further);
+            documents.chunks(at_a_time).for_each(|documents| comparison.look(documents));
+            assert_eq!(comparison.differences(), ["offset 5: letters: published 1, now 5"]);
+        }
     }
 }

@@ -131,6 +131,36 @@ fn more_rows_than_are_read_together_come_until_one_ends_it() {
     assert!(came == n - 1 && taken.unwrap_err().contains("cannot be"), "{came}");
 }
 
+/// Rows of the largest documents: there is memory for one of them, whoever takes long over it.
+#[test]
+fn beside_a_large_row_no_others_are_held() {
+    let (_place, folder) = folder(true);
+    let mut spool = folder.open();
+    let sizes =
+        [READ_BYTES, 10, CHUNK_BYTES, CHUNK_BYTES, READ_BYTES + 1, READ_BYTES / 2, READ_BYTES / 2, READ_BYTES, 1];
+    sizes.iter().for_each(|bytes| spool.push(&plain("x".repeat(*bytes))));
+    write(&mut spool).unwrap();
+    let (n_held, n_large, n_given) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let read = |mut encoded: Encoded<'_>| {
+        let row = encoded.row()?;
+        let is_large = row.document.text.len() >= READ_BYTES;
+        n_large.fetch_add(u64::from(is_large), Ordering::SeqCst);
+        let others = n_held.fetch_add(1, Ordering::SeqCst);
+        assert!(others == 0 || n_large.load(Ordering::SeqCst) == 0, "{others} rows are held beside a large one");
+        Ok(row)
+    };
+    let give = |row: SpooledRow| {
+        let number = n_given.fetch_add(1, Ordering::SeqCst) as usize;
+        assert_eq!(row.document.text.len(), sizes[number]);
+        n_held.fetch_sub(1, Ordering::SeqCst);
+        n_large.fetch_sub(u64::from(sizes[number] >= READ_BYTES), Ordering::SeqCst);
+        Ok::<_, SinkError>(())
+    };
+    let numbers: Vec<u32> = (0..sizes.len() as u32).collect();
+    spool.visit(&numbers, read, give).unwrap();
+    assert_eq!(n_given.into_inner(), sizes.len() as u64);
+}
+
 #[test]
 fn what_is_not_compressed_takes_its_size() {
     let size = |is_compressed| {

@@ -240,6 +240,30 @@ fn weighted_sums_are_those_of_all_documents() {
 }
 
 #[test]
+fn what_is_chosen_counts_beside_the_candidates() {
+    let model = model();
+    let (weight, noise) = (weight(&model), Noise::new(1, &TopicPartition::new("docs", 1)));
+    let held = |fraction: &str, n: i64| {
+        let selector = sensitive(LossSource::None, fraction, 1);
+        let division = Arc::new(Division::of(&Quotas::default(), &model));
+        let at = TopicPartition::new("docs", 1);
+        let mut window = OpenWindow::new(at, 100, &policy(), &selector, opening(&division));
+        let empty = window.held_bytes();
+        for offset in 100..100 + n {
+            let mut record = record(offset, "good bad noise", &model);
+            record.outcome.as_mut().unwrap().point = Some(vec![0.0; 4]);
+            assert!(window.push(record, &weight, &selector, &noise).is_some());
+        }
+        window.held_bytes() - empty
+    };
+    let chosen_bytes = size_of::<crate::select::Pick>() + size_of::<super::super::candidates::Chosen>();
+    for n in [1, 10, 1_000] {
+        let [few, all] = ["0.1", "1"].map(|fraction| held(fraction, n));
+        assert_eq!(all - few, (n - (n + 9) / 10) as usize * chosen_bytes, "{n} documents");
+    }
+}
+
+#[test]
 fn points_that_cannot_be_read_decide_nothing() {
     let model = model();
     let selector = sensitive(LossSource::None, "1", 1);
