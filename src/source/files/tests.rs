@@ -67,6 +67,114 @@ fn scan(paths: &[PathBuf], threads: usize, skip_bad_lines: bool) -> Result<Vec<(
     Ok(all)
 }
 
+/// Texts by their lines, as both passes see them; the second one by places, where there are any.
+fn both_passes(path: &Path, max_line_bytes: usize, skip_bad_lines: bool) -> Result<Vec<(u64, String)>, FileError> {
+    let inputs = expand(&[path.to_owned()], &StoreOptions::new())?;
+    let settings = ReadSettings { skip_bad_lines, max_line_bytes, ..ReadSettings::new(Decoder::for_files()) };
+    let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
+    let work = |(): &mut (), chunk: &ChunkReader<'_>| {
+        let mut seen = Vec::new();
+        chunk.for_each_document(|record| seen.push(record.map(|r| (r.line, r.text.to_owned()))))?;
+        Ok((chunk.chunk.place, seen))
+    };
+    let (mut places, mut first) = (Vec::new(), Vec::new());
+    reader.scan(Wanted::Named, vec![(); 2], work, |(place, seen)| {
+        places.extend(place);
+        first.extend(seen);
+        Ok::<(), FileError>(())
+    })?;
+    let documents = |seen: &[Option<(u64, String)>]| seen.iter().flatten().cloned().collect::<Vec<_>>();
+    if !places.is_empty() {
+        let mut second = Vec::new();
+        reader.scan_again(&places, vec![(); 2], work, |(_, seen)| {
+            second.extend(seen);
+            Ok::<(), FileError>(())
+        })?;
+        assert_eq!(documents(&second), documents(&first));
+    }
+    // A bad line is one of the records, so that those after it keep their numbers.
+    let n_bad = first.iter().filter(|record| record.is_none()).count();
+    let mut found = documents(&first);
+    found.extend((0..n_bad).map(|_| (0, String::new())));
+    Ok(found)
+}
+
+#[test]
+fn what_marks_a_file_as_unicode_is_no_part_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = b"\xEF\xBB\xBF{\"text\":\"a\"}\n{\"text\":\"\xEF\xBB\xBFb\"}\n";
+    let expected = [(1, "a".to_owned()), (2, "\u{FEFF}b".to_owned())];
+    let written = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    for path in [written("x.jsonl", lines), written("x.jsonl.gz", &gzip(lines))] {
+        assert_eq!(both_passes(&path, 1 << 20, false).unwrap(), expected);
+    }
+    assert!(both_passes(&written("only.jsonl", &lines[..3]), 1 << 20, false).unwrap().is_empty());
+    let error = both_passes(&written("y.jsonl", &[b"\n", &lines[..]].concat()), 1 << 20, false).unwrap_err();
+    assert_eq!(error.line, Some(2), "it is no mark but at the beginning");
+}
+
+#[test]
+fn lines_that_are_too_long_are_bad_lines() {
+    const MAX: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let line = |bytes: usize, break_line: bool| {
+        format!("{{\"text\":\"{}\"}}{}", "x".repeat(bytes - 11), if break_line { "\n" } else { "" })
+    };
+    let text = |bytes: usize| "x".repeat(bytes - 11);
+    let path = folder.path().join("x.jsonl");
+    for lengths in [
+        &[MAX][..],
+        &[20, MAX, 20],
+        &[MAX + 1],
+        &[MAX + 1, 20, 20],
+        &[20, MAX + 1],
+        &[20, 2 * MAX, 30, 5_000_000, MAX, MAX + 1, MAX + 2, 40],
+        &[3 * MAX + 3, 4 * MAX + 4, 5 * MAX + 5],
+    ] {
+        for ends_with_break in [true, false] {
+            let lines = lengths.iter().enumerate();
+            let lines = lines.map(|(i, bytes)| line(*bytes, ends_with_break || i + 1 < lengths.len()));
+            std::fs::write(&path, lines.collect::<String>()).unwrap();
+            let first_long = lengths.iter().position(|bytes| *bytes > MAX);
+            match (both_passes(&path, MAX, false), first_long) {
+                (Err(error), Some(first_long)) => {
+                    assert_eq!(error.line, Some(first_long as u64 + 1), "{lengths:?}");
+                    assert!(error.problem.starts_with("too_large: longer than 100 bytes"), "{error}");
+                }
+                (found, expected) => assert!(found.is_ok() && expected.is_none(), "{lengths:?}"),
+            }
+            let numbered = (1..).zip(lengths.iter());
+            let (good, bad): (Vec<_>, Vec<_>) = numbered.partition(|(_, bytes)| **bytes <= MAX);
+            let mut expected: Vec<_> = good.into_iter().map(|(line, bytes)| (line, text(*bytes))).collect();
+            expected.extend(bad.iter().map(|_| (0, String::new())));
+            assert_eq!(both_passes(&path, MAX, true).unwrap(), expected, "{lengths:?}");
+        }
+    }
+}
+
+#[test]
+fn records_of_csv_that_are_too_long_are_bad_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.csv");
+    // Line breaks within quotes end no record, however far they go.
+    let long = "x\n\"\"".repeat(1_000);
+    for heading in ["text", "text,id"] {
+        let rest = if heading == "text" { "" } else { ",7" };
+        std::fs::write(&path, format!("{heading}\na{rest}\n\"{long}\"{rest}\nb{rest}\n\"{long}\"{rest}")).unwrap();
+        let (a, b, bad) = ((1, "a".to_owned()), (3, "b".to_owned()), (0, String::new()));
+        assert_eq!(both_passes(&path, 50, true).unwrap(), [a, b, bad.clone(), bad]);
+        let error = both_passes(&path, 50, false).unwrap_err();
+        assert!(error.line == Some(2) && error.problem.contains("too_large"), "{error}");
+    }
+    std::fs::write(&path, format!("\"{long}\"\na\n")).unwrap();
+    let error = both_passes(&path, 50, true).unwrap_err().to_string();
+    assert!(error.contains("heading: too_large: longer than 50 bytes"), "{error}");
+}
+
 /// Lines across many chunks, one of them longer than a chunk.
 #[test]
 fn chunks_lose_and_repeat_nothing() {
