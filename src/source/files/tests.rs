@@ -8,6 +8,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 
 use super::*;
+use crate::record::{Base64Floats, EmbeddingField};
 
 fn read(name: &str, content: &[u8]) -> Result<Vec<String>, FileError> {
     let folder = tempfile::tempdir().unwrap();
@@ -284,7 +285,8 @@ fn extra(path: &Path, numbers: &[&str], vector: &str) -> Result<Vec<Extra>, File
 fn extra_beside(path: &Path, decoder: Decoder, numbers: &[&str], vector: &str) -> Result<Vec<Extra>, FileError> {
     let inputs = expand(&[path.to_owned()], &StoreOptions::new())?;
     let numbers = numbers.iter().map(|name| (*name).to_owned()).collect();
-    let extra = ExtraFields { numbers, vector: Some(vector.to_owned()) };
+    let vector = EmbeddingField { field: vector.to_owned(), base64: Base64Floats::F16 };
+    let extra = ExtraFields { numbers, vector: Some(vector) };
     let settings = ReadSettings { extra, ..ReadSettings::new(decoder) };
     let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
     let mut all = Vec::new();
@@ -337,6 +339,35 @@ fn numbers_and_vectors_come_with_the_documents() {
     assert!(error.contains("column `text` is Utf8, expected numbers"), "{error}");
     let error = extra(&parquet, &[], "n").unwrap_err().to_string();
     assert!(error.contains("column `n` is Int64, expected lists of numbers"), "{error}");
+}
+
+#[test]
+fn embeddings_are_read_as_the_daemon_reads_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let given = ["\"ADwAwQ==\"", "\"ADwAwQ\"", "[1,-2.5]", "[1e20]", "\"?\"", "\"\"", "[]"];
+    let expected = [vec![1.0, -2.5], vec![1.0, -2.5], vec![1.0, -2.5], vec![], vec![], vec![], vec![]];
+    let vectors = |path: &Path| -> Vec<Vec<f32>> {
+        extra(path, &[], "e").unwrap().into_iter().map(|(_, vector)| vector).collect()
+    };
+    let jsonl = folder.path().join("x.jsonl");
+    let lines: String = given.iter().map(|json| format!("{{\"text\":\"a\",\"e\":{json}}}\n")).collect();
+    std::fs::write(&jsonl, lines).unwrap();
+    assert_eq!(vectors(&jsonl), expected);
+    let plain = given.map(|json| json.trim_matches('"'));
+    let csv = folder.path().join("x.csv");
+    let lines: String = plain.iter().map(|text| format!("a,\"{text}\"\n")).collect();
+    std::fs::write(&csv, format!("text,e\n{lines}")).unwrap();
+    assert_eq!(vectors(&csv), expected);
+    let texts: ArrayRef = Arc::new(StringArray::from_iter_values(plain));
+    let path = folder.path().join("texts.parquet");
+    parquet(&path, vec![("text", texts.clone()), ("e", texts)], 10);
+    assert_eq!(vectors(&path), expected);
+    let numbers = [Some(vec![Some(1.0), Some(-2.5)]), Some(vec![Some(1e20)]), Some(vec![]), None];
+    let lists = arrow::array::ListArray::from_iter_primitive::<arrow::datatypes::Float64Type, _, _>(numbers);
+    let path = folder.path().join("lists.parquet");
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["a"; 4]));
+    parquet(&path, vec![("text", text), ("e", Arc::new(lists) as ArrayRef)], 10);
+    assert_eq!(vectors(&path), [vec![1.0, -2.5], vec![], vec![], vec![]]);
 }
 
 #[test]
