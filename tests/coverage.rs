@@ -275,7 +275,7 @@ fn sensitivity_samples_are_exact_repeatable_and_weighted() {
     let (sandbox, rows) = with_losses();
     // Only some losses are known, which is what it is for.
     let few: String = (0..)
-        .zip(rows.clone())
+        .zip(rows)
         .map(|(i, mut row)| {
             if i % 3 != 0 {
                 row.as_object_mut().unwrap().remove("loss");
