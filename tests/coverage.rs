@@ -12,6 +12,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, ListArray, StringArray};
 use arrow::datatypes::Float32Type;
 use arrow::record_batch::RecordBatch;
+use base64::Engine;
 use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 use support::{SELECTED, Sandbox, lines, numbers, strings};
@@ -262,7 +263,7 @@ fn documents_without_a_number_are_counted_and_more_than_there_is_is_said() {
             "--loss-coefficient: --within uniform has no weights",
         ),
         ("--selector sensitivity --reference-loss-field loss", "--loss-field"),
-        ("--selector sensitivity --embedding-field nothing", "no list of numbers in field `nothing`"),
+        ("--selector sensitivity --embedding-field nothing", "has an embedding in field `nothing`"),
     ] {
         let said = sandbox.refuse(&format!("select --input raw.jsonl --model model.wnw --count 9 --out x {wrong}"));
         assert!(said.contains(problem), "`{said}` does not say `{problem}`");
@@ -274,7 +275,7 @@ fn sensitivity_samples_are_exact_repeatable_and_weighted() {
     let (sandbox, rows) = with_losses();
     // Only some losses are known, which is what it is for.
     let few: String = (0..)
-        .zip(rows.clone())
+        .zip(rows)
         .map(|(i, mut row)| {
             if i % 3 != 0 {
                 row.as_object_mut().unwrap().remove("loss");
@@ -326,17 +327,82 @@ fn sensitivity_samples_are_exact_repeatable_and_weighted() {
         let n = report["candidates"].as_f64().unwrap();
         assert!((estimate / n - 1.0).abs() < 0.3, "{name}: {estimate} for {n}");
     }
-    let short: String = rows
-        .iter()
-        .take(5)
-        .chain([&json!({"text": "a ".repeat(200), "id": "x", "embedding": [1.0]})])
-        .map(|row| format!("{row}\n"))
-        .collect();
-    std::fs::write(sandbox.path("short.jsonl"), short).unwrap();
-    let said = sandbox.refuse(
-        "select --input short.jsonl --model model.wnw --selector sensitivity --embedding-field embedding --count 2 --min-tokens 1 --out x",
+}
+
+/// Beside those that have one: none, one of other dimensions, numbers that are finite but too large to be squared and summed.
+#[test]
+fn documents_without_a_usable_embedding_are_counted_and_not_selected() {
+    let (sandbox, rows) = with_losses();
+    let embedding = |i: usize| match i % 10 {
+        3 => None,
+        5 => Some(json!([1.0])),
+        7 => Some(json!([1e20, 1e20, 1e20])),
+        _ => Some(json!([i as f32 % 7.0, i as f32 % 11.0, 0.5])),
+    };
+    let bytes = |list: &Value| -> Vec<u8> {
+        list.as_array().unwrap().iter().flat_map(|x| (x.as_f64().unwrap() as f32).to_le_bytes()).collect()
+    };
+    let base64 = |list: &Value| json!(base64::engine::general_purpose::STANDARD.encode(bytes(list)));
+    let write = |name: &str, of: &dyn Fn(&Value) -> Value| {
+        let mut lines = String::new();
+        for (i, mut row) in rows.clone().into_iter().enumerate() {
+            row.as_object_mut().unwrap().remove("embedding");
+            if let Some(list) = embedding(i) {
+                row["embedding"] = of(&list);
+            }
+            lines += &format!("{row}\n");
+        }
+        std::fs::write(sandbox.path(name), lines).unwrap();
+    };
+    write("lists.jsonl", &|list| list.clone());
+    write("strings.jsonl", &base64);
+    let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+    let line = |(i, row): (usize, &Value)| {
+        let list = embedding(i).map(|list| list.to_string()).unwrap_or_default();
+        format!("{},{},{}\n", quoted(row["id"].as_str().unwrap()), quoted(row["text"].as_str().unwrap()), quoted(&list))
+    };
+    let csv: String = rows.iter().enumerate().map(line).collect();
+    std::fs::write(sandbox.path("lists.csv"), format!("id,text,embedding\n{csv}")).unwrap();
+
+    let base = "--model model.wnw --selector sensitivity --centres 20 --embedding-field embedding --min-tokens 1";
+    let id = |i: usize| rows[i]["id"].as_str().unwrap();
+    let reasons = [(3, "no embedding"), (5, "has 1 numbers, most have 3"), (7, "no embedding")];
+    let explained = reasons.map(|(rest, why)| {
+        let one = (0..rows.len()).find(|&i| i % 10 == rest && is_word(id(i))).unwrap();
+        (id(one), why)
+    });
+    let explain = explained.map(|(id, _)| id).join(" ");
+    let shown =
+        sandbox.succeed(&format!("select --input lists.jsonl {base} --count 150 --explain {explain} --out lists"));
+    let (ids, columns) = selection(&sandbox, "lists");
+    assert_eq!(ids.len(), 150);
+    let report = sandbox.report("lists");
+    let n = |is: &dyn Fn(usize) -> bool| (0..rows.len()).filter(|i| is(i % 10)).count();
+    assert_eq!(report["sensitivity"]["without_embedding"], json!(n(&|i| i == 3 || i == 7)));
+    assert_eq!(report["sensitivity"]["other_dimensions"], json!(n(&|i| i == 5)));
+    assert_eq!(report["candidates"], json!(n(&|i| ![3, 5, 7].contains(&i))));
+    let rejected = n(&|i| [3, 5, 7].contains(&i));
+    assert!(shown.contains(&format!("WARNING: {rejected} documents lack an embedding")), "{shown}");
+    for (id, why) in explained {
+        let of = report["explanations"].as_array().unwrap().iter().find(|of| of["id"] == id).unwrap();
+        assert!(of["is_selected"] == false && of["why"].as_str().unwrap().contains(why), "{of}");
+    }
+    let place: HashMap<&str, usize> = (0..rows.len()).map(|i| (id(i), i)).collect();
+    assert!(ids.iter().all(|id| ![3, 5, 7].contains(&(place[id.as_str()] % 10))));
+    // The same numbers in other forms, the same selection.
+    sandbox.succeed(&format!("select --input strings.jsonl {base} --embedding-base64 f32 --count 150 --out strings"));
+    sandbox.succeed(&format!("select --input lists.csv {base} --count 150 --out csv"));
+    assert_eq!(selection(&sandbox, "strings"), (ids.clone(), columns.clone()));
+    assert_eq!(selection(&sandbox, "csv"), (ids, columns));
+
+    sandbox.succeed(&format!("select --input lists.jsonl {base} --count 100000 --out all"));
+    let report = sandbox.report("all");
+    assert_eq!(report["selected"], json!(rows.len() - rejected));
+    let warning = report["warnings"][0].as_str().unwrap();
+    assert!(
+        warning.ends_with(&format!("only {} may be selected: all of them were", rows.len() - rejected)),
+        "{warning}"
     );
-    assert!(said.contains("document 6 of the input has 1 numbers, those before it 12"), "{said}");
 }
 
 #[test]

@@ -255,6 +255,32 @@ fn raw_samples_are_exact_and_spread_over_all_files() {
     let third = documents("--raw-fraction 0.333", "f.wnw") as f64;
     // Five standard errors of a binomial.
     assert!((third - all as f64 * 0.333).abs() < 5.0 * (all as f64 * 0.333 * 0.667).sqrt(), "{third} of {all}");
+
+    // Among as many lines that are none.
+    let raw = std::fs::read_to_string(sandbox.path("raw.jsonl")).unwrap();
+    let holes: String = raw.lines().map(|line| format!("{line}\n{{\"text\":1}}\n")).collect();
+    std::fs::write(sandbox.path("raw.jsonl"), holes).unwrap();
+    assert_eq!(documents("--raw-sample 321 --skip-bad-lines", "g.wnw"), 321);
+    assert_eq!(documents("--raw-sample 999999 --skip-bad-lines", "h.wnw"), all);
+}
+
+/// Models go into config maps, which have no room for the names of all files of a crawl.
+#[test]
+fn of_many_inputs_a_model_names_a_few() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("raw")).unwrap();
+    let raw = std::fs::read_to_string(sandbox.path("raw.jsonl")).unwrap();
+    for (i, line) in raw.lines().take(50).enumerate() {
+        std::fs::write(sandbox.path(&format!("raw/{i:02}.jsonl")), line).unwrap();
+    }
+    sandbox.succeed("fit --target target.jsonl --raw raw --out model.wnw");
+    let shown = sandbox.succeed("model show model.wnw");
+    assert!(shown.contains("of raw/00.jsonl, raw/01.jsonl, raw/02.jsonl and 47 more\n"), "{shown}");
+    assert!(shown.contains("of target.jsonl\n"), "{shown}");
+    let shown: Value = serde_json::from_str(&sandbox.succeed("model show model.wnw --json")).unwrap();
+    assert_eq!((shown["raw"]["n_inputs"].as_u64(), shown["raw"]["inputs"].as_array().unwrap().len()), (Some(50), 10));
+    assert!(shown["raw"]["inputs_digest"].as_str().unwrap().starts_with("sha256:"));
+    assert!(shown["targets"][0]["inputs_digest"].is_null());
 }
 
 #[test]

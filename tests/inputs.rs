@@ -21,6 +21,18 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     gzip.finish().unwrap()
 }
 
+/// As `zstd --long=31` writes it, but with the content as it is: of a frame what a window of 2 GiB was meant for.
+fn zstd_with_long_window(content: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xB5, 0x2F, 0xFD, 0, (31 - 10) << 3];
+    let mut blocks = content.chunks(100_000).peekable();
+    while let Some(block) = blocks.next() {
+        let header = (block.len() as u32) << 3 | u32::from(blocks.peek().is_none());
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.extend_from_slice(block);
+    }
+    frame
+}
+
 fn csv(rows: &[Value]) -> String {
     let field =
         |row: &Value, name: &str| format!("\"{}\"", row[name].as_str().unwrap_or_default().replace('"', "\"\""));
@@ -44,6 +56,9 @@ fn write_all_forms(sandbox: &Sandbox) -> Vec<&'static str> {
     let (head, tail) = raw.split_at(cut - 7);
     write("members.jsonl.gz", &[gzip(head), gzip(tail)].concat());
     write("frames.jsonl.zst", &[zstd(head), zstd(tail)].concat());
+    write("long.jsonl.zst", &zstd_with_long_window(&raw));
+    write("bom.jsonl", &[b"\xEF\xBB\xBF", &raw[..]].concat());
+    write("bom.jsonl.gz", &gzip(&[b"\xEF\xBB\xBF", &raw[..]].concat()));
     write("raw.csv", csv.as_bytes());
     write("raw.csv.gz", &gzip(csv.as_bytes()));
     write("bom.csv.zst", &zstd(&[b"\xEF\xBB\xBF", csv.as_bytes()].concat()));
@@ -58,6 +73,9 @@ fn write_all_forms(sandbox: &Sandbox) -> Vec<&'static str> {
         "raw.parquet",
         "members.jsonl.gz",
         "frames.jsonl.zst",
+        "long.jsonl.zst",
+        "bom.jsonl",
+        "bom.jsonl.gz",
         "raw.csv",
         "raw.csv.gz",
         "bom.csv.zst",
@@ -85,9 +103,12 @@ fn every_form_gives_the_same_documents() {
     }
     sandbox.succeed("select --input raw.jsonl --model model.wnw --count 50 --out from-jsonl");
     sandbox.succeed("select --input raw.csv --model model.wnw --count 50 --out from-csv");
+    // Its chunks are found again by their places.
+    sandbox.succeed("select --input bom.jsonl --model model.wnw --count 50 --out from-marked");
     for column in ["id", "text", "source"] {
         let of = |out: &str| strings(&sandbox.path(out).join(SELECTED), column);
         assert_eq!(of("from-csv"), of("from-jsonl"), "{column}");
+        assert_eq!(of("from-marked"), of("from-jsonl"), "{column}");
     }
 }
 

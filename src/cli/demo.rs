@@ -156,8 +156,8 @@ fn fit_model(sample: &Sample) -> anyhow::Result<LoadedModel> {
         documents.iter().for_each(|d| {
             counts.add_text(&d.text, &featuriser, &mut scratch);
         });
-        let inputs = vec![format!("bundled sample: {input}")];
-        Side { counts, provenance: Provenance { documents: documents.len() as u64, inputs, top_ngrams: Vec::new() } }
+        let inputs = [format!("bundled sample: {input}")];
+        Side { counts, provenance: Provenance::of(documents.len() as u64, inputs.into_iter()) }
     };
     let target = side(&sample.target, "every sixth page of postgresql-doc, python-doc and rust-doc");
     let model = Model::of_one_target(featuriser, target, side(&sample.stream, "everything else"))?;

@@ -231,13 +231,19 @@ impl Explaining<'_> {
             arguments.topic.as_deref().is_none_or(|topic| topic == &*place.at.topic)
                 && arguments.partition.is_none_or(|partition| partition == place.at.partition)
         };
-        let progress = Progress::new("looked through", 0);
-        let (mut found, mut n_offsets) = (Vec::new(), 0);
-        for place in places.iter().filter(wanted) {
+        let range_of = |place: &Place| {
             let (low, high) = place.log.unwrap_or_default();
-            let (first, end) =
-                (arguments.from.map_or(low, |from| from.max(low)), arguments.to.map_or(high, |to| to.min(high)));
-            n_offsets += (end - first).max(0);
+            (arguments.from.map_or(low, |from| from.max(low)), arguments.to.map_or(high, |to| to.min(high)))
+        };
+        let n_offsets_of = |place: &Place| {
+            let (first, end) = range_of(place);
+            (end - first).max(0)
+        };
+        let n_offsets: i64 = places.iter().filter(wanted).map(n_offsets_of).sum();
+        let progress = Progress::of_documents("looked through", n_offsets as u64);
+        let mut found = Vec::new();
+        for place in places.iter().filter(wanted) {
+            let (first, end) = range_of(place);
             let mut from = first;
             while from < end {
                 let interval = Interval { from, to: (from + SEARCHED_AT_ONCE).min(end) };

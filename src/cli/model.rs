@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{UsageError, print, read_file};
 use crate::features::Scratch;
-use crate::score::{ImportanceWeight, Model, ModelId, Side, kl_divergence};
+use crate::score::{ImportanceWeight, Model, ModelId, Provenance, Side, kl_divergence};
 
 #[derive(clap::Subcommand)]
 pub enum ModelCommand {
@@ -76,16 +76,20 @@ pub fn summary(model: &Model, id: &ModelId) -> String {
         if let Some(target) = model.targets.get(i).filter(|_| model.targets.len() > 1) {
             let _ = write!(text, ", {:.1} % of a selection", 100.0 * target.proportion);
         }
-        let _ = writeln!(text, "\n              of {}", shortened(&side.provenance.inputs));
+        let _ = writeln!(text, "\n              of {}", shortened(&side.provenance));
     }
     text
 }
 
-fn shortened(inputs: &[String]) -> String {
-    match inputs {
-        [] => "unknown files".to_owned(),
-        [first, .., last] if inputs.len() > 3 => format!("{first} … {last} ({} files)", inputs.len()),
-        _ => inputs.join(", "),
+/// Names that are shown.
+const INPUTS: usize = 3;
+
+fn shortened(provenance: &Provenance) -> String {
+    let shown = &provenance.inputs[..provenance.inputs.len().min(INPUTS)];
+    match (provenance.n_inputs(), shown.len() as u64) {
+        (0, _) => "unknown files".to_owned(),
+        (n, n_shown) if n > n_shown => format!("{} and {} more", shown.join(", "), n - n_shown),
+        _ => shown.join(", "),
     }
 }
 
@@ -153,6 +157,8 @@ fn as_json(model: &Model, id: &ModelId) -> serde_json::Value {
             "documents": side.provenance.documents,
             "ngrams": side.counts.total(),
             "inputs": side.provenance.inputs,
+            "n_inputs": side.provenance.n_inputs(),
+            "inputs_digest": side.provenance.all_inputs.as_ref().map(|all| &all.digest),
             "top_ngrams": ngrams.collect::<Vec<_>>(),
         })
     };

@@ -34,12 +34,20 @@ pub enum Base64Floats {
 /// The embedding that a JSON value is; `None` of anything else: other types, no or more than 65,535 numbers, some that are not finite or
 /// beyond ±10¹⁵.
 pub fn embedding(json: &str, base64: Base64Floats) -> Option<Vec<f32>> {
-    let numbers: Vec<f32> = match json.starts_with('"') {
-        true => floats(&BASE64.decode(serde_json::from_str::<String>(json).ok()?).ok()?, base64)?,
-        false => serde_json::from_str(json).ok()?,
-    };
-    let is_one = (1..=MAX_DIMENSIONS).contains(&numbers.len()) && numbers.iter().all(|x| x.abs() <= MAX_NUMBER);
-    is_one.then_some(numbers)
+    match json.starts_with('"') {
+        true => embedding_of_base64(&serde_json::from_str::<String>(json).ok()?, base64),
+        false => serde_json::from_str(json).ok().filter(|numbers: &Vec<f32>| is_embedding(numbers)),
+    }
+}
+
+/// The same of a string.
+pub fn embedding_of_base64(text: &str, base64: Base64Floats) -> Option<Vec<f32>> {
+    floats(&BASE64.decode(text).ok()?, base64).filter(|numbers| is_embedding(numbers))
+}
+
+/// Whether they are as many and as large as those of an embedding may be.
+pub fn is_embedding(numbers: &[f32]) -> bool {
+    (1..=MAX_DIMENSIONS).contains(&numbers.len()) && numbers.iter().all(|x| x.abs() <= MAX_NUMBER)
 }
 
 fn floats(bytes: &[u8], floats: Base64Floats) -> Option<Vec<f32>> {

@@ -29,5 +29,5 @@ pub use loss_weight::{
     LossRange, LossStrategy, LossWeight, LossWeightError, LossWeightSettings, NonFiniteLoss, SettingMistake,
     TemperatureDecay, TemperatureSchedule,
 };
-pub use model::{Model, ModelError, ModelId, Provenance, Side, Target};
+pub use model::{AllInputs, Model, ModelError, ModelId, Provenance, Side, Target};
 pub use sketch::FadingSketch;

@@ -58,11 +58,46 @@ pub struct Side {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
     pub documents: u64,
-    /// File names as given to `winnowd fit`.
+    /// Names of the files that it was fitted on: all of them, or the first of many.
     pub inputs: Vec<String>,
+    /// What was left out of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all_inputs: Option<AllInputs>,
     /// The most frequent n-grams with their counts, most frequent first, if they were kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top_ngrams: Vec<(String, u64)>,
+}
+
+/// A list of names that is too long to be kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllInputs {
+    pub n: u64,
+    /// `sha256:` and the digest of the names in hex, a byte 0 behind each.
+    pub digest: String,
+}
+
+/// Names of files that are kept, of however many: models go where little room is.
+const KEPT_INPUTS: usize = 10;
+
+impl Provenance {
+    pub fn of(documents: u64, inputs: impl Iterator<Item = String>) -> Self {
+        let (mut kept, mut n, mut digest) = (Vec::new(), 0, Sha256::new());
+        for name in inputs {
+            n += 1;
+            digest.update(&name);
+            digest.update([0]);
+            if kept.len() < KEPT_INPUTS {
+                kept.push(name);
+            }
+        }
+        let all = || AllInputs { n, digest: format!("sha256:{}", crate::hex(&digest.finalize())) };
+        let all_inputs = (n > kept.len() as u64).then(all);
+        Provenance { documents, inputs: kept, all_inputs, top_ngrams: Vec::new() }
+    }
+
+    pub fn n_inputs(&self) -> u64 {
+        self.all_inputs.as_ref().map_or(self.inputs.len() as u64, |all| all.n)
+    }
 }
 
 /// `sha256:` and the digest of the model's bytes in hex.
@@ -306,8 +341,8 @@ mod tests {
     }
 
     fn side(counts: Vec<u64>) -> Side {
-        let provenance =
-            Provenance { documents: 3, inputs: vec!["a.jsonl".into()], top_ngrams: vec![("of the".into(), counts[0])] };
+        let provenance = Provenance::of(3, ["a.jsonl".to_owned()].into_iter());
+        let provenance = Provenance { top_ngrams: vec![("of the".into(), counts[0])], ..provenance };
         Side { counts: NgramCounts::from_vec(counts), provenance }
     }
 
@@ -374,6 +409,37 @@ mod tests {
             let message = refused(change);
             assert!(message.contains(problem), "`{message}` does not say `{problem}`");
         }
+    }
+
+    #[test]
+    fn of_many_inputs_a_few_names_and_a_digest_are_kept() {
+        let names = |n: usize| (0..n).map(|i| format!("s3://lake/crawl/part-{i:05}.jsonl.zst"));
+        let few = Provenance::of(7, names(KEPT_INPUTS));
+        assert_eq!((few.inputs.len(), few.all_inputs.as_ref(), few.n_inputs()), (KEPT_INPUTS, None, 10));
+        let many = Provenance::of(7, names(20_000));
+        assert_eq!((&many.inputs, many.n_inputs()), (&few.inputs, 20_000));
+        let digest = |provenance: &Provenance| provenance.all_inputs.clone().unwrap().digest;
+        let listed: String = names(11).map(|name| name + "\0").collect();
+        assert_eq!(
+            digest(&Provenance::of(7, names(11))),
+            format!("sha256:{}", crate::hex(&Sha256::digest(listed.as_bytes())))
+        );
+        assert_ne!(digest(&many), digest(&Provenance::of(7, names(19_999))));
+
+        let model = Model { raw: Side { provenance: many, ..side(vec![1; 4]) }, ..model(vec![1; 4], vec![1; 4]) };
+        let bytes = model.to_bytes();
+        assert!(bytes.len() < 2_000, "{} bytes", bytes.len());
+        assert_eq!(Model::from_bytes(&bytes).unwrap(), model);
+    }
+
+    /// Models that name all their inputs have been written before: they are read, and written again as they were.
+    #[test]
+    fn models_that_name_all_inputs_are_read() {
+        let names: Vec<String> = (0..1_000).map(|i| format!("{i}.jsonl")).collect();
+        let written = serde_json::json!({ "documents": 5, "inputs": names });
+        let read: Provenance = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!((&read.inputs, read.n_inputs()), (&names, 1_000));
+        assert_eq!(serde_json::to_value(&read).unwrap(), written);
     }
 
     #[test]

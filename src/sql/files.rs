@@ -56,7 +56,8 @@ impl FileTable {
 
     pub(super) async fn register(self, name: &str, context: &SessionContext) -> Result<(), SqlError> {
         // DataFusion cuts CSV at line breaks, and texts have some.
-        let is_one_stream = |file: &Input| file.compression != Compression::None || file.format == Format::Csv;
+        let is_one_stream =
+            |file: &Input| file.compression != Compression::None || file.format == Format::Csv || has_mark(file);
         let is_unpacked = self.files.iter().any(is_one_stream);
         let table = if is_unpacked { self.unpacked().await? } else { self.listed(context).await? };
         context.register_table(name, table)?;
@@ -120,7 +121,7 @@ fn url(file: &Input) -> Result<ListingTableUrl, SqlError> {
 
 /// What its first rows hold.
 fn infer(file: &Input, format: Format) -> Result<Schema, ArrowError> {
-    let reader = open(file, format)?;
+    let reader = open(file)?;
     let (schema, _) = match format {
         Format::Csv => csv_format().infer_schema(reader, Some(ROWS_FOR_TYPES))?,
         Format::Jsonl | Format::Parquet => {
@@ -130,13 +131,21 @@ fn infer(file: &Input, format: Format) -> Result<Schema, ArrowError> {
     Ok(schema)
 }
 
-/// Without what marks CSV as Unicode.
-fn open(file: &Input, format: Format) -> Result<Box<dyn Read + Send>, ArrowError> {
-    const MARK: &[u8] = b"\xEF\xBB\xBF";
+/// What some programs begin text with, to say that it is Unicode.
+const MARK: &[u8] = b"\xEF\xBB\xBF";
+
+/// Whether DataFusion would stumble over it. Objects are not asked: each would be a request of its own.
+fn has_mark(file: &Input) -> bool {
+    let begins_with_it = || {
+        let mut first = [0; MARK.len()];
+        std::fs::File::open(&file.path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && first == MARK
+    };
+    file.format == Format::Jsonl && file.is_regular && file.object.is_none() && begins_with_it()
+}
+
+/// Without what marks it as Unicode.
+fn open(file: &Input) -> Result<Box<dyn Read + Send>, ArrowError> {
     let mut reader = file.open().map_err(|e| ArrowError::ExternalError(Box::new(e)))?;
-    if format != Format::Csv {
-        return Ok(reader);
-    }
     let mut first = Vec::new();
     reader.by_ref().take(MARK.len() as u64).read_to_end(&mut first)?;
     let first = if first == MARK { Vec::new() } else { first };
@@ -145,7 +154,7 @@ fn open(file: &Input, format: Format) -> Result<Box<dyn Read + Send>, ArrowError
 
 /// The columns of a CSV file in its own order, of the types of the table.
 fn csv_schema(file: &Input, table: &Schema) -> Result<SchemaRef, ArrowError> {
-    let (found, _) = csv_format().infer_schema(open(file, Format::Csv)?, Some(0))?;
+    let (found, _) = csv_format().infer_schema(open(file)?, Some(0))?;
     let fields = found.fields().iter().map(|field| table.field_with_name(field.name()).cloned());
     Ok(Arc::new(Schema::new(fields.collect::<Result<Vec<_>, _>>()?)))
 }
@@ -209,12 +218,12 @@ fn read(
     match format {
         Format::Csv => {
             let csv = arrow::csv::ReaderBuilder::new(csv_schema(input, schema)?).with_format(csv_format());
-            let batches = csv.with_batch_size(batch_rows).build(open(input, format)?)?;
+            let batches = csv.with_batch_size(batch_rows).build(open(input)?)?;
             all(&mut batches.map(|batch| as_table(&batch?, schema)))
         }
         Format::Jsonl | Format::Parquet => {
             let json = arrow::json::ReaderBuilder::new(schema.clone()).with_batch_size(batch_rows);
-            all(&mut json.build(BufReader::new(open(input, format)?))?)
+            all(&mut json.build(BufReader::new(open(input)?))?)
         }
     }
 }

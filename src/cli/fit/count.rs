@@ -95,9 +95,9 @@ impl Side<'_> {
             documents += state.documents;
             kept.merge(state.kept);
         }
-        let inputs = self.inputs.iter().map(|input| input.path.to_string_lossy().into_owned()).collect();
         let top_ngrams = top_ngrams(kept, self.featuriser.max_n, self.keep_ngrams);
-        crate::score::Side { counts, provenance: Provenance { documents, inputs, top_ngrams } }
+        let provenance = Provenance { top_ngrams, ..Provenance::of(documents, self.inputs.iter().map(Input::name)) };
+        crate::score::Side { counts, provenance }
     }
 
     /// Documents whose sampling noise is at most this are counted. For an exact number the files are read once before:
@@ -120,7 +120,13 @@ impl Side<'_> {
             |(), chunk| {
                 let noise = sample_noise(seed, chunk.input());
                 let mut noises = Vec::new();
-                chunk.for_each_place(|line| noises.push(noise.sampling(line as i64)));
+                let mut rank = |line: u64| noises.push(noise.sampling(line as i64));
+                // Bad lines must not take the places of documents; where they end it, all lines are documents.
+                if files.settings.skip_bad_lines {
+                    chunk.for_each_document(|record| record.iter().for_each(|record| rank(record.line)))?;
+                } else {
+                    chunk.for_each_place(rank);
+                }
                 Ok((noises, chunk.chunk.file_bytes))
             },
             |(noises, bytes)| {

@@ -186,10 +186,10 @@ pub fn draw(
         plan,
     );
     drawing.others(&others(scores, plan, &candidates), &of_targets, files)?;
-    let progress = Progress::new("select", candidates.len() as u64);
+    let progress = Progress::of_documents("select", candidates.len() as u64);
     for window in candidates.chunks(correction.window) {
         drawing.window(window, files)?;
-        progress.add(window.len() as u64, window.len() as u64);
+        progress.add(window.len() as u64, 0);
     }
     progress.finish();
     candidates.sort_unstable();

@@ -242,6 +242,15 @@ impl Draw {
         self.settings.key(&self.noise, i64::from(document), total)
     }
 
+    /// Whether it could be selected: by sensitivity it also needs an embedding.
+    pub fn competes(&self, scores: &Scores, plan: &SelectionPlan, document: u32) -> bool {
+        let has_score = match &self.drawn {
+            Drawn::Sensitivities(of) => of.score(document).is_finite(),
+            Drawn::Weights | Drawn::Strata(_) | Drawn::Tokens(_) => true,
+        };
+        has_score && scores.is_candidate(document, plan)
+    }
+
     /// The picks among the documents `from..to`, by number.
     pub fn picks(&self, from: u32, to: u32) -> &[Pick] {
         let picks = &self.selection.picks;

@@ -151,7 +151,7 @@ impl Looking<'_> {
         of
     }
 
-    /// Whether the cut-off removed it; otherwise its stratum or its sensitivity.
+    /// Whether the cut-off removed it, or it lacks an embedding; otherwise its stratum or its sensitivity.
     fn is_cut(&self, document: u32, of: &mut Explanation) -> bool {
         let Looking { model, scores, draw, plan, .. } = *self;
         match &draw.drawn {
@@ -174,6 +174,10 @@ impl Looking<'_> {
                 of.stratum = self.stratum(document);
             }
             Drawn::Sensitivities(sensitivities) => {
+                if let Some(why) = sensitivities.why_not(document, plan) {
+                    of.why = why;
+                    return true;
+                }
                 of.sensitivity = Some(sensitivities.score(document));
                 of.centre = Some(sensitivities.centre(document));
             }

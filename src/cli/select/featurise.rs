@@ -85,9 +85,7 @@ pub fn featurise(
     }
     let mut counts = NgramCounts::zero(n_buckets);
     states.into_iter().for_each(|state| counts.merge(&state.counts));
-    let paths = inputs.iter().map(|input| input.path.to_string_lossy().into_owned()).collect();
-    let provenance = Provenance { documents: scores.n_documents(), inputs: paths, ..Provenance::default() };
-    let raw = Side { counts, provenance };
+    let raw = Side { counts, provenance: Provenance::of(scores.n_documents(), inputs.iter().map(Input::name)) };
     if spool.has_failed() {
         let problem = spool.problem().unwrap_or_default();
         if plan.correction.is_some() {

@@ -27,9 +27,10 @@ pub struct Looking<'a> {
 impl Looking<'_> {
     /// The points of a uniform sample of all candidates.
     pub fn sample(&self) -> anyhow::Result<NearestDistances> {
-        let candidates = super::draw::candidates(self.scores, self.plan);
+        let candidates = 0..self.scores.len() as u32;
+        let candidates = candidates.filter(|&document| self.draw.competes(self.scores, self.plan, document));
         let key = |document: u32| self.draw.noise.sampling(document.into());
-        let mut sampled: Vec<(f64, u32)> = candidates.into_iter().map(|document| (key(document), document)).collect();
+        let mut sampled: Vec<(f64, u32)> = candidates.map(|document| (key(document), document)).collect();
         sampled.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let mut sampled: Vec<u32> = sampled.into_iter().take(SAMPLE).map(|(_, document)| document).collect();
         sampled.sort_unstable();

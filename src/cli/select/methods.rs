@@ -1,6 +1,7 @@
 //! Selectors other than importance resampling: their options, and what they come to.
 
 use crate::cli::UsageError;
+use crate::record::{Base64Floats, EmbeddingField};
 use crate::select::{
     CoverageSettings, Cutoff, DEFAULT_CENTRES, DEFAULT_CLIP, DEFAULT_EXPONENT, DEFAULT_FLOOR, DEFAULT_STRATA, Fraction,
     MAX_CENTRES, Tail, Within,
@@ -52,7 +53,7 @@ impl Coverage {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sensitivity {
     /// A field with an embedding; `None`: the projected n-grams.
-    pub embedding: Option<String>,
+    pub embedding: Option<EmbeddingField>,
     /// The field that losses are read from. `None`: only distances count.
     pub loss_field: Option<String>,
     pub centres: usize,
@@ -103,12 +104,22 @@ enum WithinName {
     Uniform,
 }
 
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Base64Name {
+    F16,
+    F32,
+}
+
 #[derive(clap::Args)]
 #[command(next_help_heading = "With --selector sensitivity")]
 pub struct SensitivityArguments {
-    /// Field with an embedding, a list of numbers [default: a random projection of the document's n-grams]
+    /// Field with an embedding: a list of numbers, or a string with the Base64 of such. A document without one cannot be selected
+    /// [default: a random projection of the document's n-grams]
     #[arg(long, value_name = "FIELD")]
     embedding_field: Option<String>,
+    /// What strings in it are the Base64 of: little-endian numbers of 16 or of 32 bits [default: f16]
+    #[arg(long, value_enum, requires = "embedding_field")]
+    embedding_base64: Option<Base64Name>,
     /// Clusters around documents that stand for the others. With --loss-field only documents that have a loss can be such
     /// centres, and only the losses of centres are used (below 0, as an excess over a reference may be, they count as 0);
     /// without it documents are drawn by their distance to the nearest centre [default: 256]
@@ -192,6 +203,7 @@ impl SensitivityArguments {
     pub fn check_unused(&self, wanted: &str) -> Result<(), UsageError> {
         let options = [
             ("--embedding-field", self.embedding_field.is_some()),
+            ("--embedding-base64", self.embedding_base64.is_some()),
             ("--centres", self.centres.is_some()),
             ("--distance-power", self.distance_power.is_some()),
             ("--floor", self.floor.is_some()),
@@ -213,7 +225,12 @@ impl SensitivityArguments {
         if !(floor > 0.0 && floor <= 1.0) {
             return wrong(format!("--floor {floor}: must be above 0 and up to 1"));
         }
-        let (embedding, loss_field) = (self.embedding_field.clone(), loss_field.map(str::to_owned));
+        let base64 = match self.embedding_base64 {
+            Some(Base64Name::F32) => Base64Floats::F32,
+            Some(Base64Name::F16) | None => Base64Floats::F16,
+        };
+        let embedding = self.embedding_field.clone().map(|field| EmbeddingField { field, base64 });
+        let loss_field = loss_field.map(str::to_owned);
         Ok(Method::Sensitivity(Sensitivity { embedding, loss_field, centres, exponent, floor }))
     }
 }

@@ -222,6 +222,11 @@ impl<'a> Report<'a> {
                  selected",
                 self.requested, self.candidates
             ));
+        } else if self.shortfall > 0 && self.sensitivity.as_ref().is_some_and(|s| s.rejected() > 0) {
+            warnings.push(format!(
+                "{} documents were asked for, but only {} may be selected: all of them were",
+                self.requested, self.candidates
+            ));
         } else if self.shortfall > 0 {
             warnings.push(format!(
                 "{} documents were asked for, but only {} of {} have at least {} tokens: all of them were selected",
@@ -234,6 +239,7 @@ impl<'a> Report<'a> {
         }
         warnings.extend(self.tokens.as_ref().and_then(TokensReport::warning));
         warnings.extend(self.strata.as_ref().and_then(StrataReport::warning).map(str::to_owned));
+        warnings.extend(self.sensitivity.as_ref().and_then(SensitivityReport::warning));
         if self.bad_lines > 0 {
             warnings.push(format!("{} bad lines were passed over", self.bad_lines));
         }

@@ -232,7 +232,8 @@ impl Writing<'_> {
     fn random(&self, from: u32, to: u32) -> Vec<u32> {
         let share = self.draw.selection.picks.len() as f64 / (self.draw.candidates as f64).max(1.0);
         let is_drawn = |&document: &u32| {
-            self.scores.is_candidate(document, self.plan) && self.draw.noise.in_baseline(i64::from(document), share)
+            self.draw.competes(self.scores, self.plan, document)
+                && self.draw.noise.in_baseline(i64::from(document), share)
         };
         (from..to).filter(is_drawn).collect()
     }

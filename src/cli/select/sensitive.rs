@@ -4,12 +4,14 @@
 //! stay. The sample that centres are found in is chosen by the noise of the documents, and what threads do is put together in
 //! the order of the input, so that nothing depends on their number.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
 
 use super::SelectionPlan;
 use super::draw::{self, Draw, Drawn, Judged};
 use super::measure::PROJECTION;
-use super::methods::Sensitivity;
+use super::methods::{Method, Sensitivity};
 use super::scores::Scores;
 use super::spool::{Place, Spool, SpoolWriter};
 use crate::cli::UsageError;
@@ -32,6 +34,20 @@ pub struct Points {
     spool: Spool,
     /// Of every chunk: for each document the number of its dimensions (0 if it has no point), and those.
     kept: Vec<Place>,
+    /// Of every document, where points are embeddings: else all have the same.
+    dims: Vec<u16>,
+}
+
+/// Documents whose embeddings decide, and how many of those that are long enough have none that can.
+#[derive(Debug, Default)]
+struct Competing {
+    /// In order.
+    candidates: Vec<u32>,
+    /// Numbers of their embeddings; 0 where points are no embeddings.
+    dims: u16,
+    without_embedding: u64,
+    /// Those whose embedding has another number of numbers than most have.
+    other_dimensions: u64,
 }
 
 /// A selection by sensitivity; the picks are those of the draw.
@@ -42,6 +58,11 @@ pub struct Sensitivities {
     scores: Vec<f64>,
     /// The nearest centre of every document.
     centre_of: Vec<u32>,
+    /// Numbers of every document's embedding, and of most; empty and 0 where points are no embeddings.
+    all_dims: Vec<u16>,
+    dims: u16,
+    pub without_embedding: u64,
+    pub other_dimensions: u64,
 }
 
 impl Points {
@@ -54,28 +75,34 @@ impl Points {
     ) -> anyhow::Result<Self> {
         let files = files.with_extra(ExtraFields { numbers: Vec::new(), vector: sensitivity.embedding.clone() });
         let progress = Progress::new("points", total_bytes(inputs));
-        let mut kept = Vec::new();
+        let (mut kept, mut all_dims) = (Vec::new(), Vec::new());
         files.reader(inputs).scan(
             Wanted::Named,
             files.states(|| (Scratch::default(), Vec::new(), spool.writer())),
             |(scratch, piece, writer): &mut (Scratch, Vec<u8>, SpoolWriter<'_>), chunk| {
                 piece.clear();
-                let mut n = 0;
+                let (mut n, mut dims) = (0, Vec::new());
                 chunk.for_each_document(|record| {
                     n += 1;
+                    if sensitivity.embedding.is_some() {
+                        let embedding = record.map_or(&[][..], |record| record.vector);
+                        dims.push(embedding.len() as u16);
+                        add_point(piece, embedding);
+                        return;
+                    }
                     match record {
                         None => add_point(piece, &[]),
-                        Some(record) if sensitivity.embedding.is_some() => add_point(piece, record.vector),
                         Some(record) => {
                             add_point(piece, &PROJECTION.of_text(record.text, &model.featuriser, scratch));
                         }
                     }
                 })?;
-                Ok::<_, FileError>((writer.append(piece), n, chunk.chunk.file_bytes))
+                Ok::<_, FileError>((writer.append(piece), dims, n, chunk.chunk.file_bytes))
             },
-            |(piece, n, bytes)| {
+            |(piece, dims, n, bytes)| {
                 progress.add(n, bytes);
                 kept.extend(piece);
+                all_dims.extend(dims);
                 anyhow::Ok(())
             },
         )?;
@@ -85,7 +112,26 @@ impl Points {
             let problem = spool.problem().unwrap_or_default();
             return Err(UsageError(format!("the points of the input must be kept: {problem}")).into());
         }
-        Ok(Points { spool, kept })
+        Ok(Points { spool, kept, dims: all_dims })
+    }
+
+    /// As in the daemon's windows: the candidates that have as many numbers as most do.
+    fn competing(&self, mut candidates: Vec<u32>, field: Option<&str>) -> Result<Competing, UsageError> {
+        let Some(field) = field else { return Ok(Competing { candidates, ..Competing::default() }) };
+        let of = |document: &u32| self.dims[*document as usize];
+        let n_all = candidates.len() as u64;
+        let mut n_of: BTreeMap<u16, u64> = BTreeMap::new();
+        candidates.iter().map(of).for_each(|dims| *n_of.entry(dims).or_default() += 1);
+        let without_embedding = n_of.remove(&0).unwrap_or(0);
+        // The lowest of those that are there as often.
+        let usual = n_of.into_iter().rev().max_by_key(|(_, n)| *n);
+        let Some((dims, n)) = usual else {
+            let problem =
+                format!("none of the {n_all} documents that are long enough has an embedding in field `{field}`");
+            return Err(UsageError(problem));
+        };
+        candidates.retain(|document| of(document) == dims);
+        Ok(Competing { candidates, dims, without_embedding, other_dimensions: n_all - without_embedding - n })
     }
 
     /// Calls `work` with the points of chunks side by side, with the number of each document, and `deliver` in order.
@@ -114,7 +160,7 @@ impl Points {
     }
 
     pub fn draw(
-        &self,
+        mut self,
         scores: &Scores,
         model: &Model,
         plan: &SelectionPlan,
@@ -127,10 +173,24 @@ impl Points {
         }
         let (requested, settings) = draw::settings(scores, model, plan, 1.0)?;
         let noise = draw::noise(plan.seed);
-        let candidates = draw::candidates(scores, plan);
-        let centres = self.centres(scores, plan, sensitivity, &noise, files)?;
-        let mut of = Sensitivities::new(centres, scores.len());
-        self.score(&mut of, scores, plan, files)?;
+        let all = draw::candidates(scores, plan);
+        if all.is_empty() {
+            return Err(UsageError(format!("no document has at least {} tokens", plan.min_tokens)).into());
+        }
+        let field = sensitivity.embedding.as_ref().map(|embedding| embedding.field.as_str());
+        let Competing { candidates, dims, without_embedding, other_dimensions } = self.competing(all, field)?;
+        let centres = self.centres(scores, &candidates, sensitivity, (&noise, plan.seed), files)?;
+        let mut of = Sensitivities {
+            drawn: SensitivitySelection::default(),
+            centres,
+            scores: vec![f64::NAN; scores.len()],
+            centre_of: vec![0; scores.len()],
+            all_dims: std::mem::take(&mut self.dims),
+            dims,
+            without_embedding,
+            other_dimensions,
+        };
+        self.score(&mut of, scores, &candidates, files)?;
         let mut of_candidates: Vec<f64> = candidates.iter().map(|&document| of.score(document)).collect();
         with_floor(&mut of_candidates, sensitivity.floor);
         candidates.iter().zip(of_candidates).for_each(|(&document, score)| of.scores[document as usize] = score);
@@ -159,21 +219,16 @@ impl Points {
     fn centres(
         &self,
         scores: &Scores,
-        plan: &SelectionPlan,
+        candidates: &[u32],
         sensitivity: &Sensitivity,
-        noise: &Noise,
+        (noise, seed): (&Noise, u64),
         files: &Files,
     ) -> anyhow::Result<Centres> {
-        let mut sample: Option<(usize, Reservoir<Vec<f32>>)> = None;
-        let named = sensitivity.embedding.as_deref();
+        let mut sample: Option<Reservoir<Vec<f32>>> = None;
         let take = |found: Vec<Option<(u32, Vec<f32>)>>| {
             for (document, point) in found.into_iter().flatten() {
-                let dims = point.len();
-                let n = SAMPLE.min(SAMPLE_BYTES / (4 * dims).max(1)).max(sensitivity.centres);
-                let (expected, reservoir) = sample.get_or_insert_with(|| (dims, Reservoir::new(n)));
-                if dims != *expected || dims == 0 || !point.iter().all(|x| x.is_finite()) {
-                    return Err(no_point(document, dims, *expected, named).into());
-                }
+                let n = SAMPLE.min(SAMPLE_BYTES / (4 * point.len()).max(1)).max(sensitivity.centres);
+                let reservoir = sample.get_or_insert_with(|| Reservoir::new(n));
                 let key = -noise.sampling(document.into());
                 if reservoir.might_hold(key) {
                     reservoir.offer(document.into(), key, point);
@@ -181,41 +236,31 @@ impl Points {
             }
             Ok(())
         };
-        let is_candidate = |document: u32| scores.is_candidate(document, plan);
+        let is_candidate = |document: u32| candidates.binary_search(&document).is_ok();
         let candidate = |document: u32, point: &[f32]| Ok(is_candidate(document).then(|| (document, point.to_vec())));
         self.for_each_chunk(scores, files, candidate, take)?;
         let loss = |document: i64| match sensitivity.loss_field {
             Some(_) => scores.loss(document as u32),
             None => Some(0.0),
         };
-        let Some((_, reservoir)) = sample else {
-            let problem = format!("no document has at least {} tokens", plan.min_tokens);
-            return Err(UsageError(problem).into());
-        };
-        let sample: Vec<SamplePoint> = reservoir
-            .into_items()
+        let sample: Vec<SamplePoint> = sample
             .into_iter()
+            .flat_map(Reservoir::into_items)
             .map(|chosen| SamplePoint { point: chosen.item, loss: loss(chosen.offset) })
             .collect();
         let Sensitivity { centres, exponent, .. } = *sensitivity;
-        let fitted = Centres::fit(&sample, &CentreSettings { centres, exponent, seed: plan.seed });
+        let fitted = Centres::fit(&sample, &CentreSettings { centres, exponent, seed });
         Ok(fitted.ok_or_else(|| {
             let field = sensitivity.loss_field.as_deref().unwrap_or_default();
             UsageError(format!("no document that centres could be has a number in field `{field}`"))
         })?)
     }
 
-    fn score(
-        &self,
-        of: &mut Sensitivities,
-        scores: &Scores,
-        plan: &SelectionPlan,
-        files: &Files,
-    ) -> anyhow::Result<()> {
+    fn score(&self, of: &mut Sensitivities, scores: &Scores, candidates: &[u32], files: &Files) -> anyhow::Result<()> {
         let Sensitivities { centres, scores: found, centre_of, .. } = of;
         let mut document = 0;
-        let score =
-            |document: u32, point: &[f32]| Ok(scores.is_candidate(document, plan).then(|| centres.sensitivity(point)));
+        let is_candidate = |document: u32| candidates.binary_search(&document).is_ok();
+        let score = |document: u32, point: &[f32]| Ok(is_candidate(document).then(|| centres.sensitivity(point)));
         self.for_each_chunk(scores, files, score, |of_chunk| {
             for sensitivity in of_chunk {
                 if let Some(sensitivity) = sensitivity {
@@ -234,21 +279,15 @@ fn add_point(piece: &mut Vec<u8>, point: &[f32]) {
     point.iter().for_each(|x| piece.extend_from_slice(&x.to_le_bytes()));
 }
 
-fn no_point(document: u32, dims: usize, expected: usize, field: Option<&str>) -> UsageError {
-    let (number, field) = (u64::from(document) + 1, field.unwrap_or_default());
-    UsageError(match dims {
-        0 => format!("document {number} of the input has no list of numbers in field `{field}`"),
-        _ if dims != expected => {
-            format!("field `{field}`: document {number} of the input has {dims} numbers, those before it {expected}")
-        }
-        _ => format!("field `{field}`: document {number} of the input has numbers that are not finite"),
-    })
-}
-
 impl Sensitivities {
-    fn new(centres: Centres, n: usize) -> Self {
-        let drawn = SensitivitySelection::default();
-        Sensitivities { drawn, centres, scores: vec![f64::NAN; n], centre_of: vec![0; n] }
+    /// Why a document that is long enough competed with none, in words.
+    pub fn why_not(&self, document: u32, plan: &SelectionPlan) -> Option<String> {
+        let dims = *self.all_dims.get(document as usize).filter(|dims| **dims != self.dims)?;
+        let Method::Sensitivity(Sensitivity { embedding: Some(embedding), .. }) = &plan.method else { return None };
+        Some(match (dims, &embedding.field) {
+            (0, field) => format!("it has no embedding in field `{field}`"),
+            (_, field) => format!("its embedding in field `{field}` has {dims} numbers, most have {}", self.dims),
+        })
     }
 
     pub fn score(&self, document: u32) -> f64 {

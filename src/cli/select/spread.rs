@@ -12,6 +12,7 @@ use super::methods::{Criterion, Method};
 use super::report::significant;
 use super::rows::Written;
 use crate::cli::bars::bar;
+use crate::record::Base64Floats;
 use crate::select::{Cutoff, NearestDistances, SensitivityPool, Stratum, Tail, Within};
 
 /// Bands of strata that the terminal shows.
@@ -23,8 +24,21 @@ const SHOWN: usize = 10;
 pub enum MethodReport {
     ImportanceResampling,
     TopK,
-    Coverage { importance: String, strata: u32, clip: f64, within: Within, cutoff: Option<CutoffReport> },
-    Sensitivity { embedding: Option<String>, loss: Option<String>, centres: usize, exponent: u32, floor: f64 },
+    Coverage {
+        importance: String,
+        strata: u32,
+        clip: f64,
+        within: Within,
+        cutoff: Option<CutoffReport>,
+    },
+    Sensitivity {
+        embedding: Option<String>,
+        embedding_base64: Option<Base64Floats>,
+        loss: Option<String>,
+        centres: usize,
+        exponent: u32,
+        floor: f64,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +68,8 @@ pub fn method(plan: &SelectionPlan) -> MethodReport {
             cutoff: coverage.settings.cutoff.map(|cutoff| CutoffReport { field: name(plan, coverage.cutoff), cutoff }),
         },
         Method::Sensitivity(s) => MethodReport::Sensitivity {
-            embedding: s.embedding.clone(),
+            embedding: s.embedding.as_ref().map(|embedding| embedding.field.clone()),
+            embedding_base64: s.embedding.as_ref().map(|embedding| embedding.base64),
             loss: s.loss_field.clone(),
             centres: s.centres,
             exponent: s.exponent,
@@ -171,6 +186,9 @@ pub struct SensitivityReport {
     centres_digest: String,
     /// Λ.
     scale: f64,
+    /// Documents that are long enough but have no embedding, or one of other dimensions than most have: they cannot be selected.
+    without_embedding: u64,
+    other_dimensions: u64,
     pools: Vec<SensitivityPoolReport>,
 }
 
@@ -188,6 +206,8 @@ impl SensitivityReport {
             centres: of.centres.len(),
             centres_digest: format!("sha256:{}", crate::hex(&Sha256::digest(of.centres.to_bytes()))),
             scale: of.centres.scale(),
+            without_embedding: of.without_embedding,
+            other_dimensions: of.other_dimensions,
             pools: of.drawn.pools.iter().zip(sources(plan)).map(pool).collect(),
         }
     }
@@ -210,6 +230,30 @@ impl SensitivityReport {
                 pool.ratio
             );
         }
+        if self.rejected() > 0 {
+            let _ = writeln!(
+                text,
+                "  {} documents had no embedding, {} one of other dimensions than most",
+                self.without_embedding, self.other_dimensions
+            );
+        }
+    }
+
+    /// Documents whose embedding kept them from being selected.
+    pub fn rejected(&self) -> u64 {
+        self.without_embedding + self.other_dimensions
+    }
+
+    pub fn warning(&self) -> Option<String> {
+        (self.rejected() > 0).then(|| {
+            format!(
+                "{} documents lack an embedding that sensitivity can look at ({} have none, {} another number of numbers than most): they \
+                 cannot be selected",
+                self.rejected(),
+                self.without_embedding,
+                self.other_dimensions
+            )
+        })
     }
 }
 

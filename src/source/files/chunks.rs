@@ -13,8 +13,10 @@ use super::{FileError, Input, ReadSettings};
 
 /// Lines that are handed out together; a longer line makes a larger chunk.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Longest line that is taken into memory.
-const MAX_LINE_BYTES: usize = 256 << 20;
+/// What some programs begin text with, to say that it is Unicode.
+const MARK: &[u8] = b"\xEF\xBB\xBF";
+/// What stands for a line that was too long to be taken into memory: neither JSON nor CSV has such a byte.
+const TOO_LONG: &[u8] = b"\xFF";
 
 /// A stretch of one file.
 pub struct Chunk {
@@ -101,6 +103,8 @@ struct Lines {
     next_start: u64,
     is_plain: bool,
     is_csv: bool,
+    max_line_bytes: usize,
+    skips_bad: bool,
 }
 
 impl<'a> Chunks<'a> {
@@ -138,6 +142,7 @@ impl<'a> Chunks<'a> {
         let (first_line, file_bytes, content) = match open {
             Open::Lines(lines) => match lines.next(buffer).map_err(|e| (Some(lines.next_line), e))? {
                 Some((first_line, start)) => {
+                    // Of a line that was too long that is its first byte, which is no document either.
                     place =
                         lines.is_plain.then_some(ChunkPlace { number, input, first_line, start, len: buffer.len() });
                     (first_line, lines.file_bytes.swap(0, Ordering::Relaxed), Content::Lines)
@@ -190,7 +195,19 @@ impl Open {
         let is_csv = input.format == Format::Csv;
         let is_plain = !is_csv && input.compression == Compression::None && input.is_regular;
         let reader = reader.map_err(|e| e.to_string())?;
-        let lines = Lines { reader, file_bytes, rest: Vec::new(), next_line: 1, next_start: 0, is_plain, is_csv };
+        let ReadSettings { max_line_bytes, skip_bad_lines: skips_bad, .. } = *settings;
+        let mut lines = Lines {
+            reader,
+            file_bytes,
+            rest: Vec::new(),
+            next_line: 1,
+            next_start: 0,
+            is_plain,
+            is_csv,
+            max_line_bytes,
+            skips_bad,
+        };
+        lines.pass_over_mark().map_err(|e| e.to_string())?;
         Ok(if is_csv { Open::Csv(lines, None) } else { Open::Lines(lines) })
     }
 }
@@ -199,21 +216,48 @@ impl Lines {
     /// Fills the buffer with whole lines and gives the number of the first and where it begins; `None` at the end of the
     /// file.
     fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Option<(u64, u64)>, String> {
-        let n_lines = self.fill(buffer)?;
-        if buffer.is_empty() {
-            return Ok(None);
-        }
         let first = (self.next_line, self.next_start);
-        self.next_line += n_lines;
-        self.next_start += buffer.len() as u64;
-        Ok(Some(first))
+        match self.fill(buffer)? {
+            Filled::Lines(n) => {
+                self.next_line += n;
+                self.next_start += buffer.len() as u64;
+            }
+            Filled::TooLong => {
+                if !self.skips_bad {
+                    return Err(format!("{} (--skip-bad-lines passes over such lines)", self.too_long()));
+                }
+                self.next_line += 1;
+                self.next_start += self.drop_line(buffer)?;
+            }
+        }
+        Ok((!buffer.is_empty()).then_some(first))
     }
 
-    /// The first record of CSV, without what marks the file as Unicode.
+    /// What marks a file as Unicode is no part of its first line.
+    fn pass_over_mark(&mut self) -> std::io::Result<()> {
+        self.reader.by_ref().take(MARK.len() as u64).read_to_end(&mut self.rest)?;
+        if self.rest == MARK {
+            self.rest.clear();
+            self.next_start = MARK.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn too_long(&self) -> String {
+        match self.max_line_bytes >> 20 {
+            0 => format!("too_large: longer than {} bytes", self.max_line_bytes),
+            mebibytes => format!("too_large: longer than {mebibytes} MiB"),
+        }
+    }
+
+    /// The first record of CSV.
     fn heading(&mut self) -> Result<Option<Vec<u8>>, String> {
         let mut buffer = Vec::new();
-        if self.fill(&mut buffer)? == 0 {
-            return Ok(None);
+        match self.fill(&mut buffer)? {
+            Filled::Lines(0) => return Ok(None),
+            Filled::Lines(_) => {}
+            // Without it no record can be read.
+            Filled::TooLong => return Err(format!("heading: {}", self.too_long())),
         }
         let mut first_end = None;
         RecordEnds::default().follow(&buffer, |end| first_end = first_end.or(Some(end)));
@@ -221,34 +265,70 @@ impl Lines {
         let mut rest = buffer.split_off(end);
         rest.append(&mut self.rest);
         self.rest = rest;
-        Ok(Some(buffer.strip_prefix(b"\xEF\xBB\xBF").map_or(buffer.clone(), <[u8]>::to_vec)))
+        Ok(Some(buffer))
     }
 
-    /// Fills the buffer with whole lines, or records of CSV, and gives their number.
-    fn fill(&mut self, buffer: &mut Vec<u8>) -> Result<u64, String> {
+    /// Fills the buffer with whole lines, or records of CSV; or with the beginning of one that is too long, and no other.
+    fn fill(&mut self, buffer: &mut Vec<u8>) -> Result<Filled, String> {
         buffer.clear();
         buffer.append(&mut self.rest);
         let mut ends = Ends { is_csv: self.is_csv, records: RecordEnds::default(), searched: 0, n: 0, last: 0 };
-        let mut limit = CHUNK_BYTES;
+        // The longest line and its end. More is never held.
+        let most = self.max_line_bytes.saturating_add(1);
+        let mut limit = CHUNK_BYTES.min(most);
         loop {
             let missing = limit.saturating_sub(buffer.len());
-            buffer.reserve(missing);
+            buffer.reserve_exact(missing);
             let read = self.reader.by_ref().take(missing as u64).read_to_end(buffer).map_err(|e| e.to_string())?;
             ends.search(buffer);
             if read < missing {
-                return Ok(ends.all());
+                return Ok(Filled::Lines(ends.all()));
             }
             if ends.last > 0 {
                 self.rest.extend_from_slice(&buffer[ends.last..]);
                 buffer.truncate(ends.last);
-                return Ok(ends.n);
+                return Ok(Filled::Lines(ends.n));
             }
-            if buffer.len() > MAX_LINE_BYTES {
-                return Err(format!("too_large: longer than {} MiB", MAX_LINE_BYTES >> 20));
+            if buffer.len() >= most {
+                return Ok(Filled::TooLong);
             }
-            limit = limit.max(2 * buffer.len());
+            limit = limit.max(2 * buffer.len()).min(most);
         }
     }
+
+    /// Passes over a line, or a record of CSV, whose beginning is in the buffer, in which something stays that is no document. Gives
+    /// the bytes of the line.
+    fn drop_line(&mut self, buffer: &mut Vec<u8>) -> Result<u64, String> {
+        let mut records = RecordEnds::default();
+        records.follow(buffer, |_| {});
+        let mut dropped = buffer.len() as u64;
+        // What a long line has taken is given back.
+        *buffer = Vec::new();
+        let at_once = CHUNK_BYTES.min(self.max_line_bytes) as u64;
+        loop {
+            buffer.clear();
+            let read = self.reader.by_ref().take(at_once).read_to_end(buffer).map_err(|e| e.to_string())?;
+            let mut end = None;
+            if self.is_csv {
+                records.follow(buffer, |found| end = end.or(Some(found)));
+            } else {
+                end = memchr::memchr(b'\n', buffer).map(|found| found + 1);
+            }
+            dropped += end.unwrap_or(read) as u64;
+            if end.is_some() || read == 0 {
+                self.rest.extend_from_slice(&buffer[end.unwrap_or(0)..]);
+                *buffer = TOO_LONG.to_vec();
+                return Ok(dropped);
+            }
+        }
+    }
+}
+
+/// What is in a buffer.
+enum Filled {
+    /// So many.
+    Lines(u64),
+    TooLong,
 }
 
 /// Where lines or records end in a buffer that grows.

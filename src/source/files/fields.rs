@@ -4,18 +4,21 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
 use arrow::record_batch::RecordBatch;
 
-use crate::record::{DocumentRef, FieldNames};
+use super::columns::is_text;
+use crate::record::{
+    Base64Floats, DocumentRef, EmbeddingField, FieldNames, embedding, embedding_of_base64, is_embedding,
+};
 
 /// Names of fields or columns.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExtraFields {
     pub numbers: Vec<String>,
-    pub vector: Option<String>,
+    pub vector: Option<EmbeddingField>,
 }
 
 impl ExtraFields {
     pub(super) fn has(&self, name: &str) -> bool {
-        self.numbers.iter().chain(&self.vector).any(|field| field == name)
+        self.numbers.iter().chain(self.vector.as_ref().map(|vector| &vector.field)).any(|field| field == name)
     }
 }
 
@@ -44,31 +47,37 @@ impl Extra {
         };
         self.numbers.clear();
         self.numbers.extend(wanted.numbers.iter().map(number));
-        let vector = wanted.vector.as_deref().and_then(value);
-        self.vector = vector.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
+        let vector =
+            wanted.vector.as_ref().and_then(|EmbeddingField { field, base64 }| embedding(value(field)?, *base64));
+        self.vector = vector.unwrap_or_default();
     }
 }
 
 /// The columns of a batch. A column that is not there holds nothing.
 pub(super) struct ExtraColumns {
     numbers: Vec<Option<ArrayRef>>,
-    vector: Option<ArrayRef>,
+    vector: Option<(ArrayRef, Base64Floats)>,
 }
 
 impl ExtraColumns {
     pub fn of(batch: &RecordBatch, wanted: &ExtraFields) -> Result<Self, String> {
-        let cast = |name: &String, to: &DataType, expected: &str, is: fn(&DataType) -> bool| {
+        let cast = |name: &str, to: &DataType, expected: &str, is: fn(&DataType) -> bool| {
             let Some(column) = batch.column_by_name(name) else { return Ok(None) };
             if !is(column.data_type()) && column.data_type() != &DataType::Null {
                 return Err(format!("column `{name}` is {}, expected {expected}", column.data_type()));
             }
             arrow::compute::cast(column, to).map(Some).map_err(|e| format!("column `{name}`: {e}"))
         };
-        let number = |name| cast(name, &DataType::Float64, "numbers", DataType::is_numeric);
+        let number = |name: &String| cast(name, &DataType::Float64, "numbers", DataType::is_numeric);
         let numbers = wanted.numbers.iter().map(number).collect::<Result<_, _>>()?;
         let vectors = DataType::new_large_list(DataType::Float32, true);
-        let vector = wanted.vector.as_ref().map(|name| cast(name, &vectors, "lists of numbers", is_vector));
-        Ok(ExtraColumns { numbers, vector: vector.transpose()?.flatten() })
+        let vector = |EmbeddingField { field, base64 }: &EmbeddingField| {
+            let holds_text = batch.column_by_name(field).is_some_and(|column| is_text(column.data_type()));
+            let to = if holds_text { &DataType::Utf8 } else { &vectors };
+            let column = cast(field, to, "lists of numbers or strings", |found| is_text(found) || is_vector(found))?;
+            Ok::<_, String>(column.map(|column| (column, *base64)))
+        };
+        Ok(ExtraColumns { numbers, vector: wanted.vector.as_ref().map(vector).transpose()?.flatten() })
     }
 
     pub fn read(&self, row: usize, extra: &mut Extra) {
@@ -79,12 +88,20 @@ impl ExtraColumns {
         extra.numbers.clear();
         extra.numbers.extend(self.numbers.iter().map(number));
         extra.vector.clear();
-        if let Some(column) = self.vector.as_ref().filter(|column| column.is_valid(row)) {
-            let vector = column.as_list::<i64>().value(row);
-            // A part of it that is null is none that can be used, and neither is the vector then.
-            if vector.null_count() == 0 {
-                extra.vector.extend_from_slice(vector.as_primitive::<Float32Type>().values());
-            }
+        let Some((column, base64)) = self.vector.as_ref().filter(|(column, _)| column.is_valid(row)) else { return };
+        if let Some(texts) = column.as_string_opt::<i32>() {
+            // CSV has no lists, but texts that are.
+            let text = texts.value(row).trim();
+            let vector =
+                if text.starts_with('[') { embedding(text, *base64) } else { embedding_of_base64(text, *base64) };
+            extra.vector = vector.unwrap_or_default();
+            return;
+        }
+        let vector = column.as_list::<i64>().value(row);
+        // A part of it that is null is none that can be used, and neither is the vector then.
+        let numbers = vector.as_primitive::<Float32Type>().values();
+        if vector.null_count() == 0 && is_embedding(numbers) {
+            extra.vector.extend_from_slice(numbers);
         }
     }
 }

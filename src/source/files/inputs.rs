@@ -44,6 +44,10 @@ pub enum Compression {
     Zstd,
 }
 
+/// As much as the format's own program writes (`--long=31`). A frame says how much it needs, files are decompressed one at a time, and of
+/// the window only what has been written to takes memory: at most 2 GiB, for those who chose such files.
+const MAX_WINDOW_LOG: u32 = 31;
+
 /// Names that a folder is searched for.
 const IN_FOLDERS: [&str; 7] = [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv", ".csv.gz", ".csv.zst"];
 
@@ -81,6 +85,11 @@ impl Input {
         Input { path, format, compression, bytes, is_regular: true, object: Some(object) }
     }
 
+    /// What it is called, as text.
+    pub fn name(&self) -> String {
+        self.path.to_string_lossy().into_owned()
+    }
+
     /// What it holds, decompressed, from the beginning.
     pub fn open(&self) -> Result<Box<dyn Read + Send>, FileError> {
         let stored: std::io::Result<Box<dyn Read + Send>> = match &self.object {
@@ -101,7 +110,11 @@ impl Compression {
                 let stored = std::io::BufReader::with_capacity(128 << 10, stored);
                 Box::new(flate2::bufread::MultiGzDecoder::new(stored))
             }
-            Compression::Zstd => Box::new(zstd::Decoder::new(stored)?),
+            Compression::Zstd => {
+                let mut decoder = zstd::Decoder::new(stored)?;
+                decoder.window_log_max(MAX_WINDOW_LOG)?;
+                Box::new(decoder)
+            }
         })
     }
 }

@@ -57,12 +57,16 @@ pub struct ReadSettings {
     pub threads: usize,
     /// Lines that are no documents are counted and passed over; otherwise the first one is an error.
     pub skip_bad_lines: bool,
+    /// Longest line that is taken into memory, without its end. A longer one is no document.
+    pub max_line_bytes: usize,
 }
+
+const MAX_LINE_BYTES: usize = 256 << 20;
 
 impl ReadSettings {
     pub fn new(decoder: Decoder) -> Self {
         let (extra, types) = (ExtraFields::default(), BTreeMap::new());
-        ReadSettings { decoder, extra, types, threads: 1, skip_bad_lines: false }
+        ReadSettings { decoder, extra, types, threads: 1, skip_bad_lines: false, max_line_bytes: MAX_LINE_BYTES }
     }
 
     /// Whether a column has a use of its own.

@@ -8,6 +8,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 
 use super::*;
+use crate::record::{Base64Floats, EmbeddingField};
 
 fn read(name: &str, content: &[u8]) -> Result<Vec<String>, FileError> {
     let folder = tempfile::tempdir().unwrap();
@@ -65,6 +66,114 @@ fn scan(paths: &[PathBuf], threads: usize, skip_bad_lines: bool) -> Result<Vec<(
         Ok::<(), FileError>(())
     })?;
     Ok(all)
+}
+
+/// Texts by their lines, as both passes see them; the second one by places, where there are any.
+fn both_passes(path: &Path, max_line_bytes: usize, skip_bad_lines: bool) -> Result<Vec<(u64, String)>, FileError> {
+    let inputs = expand(&[path.to_owned()], &StoreOptions::new())?;
+    let settings = ReadSettings { skip_bad_lines, max_line_bytes, ..ReadSettings::new(Decoder::for_files()) };
+    let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
+    let work = |(): &mut (), chunk: &ChunkReader<'_>| {
+        let mut seen = Vec::new();
+        chunk.for_each_document(|record| seen.push(record.map(|r| (r.line, r.text.to_owned()))))?;
+        Ok((chunk.chunk.place, seen))
+    };
+    let (mut places, mut first) = (Vec::new(), Vec::new());
+    reader.scan(Wanted::Named, vec![(); 2], work, |(place, seen)| {
+        places.extend(place);
+        first.extend(seen);
+        Ok::<(), FileError>(())
+    })?;
+    let documents = |seen: &[Option<(u64, String)>]| seen.iter().flatten().cloned().collect::<Vec<_>>();
+    if !places.is_empty() {
+        let mut second = Vec::new();
+        reader.scan_again(&places, vec![(); 2], work, |(_, seen)| {
+            second.extend(seen);
+            Ok::<(), FileError>(())
+        })?;
+        assert_eq!(documents(&second), documents(&first));
+    }
+    // A bad line is one of the records, so that those after it keep their numbers.
+    let n_bad = first.iter().filter(|record| record.is_none()).count();
+    let mut found = documents(&first);
+    found.extend((0..n_bad).map(|_| (0, String::new())));
+    Ok(found)
+}
+
+#[test]
+fn what_marks_a_file_as_unicode_is_no_part_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = b"\xEF\xBB\xBF{\"text\":\"a\"}\n{\"text\":\"\xEF\xBB\xBFb\"}\n";
+    let expected = [(1, "a".to_owned()), (2, "\u{FEFF}b".to_owned())];
+    let written = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    for path in [written("x.jsonl", lines), written("x.jsonl.gz", &gzip(lines))] {
+        assert_eq!(both_passes(&path, 1 << 20, false).unwrap(), expected);
+    }
+    assert!(both_passes(&written("only.jsonl", &lines[..3]), 1 << 20, false).unwrap().is_empty());
+    let error = both_passes(&written("y.jsonl", &[b"\n", &lines[..]].concat()), 1 << 20, false).unwrap_err();
+    assert_eq!(error.line, Some(2), "it is no mark but at the beginning");
+}
+
+#[test]
+fn lines_that_are_too_long_are_bad_lines() {
+    const MAX: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let line = |bytes: usize, break_line: bool| {
+        format!("{{\"text\":\"{}\"}}{}", "x".repeat(bytes - 11), if break_line { "\n" } else { "" })
+    };
+    let text = |bytes: usize| "x".repeat(bytes - 11);
+    let path = folder.path().join("x.jsonl");
+    for lengths in [
+        &[MAX][..],
+        &[20, MAX, 20],
+        &[MAX + 1],
+        &[MAX + 1, 20, 20],
+        &[20, MAX + 1],
+        &[20, 2 * MAX, 30, 5_000_000, MAX, MAX + 1, MAX + 2, 40],
+        &[3 * MAX + 3, 4 * MAX + 4, 5 * MAX + 5],
+    ] {
+        for ends_with_break in [true, false] {
+            let lines = lengths.iter().enumerate();
+            let lines = lines.map(|(i, bytes)| line(*bytes, ends_with_break || i + 1 < lengths.len()));
+            std::fs::write(&path, lines.collect::<String>()).unwrap();
+            let first_long = lengths.iter().position(|bytes| *bytes > MAX);
+            match (both_passes(&path, MAX, false), first_long) {
+                (Err(error), Some(first_long)) => {
+                    assert_eq!(error.line, Some(first_long as u64 + 1), "{lengths:?}");
+                    assert!(error.problem.starts_with("too_large: longer than 100 bytes"), "{error}");
+                }
+                (found, expected) => assert!(found.is_ok() && expected.is_none(), "{lengths:?}"),
+            }
+            let numbered = (1..).zip(lengths.iter());
+            let (good, bad): (Vec<_>, Vec<_>) = numbered.partition(|(_, bytes)| **bytes <= MAX);
+            let mut expected: Vec<_> = good.into_iter().map(|(line, bytes)| (line, text(*bytes))).collect();
+            expected.extend(bad.iter().map(|_| (0, String::new())));
+            assert_eq!(both_passes(&path, MAX, true).unwrap(), expected, "{lengths:?}");
+        }
+    }
+}
+
+#[test]
+fn records_of_csv_that_are_too_long_are_bad_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.csv");
+    // Line breaks within quotes end no record, however far they go.
+    let long = "x\n\"\"".repeat(1_000);
+    for heading in ["text", "text,id"] {
+        let rest = if heading == "text" { "" } else { ",7" };
+        std::fs::write(&path, format!("{heading}\na{rest}\n\"{long}\"{rest}\nb{rest}\n\"{long}\"{rest}")).unwrap();
+        let (a, b, bad) = ((1, "a".to_owned()), (3, "b".to_owned()), (0, String::new()));
+        assert_eq!(both_passes(&path, 50, true).unwrap(), [a, b, bad.clone(), bad]);
+        let error = both_passes(&path, 50, false).unwrap_err();
+        assert!(error.line == Some(2) && error.problem.contains("too_large"), "{error}");
+    }
+    std::fs::write(&path, format!("\"{long}\"\na\n")).unwrap();
+    let error = both_passes(&path, 50, true).unwrap_err().to_string();
+    assert!(error.contains("heading: too_large: longer than 50 bytes"), "{error}");
 }
 
 /// Lines across many chunks, one of them longer than a chunk.
@@ -176,7 +285,8 @@ fn extra(path: &Path, numbers: &[&str], vector: &str) -> Result<Vec<Extra>, File
 fn extra_beside(path: &Path, decoder: Decoder, numbers: &[&str], vector: &str) -> Result<Vec<Extra>, FileError> {
     let inputs = expand(&[path.to_owned()], &StoreOptions::new())?;
     let numbers = numbers.iter().map(|name| (*name).to_owned()).collect();
-    let extra = ExtraFields { numbers, vector: Some(vector.to_owned()) };
+    let vector = EmbeddingField { field: vector.to_owned(), base64: Base64Floats::F16 };
+    let extra = ExtraFields { numbers, vector: Some(vector) };
     let settings = ReadSettings { extra, ..ReadSettings::new(decoder) };
     let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
     let mut all = Vec::new();
@@ -229,6 +339,35 @@ fn numbers_and_vectors_come_with_the_documents() {
     assert!(error.contains("column `text` is Utf8, expected numbers"), "{error}");
     let error = extra(&parquet, &[], "n").unwrap_err().to_string();
     assert!(error.contains("column `n` is Int64, expected lists of numbers"), "{error}");
+}
+
+#[test]
+fn embeddings_are_read_as_the_daemon_reads_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let given = ["\"ADwAwQ==\"", "\"ADwAwQ\"", "[1,-2.5]", "[1e20]", "\"?\"", "\"\"", "[]"];
+    let expected = [vec![1.0, -2.5], vec![1.0, -2.5], vec![1.0, -2.5], vec![], vec![], vec![], vec![]];
+    let vectors = |path: &Path| -> Vec<Vec<f32>> {
+        extra(path, &[], "e").unwrap().into_iter().map(|(_, vector)| vector).collect()
+    };
+    let jsonl = folder.path().join("x.jsonl");
+    let lines: String = given.iter().map(|json| format!("{{\"text\":\"a\",\"e\":{json}}}\n")).collect();
+    std::fs::write(&jsonl, lines).unwrap();
+    assert_eq!(vectors(&jsonl), expected);
+    let plain = given.map(|json| json.trim_matches('"'));
+    let csv = folder.path().join("x.csv");
+    let lines: String = plain.iter().map(|text| format!("a,\"{text}\"\n")).collect();
+    std::fs::write(&csv, format!("text,e\n{lines}")).unwrap();
+    assert_eq!(vectors(&csv), expected);
+    let texts: ArrayRef = Arc::new(StringArray::from_iter_values(plain));
+    let path = folder.path().join("texts.parquet");
+    parquet(&path, vec![("text", texts.clone()), ("e", texts)], 10);
+    assert_eq!(vectors(&path), expected);
+    let numbers = [Some(vec![Some(1.0), Some(-2.5)]), Some(vec![Some(1e20)]), Some(vec![]), None];
+    let lists = arrow::array::ListArray::from_iter_primitive::<arrow::datatypes::Float64Type, _, _>(numbers);
+    let path = folder.path().join("lists.parquet");
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["a"; 4]));
+    parquet(&path, vec![("text", text), ("e", Arc::new(lists) as ArrayRef)], 10);
+    assert_eq!(vectors(&path), [vec![1.0, -2.5], vec![], vec![], vec![]]);
 }
 
 #[test]
