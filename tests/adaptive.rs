@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use support::*;
 use winnowd::catalog::{Access, CatalogReader, CountsCatalog, CountsKind, CountsLine, CountsVersion, SqlCatalog};
-use winnowd::features::{Featuriser, Scratch};
+use winnowd::features::{Featuriser, NgramHash, Scratch};
 use winnowd::manifest::ShardManifest;
-use winnowd::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts, Side, kl_divergence};
+use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Side, kl_divergence};
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
 #[test]
@@ -170,6 +170,82 @@ fn versions_are_the_sums_of_published_windows_and_windows_are_scored_with_the_ve
     // Some 57,000 remembered n-grams of fewer than a hundred kinds are 0.001 nats away from a fresh fit by chance.
     let bound = before * 0.5f64.powf(half_lives) + 0.005;
     assert!(after < bound, "{before} nats became {after} in {half_lives} half-lives");
+}
+
+/// A model is rolled out and taken back, twice, with another hash of n-grams in as many buckets: its counts go on where they were, as if
+/// the other one had never been there, and no document is weighed with the counts of the other one.
+#[test]
+fn models_that_take_turns_go_on_with_counts_of_their_own() {
+    const N_OF_A_TURN: u64 = 800;
+    let broker = Broker::with_topic("turns", PARTITIONS as i32);
+    let extra = format!(
+        "model.raw = \"adaptive\"\nmodel.raw_half_life_ngrams = {HALF_LIFE_NGRAMS}\n\
+         model.raw_prior_ngrams = {PRIOR_NGRAMS}\nmodel.against = \"selected\"\nmodel.selected_share = 0.5\n\
+         window.max_documents = 100\nshard.max_rows = 100\nselection.fraction = 1.0"
+    );
+    let deployment = Deployment::new(&broker, &extra);
+    let producer = broker.producer();
+    let fast = Featuriser { hash: NgramHash::Fast, ..Featuriser::default() };
+    let count = |featuriser: &Featuriser, numbers: &mut dyn Iterator<Item = u64>| {
+        let (mut counts, mut scratch) = (NgramCounts::zero(featuriser.buckets as usize), Scratch::default());
+        numbers.for_each(|n| {
+            counts.add_text(&text(n, u64::MAX), featuriser, &mut scratch);
+        });
+        counts
+    };
+    let side = |numbers: std::ops::Range<u64>| Side::of(count(&fast, &mut { numbers }));
+    let fast_model = Model::of_one_target(fast, side(1_000_000..1_000_050), side(2_000_000..2_001_000)).unwrap();
+    let models = [Model::from_bytes(&model_bytes()).unwrap(), fast_model];
+    for turn in 0..4 {
+        let numbers = turn * N_OF_A_TURN..(turn + 1) * N_OF_A_TURN;
+        for n in numbers.clone() {
+            let payload = serde_json::json!({ "id": n.to_string(), "text": text(n, u64::MAX) }).to_string();
+            producer.send((n % PARTITIONS) as i32, Some(payload.as_bytes()));
+        }
+        producer.flush();
+        let bytes = models[turn as usize % 2].to_bytes();
+        std::fs::write(deployment.folder.path().join("model.wnw"), bytes).unwrap();
+        let daemon = deployment.start();
+        wait_for("all documents", || (deployment.totals().n_records as u64 >= numbers.end).then_some(()));
+        assert_eq!(daemon.stop(), Some(0));
+    }
+    let by_id: HashMap<String, &Model> =
+        models.iter().map(|model| (ModelId::of(&model.to_bytes()).to_string(), model)).collect();
+
+    let raw = read_versions(&deployment, CountsKind::Raw);
+    let mut states: HashMap<NgramHash, DecayedCounts> = HashMap::new();
+    let mut turns = Vec::new();
+    for line in &raw.lines {
+        let Some(shard) = &line.shard else {
+            let begun = raw.kept[&line.version].clone();
+            assert!(states.insert(begun.featuriser().hash, begun).is_none(), "version {} begins anew", line.version);
+            continue;
+        };
+        let ShardManifest { model, windows, .. } = &raw.shards[shard];
+        let featuriser = by_id[&model.to_string()].featuriser;
+        let numbers = windows.iter().flat_map(|w| {
+            (w.interval.from..w.interval.to).map(|offset| offset as u64 * PARTITIONS + w.at.partition as u64)
+        });
+        let state = states.get_mut(&featuriser.hash).unwrap();
+        state.add(&count(&featuriser, &mut { numbers }), Some(HALF_LIFE_NGRAMS));
+        assert_eq!(&raw.kept[&line.version], state, "version {}", line.version);
+        turns.push(featuriser);
+    }
+    turns.dedup();
+    assert_eq!((states.len(), turns.len()), (2, 4), "each began once, and went on after the other");
+
+    let selected = read_versions(&deployment, CountsKind::Selected);
+    assert_eq!(selected.lines.iter().filter(|line| line.shard.is_none()).count(), 2);
+    for shard in raw.shards.values() {
+        let featuriser = &by_id[&shard.model.to_string()].featuriser;
+        for window in &shard.windows {
+            let of_raw = &raw.kept[&window.raw_version.unwrap()];
+            let of_selected = &selected.kept[&window.against_selected.unwrap().version];
+            assert_eq!((of_raw.featuriser(), of_selected.featuriser()), (featuriser, featuriser));
+        }
+    }
+    let verified = deployment.winnowd(&["replay", "--verify"]);
+    assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stdout));
 }
 
 /// A stream of which a fifth is one half of the target, a twentieth the other, and the rest neither.

@@ -34,7 +34,8 @@ pub struct FeedbackTaken {
 #[derive(Debug, Clone, Copy)]
 pub struct FeedbackAddition<'a> {
     /// Of their n-grams. Where feedback is taken of another featuriser, since a worker with another model came later, there is no
-    /// place for them.
+    /// place for them; unless that one is gone, so that nothing but this publication's model was published for a while: then it
+    /// begins in a new selection epoch.
     pub featuriser: Featuriser,
     /// By their keys; of two with the same key the later one stays.
     pub documents: &'a [(i64, DocumentFacts)],

@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use crate::checkpoint::Interval;
+use crate::features::Featuriser;
 use crate::manifest::{DeadLetterFile, ShardManifest};
 use crate::record::TopicPartition;
 use crate::score::{DecayedCounts, ModelId, NgramCounts};
@@ -115,14 +116,21 @@ impl CountsKind {
 /// empty.
 pub type ByTarget<C> = BTreeMap<String, C>;
 
-/// N-grams of all windows of a publication: they make the next version of the counts of a kind, of all its targets together.
+/// What counts are of. While another model is rolled out, or back, workers of both share a pipeline: each goes on with the counts
+/// that are of its own n-grams and targets, and leaves the others as they are.
+pub type CountsOf = ByTarget<Featuriser>;
+
+/// N-grams of all windows of a publication: they make the next version of the counts of a kind, of all its targets together, out of
+/// the newest that is of the same n-grams and targets. Where there is none any more there is no place for them.
 #[derive(Debug, Clone, Copy)]
 pub struct CountsAddition<'a> {
     pub kind: CountsKind,
+    /// Of their n-grams.
+    pub featuriser: Featuriser,
     pub counts: &'a ByTarget<NgramCounts>,
     /// `None`: nothing is forgotten.
     pub half_life_ngrams: Option<u64>,
-    /// Older versions are forgotten beyond this; the newest one is always kept.
+    /// Older versions are forgotten beyond this; the newest one is always kept, of other n-grams and targets too.
     pub history_bytes: u64,
 }
 
@@ -133,12 +141,21 @@ pub struct CountsVersion {
     pub counts: ByTarget<DecayedCounts>,
 }
 
+/// The newest counts, as a worker with one model sees them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NewestCounts {
+    /// `None`: there are none of the same n-grams and targets.
+    pub ours: Option<CountsVersion>,
+    /// A newer version that is of others.
+    pub of_others: Option<i64>,
+}
+
 /// How a version came to be. These lines are kept for ever, so that every version can be computed again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CountsLine {
     pub version: i64,
     pub target: String,
-    /// The publication whose windows were added to the version before; `None` where counts began.
+    /// The publication whose windows were added to the version before of the same n-grams and targets; `None` where counts began.
     pub shard: Option<String>,
     pub half_life_ngrams: Option<i64>,
     /// N-grams added.
@@ -268,8 +285,8 @@ pub trait CatalogReader: Send + Sync {
 /// [`Catalog::publish`].
 #[async_trait]
 pub trait CountsCatalog: Send + Sync {
-    /// Gives the newest version. Where there is none, or only of another featuriser or of other targets, or nothing has been
-    /// added to it yet and it is not `initial`, counts begin anew with `initial` as the next version.
+    /// Gives the newest version of the featuriser and the targets of `initial`. Where there is none, or nothing has been added to
+    /// it yet and it is not `initial`, counts begin anew with `initial` as the next version.
     async fn begin_counts(
         &self,
         pipeline: &str,
@@ -277,7 +294,15 @@ pub trait CountsCatalog: Send + Sync {
         initial: &ByTarget<DecayedCounts>,
     ) -> Result<CountsVersion, CatalogError>;
 
+    /// Of whatever it is.
     async fn newest_counts(&self, pipeline: &str, kind: CountsKind) -> Result<Option<CountsVersion>, CatalogError>;
+
+    async fn newest_counts_of(
+        &self,
+        pipeline: &str,
+        kind: CountsKind,
+        of: &CountsOf,
+    ) -> Result<NewestCounts, CatalogError>;
 
     /// `None`: there is no such version, or its counts have been forgotten.
     async fn counts(

@@ -3,11 +3,14 @@
 //!
 //! A publication makes the next versions in its own transaction; afterwards the publisher reads them back and the worker
 //! finds them at its next batch. Windows that are open keep the versions that they opened with.
+//!
+//! While another model is rolled out, or back, workers of both share the catalog. Counts of n-grams in other buckets, or of other
+//! targets, say nothing of one's own: each worker weighs with, and adds to, the newest that are of its model.
 
 use std::sync::Arc;
 
 use super::{LoadedModel, Shared};
-use crate::catalog::{CatalogError, CountsKind, CountsVersion, FeedbackVersion};
+use crate::catalog::{CatalogError, CountsKind, CountsOf, CountsVersion, FeedbackVersion, NewestCounts};
 use crate::config::{Against, RawDistribution};
 use crate::score::{
     DecayedCounts, ExpectedLoss, ExpectedLossVersion, ImportanceWeight, Model, Probabilities, SelectedVersion, Target,
@@ -22,6 +25,8 @@ pub(super) struct InForce {
     pub division: Arc<Division>,
     /// Where centres are those of the stream.
     pub clusters: Option<StreamClusters>,
+    /// Whether newer counts, or feedback, of another model have been seen, and it was said.
+    pub is_beside_others: bool,
 }
 
 impl InForce {
@@ -29,6 +34,7 @@ impl InForce {
         self.weight.version == other.weight.version
             && self.division.version() == other.division.version()
             && version_of(&self.clusters) == version_of(&other.clusters)
+            && self.is_beside_others == other.is_beside_others
     }
 }
 
@@ -40,23 +46,12 @@ pub(super) fn version_of(clusters: &Option<StreamClusters>) -> Option<i64> {
 /// What a session begins with.
 pub(super) async fn begin(shared: &Shared) -> Result<InForce, CatalogError> {
     let Shared { config, model, catalog, .. } = shared;
-    let begin = async |kind, targets: Vec<String>, prior_ngrams| {
-        let fitted = model.model.raw.counts.probabilities();
-        let prior = DecayedCounts::prior(model.model.featuriser, &fitted, prior_ngrams);
-        let initial = targets.into_iter().map(|target| (target, prior.clone())).collect();
-        catalog.begin_counts(&config.pipeline, kind, &initial).await
+    let begin = async |kind| match Followed::of(shared, kind) {
+        Some(followed) => begin_counts(shared, &followed).await.map(Some),
+        None => Ok(None),
     };
-    let one = || vec![String::new()];
-    let raw = match config.raw {
-        RawDistribution::Pinned => None,
-        RawDistribution::Adaptive { prior_ngrams, .. } => Some(begin(CountsKind::Raw, one(), prior_ngrams).await?),
-    };
-    let selected = match config.against {
-        Against::Raw => None,
-        Against::Selected { prior_ngrams, .. } => {
-            Some(begin(CountsKind::Selected, model.target_names(), prior_ngrams).await?)
-        }
-    };
+    let raw = begin(CountsKind::Raw).await?;
+    let selected = begin(CountsKind::Selected).await?;
     if let Some(version) = &raw {
         tracing::info!("raw distribution: adaptive, going on with version {}", version.version);
     }
@@ -80,7 +75,53 @@ pub(super) async fn begin(shared: &Shared) -> Result<InForce, CatalogError> {
             n_kept.max(1)
         );
     }
-    Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters))
+    Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters, false))
+}
+
+/// Counts that this worker's weights follow.
+struct Followed {
+    kind: CountsKind,
+    of: CountsOf,
+    prior_ngrams: u64,
+}
+
+impl Followed {
+    /// `None` where the model alone makes the weights.
+    fn of(shared: &Shared, kind: CountsKind) -> Option<Self> {
+        let Shared { config, model, .. } = shared;
+        let (targets, prior_ngrams) = match (kind, config.raw, config.against) {
+            (CountsKind::Raw, RawDistribution::Adaptive { prior_ngrams, .. }, _) => (vec![String::new()], prior_ngrams),
+            (CountsKind::Selected, _, Against::Selected { prior_ngrams, .. }) => (model.target_names(), prior_ngrams),
+            _ => return None,
+        };
+        let of = targets.into_iter().map(|target| (target, model.model.featuriser)).collect();
+        Some(Followed { kind, of, prior_ngrams })
+    }
+}
+
+/// Goes on with the newest of them, or begins them.
+async fn begin_counts(shared: &Shared, followed: &Followed) -> Result<CountsVersion, CatalogError> {
+    let Shared { config, model, catalog, .. } = shared;
+    let fitted = model.model.raw.counts.probabilities();
+    let prior = DecayedCounts::prior(model.model.featuriser, &fitted, followed.prior_ngrams);
+    let initial = followed.of.keys().map(|target| (target.clone(), prior.clone())).collect();
+    catalog.begin_counts(&config.pipeline, followed.kind, &initial).await
+}
+
+/// The newest that are of this worker's model, and a newer version that is of another one.
+async fn newest_counts(
+    shared: &Shared,
+    kind: CountsKind,
+) -> Result<(Option<CountsVersion>, Option<i64>), CatalogError> {
+    let Some(followed) = Followed::of(shared, kind) else { return Ok((None, None)) };
+    let NewestCounts { ours, of_others } =
+        shared.catalog.newest_counts_of(&shared.config.pipeline, kind, &followed.of).await?;
+    let ours = match ours {
+        Some(ours) => ours,
+        // Nothing of another model is in the way of beginning them again.
+        None => begin_counts(shared, &followed).await?,
+    };
+    Ok((Some(ours), of_others))
 }
 
 /// The clusters of the stream as they are now, where windows take them. Those that are known are not read again.
@@ -114,20 +155,31 @@ async fn clusters(shared: &Shared, known: Option<&StreamClusters>) -> Result<Opt
 /// The newest of it, after a publication; `None` where the model alone makes it.
 pub(super) async fn newest(shared: &Shared, known: &InForce) -> Result<Option<InForce>, CatalogError> {
     let Shared { config, catalog, .. } = shared;
-    let (is_adaptive, is_against) = (config.raw != RawDistribution::Pinned, config.against != Against::Raw);
-    let newest = async |is_wanted, kind| match is_wanted {
-        true => catalog.newest_counts(&config.pipeline, kind).await,
-        false => Ok(None),
-    };
-    let raw = newest(is_adaptive, CountsKind::Raw).await?;
-    let selected = newest(is_against, CountsKind::Selected).await?;
+    let (raw, raw_of_others) = newest_counts(shared, CountsKind::Raw).await?;
+    let (selected, selected_of_others) = newest_counts(shared, CountsKind::Selected).await?;
     let feedback = match &config.feedback {
         Some(_) => catalog.newest_feedback(&config.pipeline).await?,
         None => None,
     };
+    let is_of_others = |feedback: &&FeedbackVersion| !is_ours(shared, feedback);
+    let feedback_of_others = feedback.as_ref().filter(is_of_others).map(|feedback| feedback.version);
+    let of_others =
+        [("raw counts", raw_of_others), ("selected counts", selected_of_others), ("feedback", feedback_of_others)];
+    let of_others = of_others.into_iter().find_map(|(what, version)| Some((what, version?)));
+    if let Some((what, version)) = of_others
+        && !known.is_beside_others
+    {
+        tracing::warn!(
+            "version {version} of the {what} in the catalog is of a model with another featuriser or other targets: another worker has \
+             that model, or this one has gone back to an earlier one. Each model goes on with counts of its own, which lack what \
+             workers with the other one publish, and feedback is taken for one of them alone: give all workers the same model"
+        );
+    }
+    let is_beside_others = known.is_beside_others || of_others.is_some();
     let clusters = clusters(shared, known.clusters.as_ref()).await?;
-    let is_versioned = is_adaptive || is_against || feedback.is_some() || clusters.is_some();
-    Ok(is_versioned.then(|| in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters)))
+    let is_versioned = raw.is_some() || selected.is_some() || feedback.is_some() || clusters.is_some();
+    let in_force = || in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters, is_beside_others);
+    Ok(is_versioned.then(in_force))
 }
 
 fn in_force(
@@ -136,6 +188,7 @@ fn in_force(
     selected: Option<&CountsVersion>,
     feedback: Option<&FeedbackVersion>,
     clusters: Option<StreamClusters>,
+    is_beside_others: bool,
 ) -> InForce {
     let Shared { config, model, telemetry, .. } = shared;
     let Model { smoothing, .. } = model.model;
@@ -155,11 +208,9 @@ fn in_force(
     telemetry.metrics.clusters_version.set(version_of(&clusters).unwrap_or(0));
     telemetry.status().clusters_version = version_of(&clusters);
     let coefficient = config.feedback.as_ref().map_or(0.0, |feedback| feedback.coefficient);
-    // What a worker with another model has begun says nothing of this one's n-grams.
-    let is_ours = |feedback: &&FeedbackVersion| *feedback.expected.featuriser() == model.model.featuriser;
     let sensitivity = config.selector.sensitivity.as_ref();
     let is_wanted = coefficient != 0.0 || sensitivity.is_some_and(|s| s.losses == LossSource::Expected);
-    let expected = feedback.filter(|_| is_wanted).filter(is_ours).map(|feedback| {
+    let expected = feedback.filter(|feedback| is_wanted && is_ours(shared, feedback)).map(|feedback| {
         let version = ExpectedLossVersion { version: feedback.version, coefficient };
         (version, feedback.expected.clone())
     });
@@ -175,7 +226,12 @@ fn in_force(
     let quotas = feedback.filter(|feedback| is_mixed && !feedback.quotas.is_empty());
     let division =
         quotas.map_or_else(|| model.division.clone(), |quotas| mixed(model, &config.selector.quotas, quotas));
-    InForce { weight, division, clusters }
+    InForce { weight, division, clusters, is_beside_others }
+}
+
+/// What a worker with another model has begun says nothing of this one's n-grams.
+fn is_ours(shared: &Shared, feedback: &FeedbackVersion) -> bool {
+    *feedback.expected.featuriser() == shared.model.model.featuriser
 }
 
 /// How a window is divided by a version of the shares of sources; those of targets stay.
@@ -188,7 +244,7 @@ pub(super) fn mixed(model: &LoadedModel, quotas: &Quotas, version: &FeedbackVers
 /// weighed against what it has selected itself.
 ///
 /// # Panics
-/// If the counts are of other targets: those of the catalog begin anew for them.
+/// If the counts are of another featuriser or other targets: those of the model are asked for, or were when a window was scored.
 pub(super) fn versioned_weight(
     model: &LoadedModel,
     raw: Option<&CountsVersion>,
@@ -218,4 +274,94 @@ pub(super) fn versioned_weight(
 
 fn probabilities(version: &CountsVersion, target: &str) -> Probabilities {
     version.counts[target].probabilities()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::features::{Featuriser, NgramHash};
+    use crate::pipeline::{Daemon, FullCatalog};
+    use crate::score::{NgramCounts, Side};
+
+    fn model(featuriser: Featuriser, targets: &[&str]) -> LoadedModel {
+        let side = |first: u64| Side::of(NgramCounts::from_vec((first..).take(featuriser.buckets as usize).collect()));
+        let target =
+            |name: &&str| Target { name: (*name).to_owned(), proportion: 1.0 / targets.len() as f64, side: side(3) };
+        let one = Model::of_one_target(featuriser, side(2), side(1)).unwrap();
+        let model = Model { targets: targets.iter().map(target).collect(), ..one };
+        LoadedModel::from_bytes("model", model.validated().unwrap().to_bytes()).unwrap()
+    }
+
+    /// A worker of a pipeline with this model; the first one has opened the catalog.
+    async fn worker(model: LoadedModel, catalog: Option<&Arc<dyn FullCatalog>>) -> (Shared, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let toml = format!(
+            "sink.url = \"{path}/out\"\ncatalog.url = \"sqlite://{path}/catalog.db\"\nhttp.listen = \"127.0.0.1:0\"\n\
+             model.raw = \"adaptive\"\nmodel.against = \"selected\"\nmodel.selected_share = 0.5"
+        );
+        let config = Config::from_toml(&toml, []).unwrap();
+        let daemon = Daemon::open(config, model).await.unwrap();
+        let mut shared = Arc::into_inner(daemon.shared).expect("nobody else has it");
+        if let Some(catalog) = catalog {
+            shared.catalog = catalog.clone();
+        }
+        let Shared { catalog, config, model, .. } = &shared;
+        catalog.register(&config.pipeline, &model.id, &model.bytes).await.unwrap();
+        (shared, folder)
+    }
+
+    fn versions(in_force: &InForce) -> (Option<i64>, Option<i64>) {
+        let version = in_force.weight.version;
+        (version.raw, version.selected.map(|selected| selected.version))
+    }
+
+    /// Nobody's weights are of another one's counts, whoever begins when, and nothing panics.
+    #[tokio::test]
+    async fn workers_with_other_models_weigh_with_counts_of_their_own() {
+        let reference = Featuriser { buckets: 16, ..Featuriser::default() };
+        let fast = Featuriser { hash: NgramHash::Fast, ..reference };
+        let others = [
+            model(fast, &["code", "math"]),
+            model(Featuriser { buckets: 8, ..reference }, &["code", "math"]),
+            model(reference, &["code", "maths"]),
+            model(reference, &["code"]),
+        ];
+        let (old, _folder) = worker(model(reference, &["code", "math"]), None).await;
+        let begun = begin(&old).await.unwrap();
+        assert_eq!((versions(&begun), begun.is_beside_others), ((Some(0), Some(0)), false));
+        let known = newest(&old, &begun).await.unwrap().unwrap();
+        assert!(known.is_same(&begun));
+        let weigh = |in_force: &InForce| in_force.weight.weight.add(0.0, &[1, 2, 3]);
+        for (i, other) in (1..).zip(others) {
+            let is_of_other_ngrams = other.model.featuriser != reference;
+            let (new, _folder) = worker(other, Some(&old.catalog)).await;
+            let theirs = begin(&new).await.unwrap();
+            // Targets have another name, but n-grams are the same: one raw distribution for both.
+            assert_eq!(versions(&theirs), (Some(if is_of_other_ngrams { i } else { 0 }), Some(i)));
+            let refreshed = newest(&new, &theirs).await.unwrap().unwrap();
+            assert_eq!(versions(&refreshed), versions(&theirs));
+            for _ in 0..2 {
+                let known = newest(&old, &known).await.unwrap().unwrap();
+                assert_eq!((versions(&known), known.is_beside_others), (versions(&begun), true));
+                assert_eq!((weigh(&known), known.is_same(&begun)), (weigh(&begun), false));
+                // A new session of the old worker begins nothing anew.
+                assert_eq!(versions(&begin(&old).await.unwrap()), versions(&begun));
+            }
+            assert_eq!(versions(&newest(&new, &theirs).await.unwrap().unwrap()), versions(&theirs));
+        }
+    }
+
+    /// A worker whose counts are not there, however that came to be, begins them instead of taking others.
+    #[tokio::test]
+    async fn counts_that_are_not_there_begin_beside_others() {
+        let reference = Featuriser { buckets: 16, ..Featuriser::default() };
+        let (first, _folder) = worker(model(reference, &[""]), None).await;
+        let begun = begin(&first).await.unwrap();
+        let other = model(Featuriser { buckets: 8, ..reference }, &[""]);
+        let (second, _other_folder) = worker(other, Some(&first.catalog)).await;
+        let known = newest(&second, &begun).await.unwrap().unwrap();
+        assert_eq!((versions(&known), known.is_beside_others), ((Some(1), Some(1)), true));
+    }
 }

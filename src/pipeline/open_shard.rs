@@ -7,8 +7,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use super::Shared;
 use super::quality::TOP_SOURCES;
+use super::{LoadedModel, Shared};
 use crate::catalog::{
     Advance, ByTarget, ClustersAddition, CountsAddition, CountsKind, FeedbackAddition, PublishRequest,
 };
@@ -335,7 +335,7 @@ impl OpenShard {
 
 impl FinishedPublication {
     /// What is added to the pipeline's counts: nothing when no n-gram came, so that there is no version without a change.
-    pub fn additions(&self, config: &Config) -> Vec<CountsAddition<'_>> {
+    pub fn additions(&self, config: &Config, model: &LoadedModel) -> Vec<CountsAddition<'_>> {
         let addition = |(&kind, counts): (&CountsKind, _)| {
             let (half_life_ngrams, history_bytes) = match (kind, config.raw, config.against) {
                 (CountsKind::Raw, RawDistribution::Adaptive { half_life_ngrams, history_bytes, .. }, _) => {
@@ -346,7 +346,8 @@ impl FinishedPublication {
                 }
                 _ => return None,
             };
-            Some(CountsAddition { kind, counts, half_life_ngrams, history_bytes })
+            let featuriser = model.model.featuriser;
+            Some(CountsAddition { kind, featuriser, counts, half_life_ngrams, history_bytes })
         };
         let has_ngrams = |counts: &ByTarget<NgramCounts>| counts.values().any(|counts| counts.total() > 0);
         self.counts.iter().filter(|(_, counts)| has_ngrams(counts)).filter_map(addition).collect()

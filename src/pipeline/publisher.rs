@@ -179,7 +179,7 @@ impl Publisher {
         })?;
         drop(written);
         crash::point("shard.finished");
-        let additions = finished.additions(&self.shared.config);
+        let additions = finished.additions(&self.shared.config, &self.shared.model);
         let request = finished.request(&additions, &self.shared);
         let FinishedPublication { manifest, files, reasons, .. } = &finished;
         spans::describe(&span, manifest);

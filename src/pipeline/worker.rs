@@ -221,7 +221,7 @@ impl Worker {
     fn on_batch(&mut self, batch: &Batch) -> Result<(), WorkerEnd> {
         let shared = self.shared.clone();
         let timer = shared.telemetry.metrics.score_seconds.start_timer();
-        let InForce { weight: newest, division, clusters } = self.in_force.borrow_and_update().clone();
+        let InForce { weight: newest, division, clusters, .. } = self.in_force.borrow_and_update().clone();
         self.open_with(division, clusters);
         let scored = self.scorer.score(batch, self.destinations(batch, &newest));
         timer.observe_duration();

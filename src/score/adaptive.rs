@@ -44,6 +44,9 @@ pub enum DecayedCountsError {
 }
 
 impl DecayedCounts {
+    /// The first bytes, in which the header ends: a featuriser takes some fifty.
+    pub const HEAD_BYTES: usize = 256;
+
     /// A distribution as if it had been seen in so many n-grams, which decay like all others.
     ///
     /// # Panics
@@ -94,23 +97,18 @@ impl DecayedCounts {
         bytes
     }
 
+    /// What counts are of, from the first [`Self::HEAD_BYTES`] of their bytes: they need not be read whole.
+    pub fn featuriser_of_head(head: &[u8]) -> Result<Featuriser, DecayedCountsError> {
+        Ok(split_header(after_version(head)?)?.0)
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecayedCountsError> {
-        let damaged = |what: &str| DecayedCountsError::Damaged(what.to_owned());
-        let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("they do not begin with `WNWCOUNT`"))?;
-        let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(|| damaged("they end within the version"))?;
-        let version = u32::from_le_bytes(*version);
-        if version != FORMAT_VERSION {
-            return Err(DecayedCountsError::UnknownVersion(version));
-        }
+        let rest = after_version(bytes)?;
         let body = bytes.len().saturating_sub(CHECKSUM_BYTES);
         if Sha256::digest(&bytes[..body])[..] != bytes[body..] {
             return Err(damaged(&format!("the checksum does not match the {} bytes", bytes.len())));
         }
-        let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(|| damaged("they end within the header"))?;
-        let header = rest.split_at_checked(u32::from_le_bytes(*length) as usize);
-        let (header, rest) = header.ok_or_else(|| damaged("they end within the header"))?;
-        let featuriser: Featuriser = serde_json::from_slice(header).map_err(|e| damaged(&format!("header: {e}")))?;
-        let featuriser = featuriser.validated().map_err(DecayedCountsError::Damaged)?;
+        let (featuriser, rest) = split_header(rest)?;
         let (numbers, left) = rest[..rest.len().saturating_sub(CHECKSUM_BYTES)].as_chunks::<8>();
         if numbers.len() != featuriser.buckets as usize || !left.is_empty() {
             return Err(damaged("they are not one number a bucket"));
@@ -122,6 +120,29 @@ impl DecayedCounts {
         }
         Ok(DecayedCounts { featuriser, counts })
     }
+}
+
+fn damaged(what: &str) -> DecayedCountsError {
+    DecayedCountsError::Damaged(what.to_owned())
+}
+
+/// What follows the magic and a version that this build reads.
+fn after_version(bytes: &[u8]) -> Result<&[u8], DecayedCountsError> {
+    let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("they do not begin with `WNWCOUNT`"))?;
+    let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(|| damaged("they end within the version"))?;
+    match u32::from_le_bytes(*version) {
+        FORMAT_VERSION => Ok(rest),
+        other => Err(DecayedCountsError::UnknownVersion(other)),
+    }
+}
+
+/// The header, and what follows it.
+fn split_header(bytes: &[u8]) -> Result<(Featuriser, &[u8]), DecayedCountsError> {
+    let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(|| damaged("they end within the header"))?;
+    let header = rest.split_at_checked(u32::from_le_bytes(*length) as usize);
+    let (header, rest) = header.ok_or_else(|| damaged("they end within the header"))?;
+    let featuriser: Featuriser = serde_json::from_slice(header).map_err(|e| damaged(&format!("header: {e}")))?;
+    Ok((featuriser.validated().map_err(DecayedCountsError::Damaged)?, rest))
 }
 
 /// What a document's total log weight was made of, beside the model.
@@ -259,6 +280,16 @@ mod tests {
         DecayedCounts::prior(featuriser(), &counts.probabilities(), n_ngrams)
     }
 
+    #[test]
+    fn the_head_holds_the_largest_featuriser() {
+        let largest = Featuriser { max_n: u8::MAX, buckets: u32::MAX, ..Featuriser::default() };
+        let before = MAGIC.len() + size_of::<u32>() + size_of::<u32>();
+        assert!(before + serde_json::to_vec(&largest).unwrap().len() < DecayedCounts::HEAD_BYTES);
+        for damaged in [&b""[..], b"WNWCOUNT", b"WNWCOUNT\x01\0\0\0\xFF\0\0\0{}"] {
+            assert!(matches!(DecayedCounts::featuriser_of_head(damaged), Err(DecayedCountsError::Damaged(_))));
+        }
+    }
+
     proptest! {
         #[test]
         fn bytes_come_back_and_damage_is_noticed(start in counts(), added in counts(), half_life in 1u64..1_000_000_000, at in 0usize..1000, flip in 1u8..) {
@@ -267,6 +298,8 @@ mod tests {
             state.add(&added, Some(half_life));
             let mut bytes = state.to_bytes();
             prop_assert_eq!(&DecayedCounts::from_bytes(&bytes).unwrap(), &state);
+            let head = &bytes[..DecayedCounts::HEAD_BYTES.min(bytes.len())];
+            prop_assert_eq!(DecayedCounts::featuriser_of_head(head), Ok(featuriser()));
             let at = at % bytes.len();
             prop_assert!(DecayedCounts::from_bytes(&bytes[..at]).is_err());
             bytes[at] ^= flip;

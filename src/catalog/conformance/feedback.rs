@@ -9,6 +9,7 @@ use crate::record::{LossReport, SampleLoss};
 
 every_catalog! {
     feedback_begins_once_and_anew_for_another_featuriser
+    whoever_is_left_alone_begins_anew
     reports_count_once_with_their_offsets
     a_zombie_reports_nothing
     publications_bring_documents_and_make_versions
@@ -85,21 +86,29 @@ async fn take(
 async fn publish_documents(
     catalog: &SqlCatalog,
     shard: &str,
+    at: (i64, i64),
+    documents: &[(i64, DocumentFacts)],
+    max_documents: u64,
+    history_bytes: u64,
+) -> Result<Option<i64>, CatalogError> {
+    let of = (model_id(), featuriser(BUCKETS));
+    publish_documents_of(of, catalog, shard, at, documents, max_documents, history_bytes).await
+}
+
+/// The same of another model.
+async fn publish_documents_of(
+    (model, featuriser): (ModelId, Featuriser),
+    catalog: &SqlCatalog,
+    shard: &str,
     (from, owner_epoch): (i64, i64),
     documents: &[(i64, DocumentFacts)],
     max_documents: u64,
     history_bytes: u64,
 ) -> Result<Option<i64>, CatalogError> {
-    let manifest = manifest(shard, vec![window(0, from, from + 10, 1)]);
+    let manifest = ShardManifest { model, ..manifest(shard, vec![window(0, from, from + 10, 1)]) };
     let advances = [advance(0, from, from + 10, owner_epoch)];
     catalog.stage(PIPELINE, shard, manifest.path.as_deref()).await.unwrap();
-    let feedback = Some(FeedbackAddition {
-        featuriser: featuriser(BUCKETS),
-        documents,
-        max_documents,
-        settings: SETTINGS,
-        history_bytes,
-    });
+    let feedback = Some(FeedbackAddition { featuriser, documents, max_documents, settings: SETTINGS, history_bytes });
     let request = PublishRequest {
         manifest: &manifest,
         advances: &advances,
@@ -140,6 +149,30 @@ async fn feedback_begins_once_and_anew_for_another_featuriser(catalog: &SqlCatal
     let taken = take(catalog, (0, 0, 1, claim.owner_epoch), &reports).await.unwrap();
     let expected = [(LossOutcome::Stale, 3), (LossOutcome::UnknownId, 2)];
     assert_eq!(taken.outcomes, BTreeMap::from(expected), "published in the epoch before, or not remembered");
+}
+
+/// The last session that began during a rollout was of a worker with the model before. Once it is gone the others go on.
+async fn whoever_is_left_alone_begins_anew(catalog: &SqlCatalog) {
+    let (mine, epoch) = (begun(catalog, 0).await, owned(catalog, 0).await);
+    let other = (ModelId::of(b"other"), featuriser(BUCKETS + 1));
+    catalog.register(PIPELINE, &other.0, b"other").await.unwrap();
+    catalog.begin_feedback(PIPELINE, &other.1, &SETTINGS).await.unwrap();
+    let at = |i: u32| (100 + 10 * i64::from(i), epoch);
+    let version_of = |version: &FeedbackVersion| (version.version, *version.expected.featuriser());
+    for i in 0..30 {
+        let (name, documents) = (format!("s{i}"), documents(i..i + 1));
+        if i == 9 {
+            publish_documents_of(other.clone(), catalog, &name, at(i), &documents, 100, 1 << 20).await.unwrap();
+        } else {
+            publish_documents(catalog, &name, at(i), &documents, 100, 1 << 20).await.unwrap();
+        }
+        // The sixteenth after the other one's.
+        let expected = if i < 25 { (1, other.1) } else { (2, featuriser(BUCKETS)) };
+        assert_eq!(version_of(&newest(catalog).await), expected, "publication {i}");
+    }
+    let taken = take(catalog, (0, 0, 1, mine), &[report(1, 0..30)]).await.unwrap();
+    let expected = [(LossOutcome::Counted, 5), (LossOutcome::Stale, 1), (LossOutcome::UnknownId, 24)];
+    assert_eq!(taken.outcomes, BTreeMap::from(expected));
 }
 
 async fn reports_count_once_with_their_offsets(catalog: &SqlCatalog) {

@@ -45,6 +45,7 @@ async fn a_catalog_of_the_schema_before_targets_is_migrated() {
         let addition = [(String::new(), added.clone())].into();
         let addition = CountsAddition {
             kind: CountsKind::Selected,
+            featuriser: *counts.featuriser(),
             counts: &addition,
             half_life_ngrams: None,
             history_bytes: 1 << 20,

@@ -31,6 +31,13 @@ const MAX_RANKS: u64 = 4_096;
 const NEWEST: &str = "SELECT version, expected, quotas FROM feedback_versions
      WHERE pipeline = $1 ORDER BY version DESC LIMIT 1";
 const STATE: &str = "SELECT state, predictor, version, n_documents FROM feedback WHERE pipeline = $1";
+/// Publications with rows, of one model alone, after which nobody with another one is taken to be at work.
+const ALONE: usize = 16;
+/// Those of them that came after the newest version.
+const LAST_SHARDS: &str = "SELECT manifest FROM shards
+     WHERE pipeline = $1 AND sequence > (SELECT manifest_sequence - $2 FROM pipelines WHERE name = $1)
+         AND published_at_ms >= (
+             SELECT created_at_ms FROM feedback_versions WHERE pipeline = $1 ORDER BY version DESC LIMIT 1)";
 const LOCK: &str = "UPDATE pipelines SET name = name WHERE name = $1";
 
 /// `$first, …` for as many parameters.
@@ -111,7 +118,16 @@ impl SqlCatalog {
             Err(error) => return Ok(Err(error)),
         };
         if *stored.state.featuriser() != addition.featuriser {
-            return Ok(Ok(()));
+            match self.is_alone(tx, manifest).await? {
+                Ok(true) => {}
+                Ok(false) => return Ok(Ok(())),
+                Err(error) => return Ok(Err(error)),
+            }
+            // A worker with another model began after this one had begun, and is gone: without this nobody would begin again.
+            stored.state = stored.state.for_featuriser(addition.featuriser, &addition.settings);
+            stored.version += 1;
+            insert_version(tx, pipeline, &stored, Some(&manifest.shard)).await?;
+            write(tx, pipeline, &stored).await?;
         }
         add_documents(tx, pipeline, &mut stored, addition).await?;
         if stored.state.has_turn() {
@@ -131,6 +147,19 @@ impl SqlCatalog {
             tx.execute(sql, values![pipeline, stored.n_documents]).await?;
         }
         Ok(Ok(()))
+    }
+
+    /// Whether all that was published lately is of the model of this publication. The outer error: a statement failed.
+    async fn is_alone(&self, tx: &mut Tx, manifest: &ShardManifest) -> Result<Result<bool, CatalogError>, sqlx::Error> {
+        let rows = tx.rows(LAST_SHARDS, values![manifest.pipeline.as_str(), ALONE]).await?;
+        for row in &rows {
+            match serde_json::from_str::<ShardManifest>(&row.get::<String>(0)?) {
+                Ok(other) if other.model == manifest.model => {}
+                Ok(_) => return Ok(Ok(false)),
+                Err(e) => return Ok(Err(self.damaged(format!("manifest of one of the last shards: {e}")))),
+            }
+        }
+        Ok(Ok(rows.len() == ALONE))
     }
 
     /// The outer error: a statement failed and nothing changed.
