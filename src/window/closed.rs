@@ -364,7 +364,7 @@ struct SelectionCounter<'a> {
     counts: Vec<NgramCounts>,
     sources: &'a mut SourceCounts,
     /// Of the documents at the offsets `compared`.
-    fingerprints: Vec<Fingerprint>,
+    fingerprints: Vec<(i64, Fingerprint)>,
     compared: Vec<i64>,
     selector: &'a SelectorSettings,
     featuriser: &'a Featuriser,
@@ -399,7 +399,7 @@ impl SelectionCounter<'_> {
     fn count(&mut self, target: u32, offset: i64, document: &Document, buckets: Option<&BucketList>) {
         let SelectionCounter { featuriser, scratch, .. } = self;
         if self.compared.binary_search(&offset).is_ok() {
-            self.fingerprints.push(Fingerprint::of(buckets, &document.text, featuriser, scratch));
+            self.fingerprints.push((offset, Fingerprint::of(buckets, &document.text, featuriser, scratch)));
         }
         let counts = &mut self.counts[target as usize];
         match buckets {
