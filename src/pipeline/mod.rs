@@ -39,7 +39,7 @@ use crate::record::TopicPartition;
 use crate::score::{
     ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
 };
-use crate::select::{Division, FilterSettings, Quotas, SelectorSettings, Unit};
+use crate::select::{CoverageSelector, Division, FilterSettings, Quotas, SelectorSettings, Unit};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SchemaRegistry, SourceError, SourceLimits};
@@ -272,6 +272,9 @@ impl Daemon {
         config.selector.quotas = config.selector.quotas.of_model(&model.model);
         if let Some(sensitivity) = &config.selector.sensitivity {
             tracing::info!("documents are drawn by their sensitivity: {sensitivity}");
+        }
+        if let Some(warning) = config.selector.coverage.as_ref().and_then(CoverageSelector::warning) {
+            tracing::warn!("{warning}");
         }
         let filter = document_filter(config.selector.filter.as_ref())?;
         let registry = schema_registry(&config)?;
