@@ -289,6 +289,7 @@ impl Daemon {
         if let Some(tokenizer) = columns.tokenizer() {
             telemetry.metrics.published_tokens.with_label_values(&[tokenizer.name()]);
         }
+        telemetry.metrics.selector.begin(&config.selector);
         let catalog = open_catalog(&config).await?;
         telemetry.status().readiness.migrated = true;
         let store = ShardStore::open(&config.sink)?;
