@@ -349,6 +349,19 @@ fn fit_check_and_migrate_work_together() {
     .unwrap();
     let check = winnowd(&["check", "-c", &path("c.toml")]);
     assert!(String::from_utf8_lossy(&check.stdout).contains("1 target and 2 raw documents"), "{check:?}");
+    // Strata of the weight are warned of, by who checks and by who starts: this one ends at a catalog without a schema.
+    let strata = "[selection]\nselector = \"coverage\"\nimportance = \"weight\"";
+    let of_weight = format!(
+        "model.path = \"{}\"\ncatalog.url = \"sqlite://{}\"\ncatalog.migrate = false\n{strata}",
+        path("m.wnw"),
+        path("w.db")
+    );
+    std::fs::write(path("w.toml"), of_weight).unwrap();
+    let warning = "`selection.importance = weight` spreads the selection over all weights";
+    let checked = winnowd(&["check", "-c", &path("w.toml")]);
+    assert!(String::from_utf8_lossy(&checked.stdout).contains(&format!("WARNING: {warning}")), "{checked:?}");
+    let started = winnowd(&["run", "-c", &path("w.toml")]);
+    assert!(!started.status.success() && String::from_utf8_lossy(&started.stderr).contains(warning), "{started:?}");
     let migrate = || String::from_utf8_lossy(&winnowd(&["migrate", "-c", &path("c.toml")]).stdout).into_owned();
     assert!(migrate().contains("15 migrations applied"));
     assert!(migrate().contains("is up to date"));

@@ -247,6 +247,11 @@ fn windows_over_strata_are_what_the_definition_says_whatever_dies() {
     let spool = serde_json::json!({ "bytes": 0, "max_bytes": 16u64 << 30, "files": 0, "paused_partitions": 0 });
     assert_eq!(status["spool"], spool);
     assert!(daemon.metric("winnowd_documents_without_number_total") > 0.0);
+    let [occupied, selected_from] =
+        ["documents", "selected"].map(|of| daemon.metric(&format!("winnowd_window_strata{{of=\"{of}\"}}")));
+    assert!(selected_from > 1.0 && selected_from <= occupied && occupied <= STRATA as f64);
+    assert!(daemon.metric("winnowd_cut_off_documents_total{tail=\"high\"}") > 0.0);
+    assert_eq!(daemon.metric("winnowd_shortfall_documents_total{selector=\"coverage\"}"), 0.0);
     assert_eq!(daemon.metric("winnowd_spool_errors_total"), 0.0);
     assert_eq!(daemon.stop(), Some(0));
     assert_nothing_is_left(&deployment);

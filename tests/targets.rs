@@ -213,6 +213,10 @@ fn targets_choose_in_turn_within_the_shares_of_sources() {
     );
     assert_eq!(daemon.metric("winnowd_by_target_selected_documents_total{target=\"code\"}") as usize, n_code);
     assert!(daemon.metric("winnowd_by_target_window_effective_sample_ratio{target=\"math\"}") > 0.0);
+    for (source, share) in [("web", 0.5), ("books", 0.2)] {
+        let shown = |of: &str| daemon.metric(&format!("winnowd_source_share_ratio{{of=\"{of}\",source=\"{source}\"}}"));
+        assert_eq!((shown("wanted"), shown("selected")), (share, share));
+    }
     let window = published.windows[0].id();
     let shown = deployment.winnowd(&["replay", "--window", &window, "--json"]);
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();

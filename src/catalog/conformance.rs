@@ -166,6 +166,7 @@ fn window(partition: i32, from: i64, to: i64, n_selected: u64) -> WindowSummary 
             n_selected: 16,
             auc_pr: 1.0 / 3.0,
             auc_pr_of_random: 0.1 + 0.2,
+            skips_itself: true,
             source_entropy_of_documents: 0.7,
             source_entropy_of_selected: 0.0,
         }),

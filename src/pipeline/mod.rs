@@ -40,7 +40,7 @@ use crate::record::TopicPartition;
 use crate::score::{
     ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
 };
-use crate::select::{Division, FilterSettings, Quotas, SelectorSettings, Unit};
+use crate::select::{CoverageSelector, Division, FilterSettings, Quotas, SelectorSettings, Unit};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SchemaRegistry, SourceError, SourceLimits};
@@ -275,6 +275,9 @@ impl Daemon {
         if let Some(sensitivity) = &config.selector.sensitivity {
             tracing::info!("documents are drawn by their sensitivity: {sensitivity}");
         }
+        if let Some(warning) = config.selector.coverage.as_ref().and_then(CoverageSelector::warning) {
+            tracing::warn!("{warning}");
+        }
         let filter = document_filter(config.selector.filter.as_ref())?;
         let registry = schema_registry(&config)?;
         let columns = FurtherColumns::new(derived_columns(&config.columns)?, load_tokenizer(&config)?);
@@ -288,6 +291,7 @@ impl Daemon {
         if let Some(tokenizer) = columns.tokenizer() {
             telemetry.metrics.published_tokens.with_label_values(&[tokenizer.name()]);
         }
+        telemetry.metrics.selector.begin(&config.selector);
         let catalog = open_catalog(&config).await?;
         telemetry.status().readiness.migrated = true;
         let store = ShardStore::open(&config.sink)?;

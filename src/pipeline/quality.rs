@@ -8,7 +8,7 @@ use super::Shared;
 use super::collapse::{Change, RECOVERED_AFTER};
 use crate::config::Against;
 use crate::score::{DriftMeter, Model, NgramCounts, TargetDistribution};
-use crate::select::{Diagnostics, SourceCounts, WeightHistogram};
+use crate::select::{Diagnostics, Quotas, SourceCounts, WeightHistogram};
 use crate::telemetry::{CoverageStatus, Lack, TargetStatus, WeightsStatus};
 use crate::window::{ClosedWindow, SensitivitySummary, SpreadSummary, WindowSummary};
 
@@ -27,6 +27,7 @@ pub(super) struct Quality {
     /// What each of several targets has selected; nothing of one.
     of_targets: Vec<OfTarget>,
     sources: SourceCounts,
+    shares: SourceShares,
     coverage: Option<CoverageStatus>,
     drift: DriftMeter,
     /// The target's frequent n-grams, by bucket.
@@ -42,8 +43,37 @@ struct OfTarget {
     n_selected: u64,
 }
 
+/// What was selected of each source that has a share, and of all.
+#[derive(Default)]
+struct SourceShares {
+    selected: BTreeMap<String, u64>,
+    n_selected: u64,
+}
+
+impl SourceShares {
+    fn of(quotas: &Quotas) -> Self {
+        SourceShares { selected: quotas.sources.keys().map(|source| (source.clone(), 0)).collect(), n_selected: 0 }
+    }
+
+    /// Those of pools that nobody configured are among all others.
+    fn add<'a>(&mut self, selected_of_pools: impl Iterator<Item = (Option<&'a str>, u64)>) {
+        for (source, n) in selected_of_pools {
+            self.n_selected += n;
+            if let Some(selected) = source.and_then(|source| self.selected.get_mut(source)) {
+                *selected += n;
+            }
+        }
+    }
+
+    /// Nothing before anything was selected.
+    fn shares(&self) -> impl Iterator<Item = (&str, f64)> {
+        let selected = self.selected.iter().filter(|_| self.n_selected > 0);
+        selected.map(|(source, n)| (source.as_str(), *n as f64 / self.n_selected as f64))
+    }
+}
+
 impl Quality {
-    pub fn new(model: &Model) -> Self {
+    pub fn new(model: &Model, quotas: &Quotas) -> Self {
         let zero = NgramCounts::zero(model.featuriser.buckets as usize);
         let of_target = |name: &String| OfTarget { name: name.clone(), selected: zero.clone(), n_selected: 0 };
         let names = model.targets.iter().map(|target| &target.name).filter(|_| model.targets.len() > 1);
@@ -52,6 +82,7 @@ impl Quality {
             raw: zero.clone(),
             selected: zero.clone(),
             sources: SourceCounts::default(),
+            shares: SourceShares::of(quotas),
             coverage: None,
             drift: DriftMeter::new(&model.raw.counts.probabilities(), model.smoothing),
             ngrams: model.target_ngrams(),
@@ -65,14 +96,18 @@ impl Quality {
         let metrics = &shared.telemetry.metrics;
         let summary = &closed.summary;
         metrics.windows_closed.with_label_values(&[summary.closed_by.as_str()]).inc();
-        let without_number = summary.coverage.as_ref().map_or(0, |coverage| coverage.n_without_number);
-        metrics.documents_without_number.inc_by(without_number);
+        if let Some(coverage) = &summary.coverage {
+            metrics.documents_without_number.inc_by(coverage.n_without_number);
+            metrics.selector.show_strata(coverage, &shared.config.selector);
+        }
         if let Some(sensitivity) = &summary.sensitivity {
             observe_sensitivity(sensitivity, shared);
         }
         self.raw.merge(&closed.raw_counts);
         closed.selected_counts.iter().for_each(|counts| self.selected.merge(counts));
         self.sources.merge(&closed.sources);
+        self.shares.add(summary.selected_of_pools());
+        self.shares.shares().for_each(|(source, share)| metrics.selector.show_share(source, share));
         let n_documents = summary.n_selected + summary.n_rejected - summary.n_too_short;
         if let Some(drift) = self.drift.observe(&closed.raw_counts, n_documents) {
             metrics.window_raw_drift.set(drift);
@@ -200,6 +235,7 @@ fn observe_sensitivity(sensitivity: &SensitivitySummary, shared: &Shared) {
     for (reason, n) in [("missing", sensitivity.n_without_embedding), ("dimensions", sensitivity.n_other_dimensions)] {
         metrics.documents_without_embedding.with_label_values(&[reason]).inc_by(n);
     }
+    metrics.selector.count_shortfall(sensitivity.shortfall, &shared.config.selector);
     metrics.window_centres.set(sensitivity.n_centres.into());
     let ratios = sensitivity.pools.iter().filter(|pool| pool.sample.selected > 0).map(|pool| pool.sample.ratio);
     // A pool whose weights are far too low is as bad as one whose weights are as many times too high.
@@ -253,4 +289,23 @@ fn watch_collapses(draws: &[Diagnostics], summary: &WindowSummary, shared: &Shar
         }
     }
     watches.warning().map(|(i, warning)| format!("{}{warning}", of_target(i)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_those_of_all_windows() {
+        let sources = [("books".to_owned(), 0.2), ("web".to_owned(), 0.5)].into();
+        let mut shares = SourceShares::of(&Quotas { sources, ..Quotas::default() });
+        shares.add([].into_iter());
+        assert_eq!(shares.shares().count(), 0, "of nothing there are no shares");
+        // Two targets choose from each pool.
+        shares.add([(None, 1), (None, 2), (Some("web"), 4), (Some("web"), 1)].into_iter());
+        shares.add([(None, 3), (Some("books"), 4), (Some("web"), 5)].into_iter());
+        assert_eq!(shares.shares().collect::<Vec<_>>(), [("books", 0.2), ("web", 0.5)]);
+        shares.add([(Some("nobody configured it"), 20)].into_iter());
+        assert_eq!(shares.shares().collect::<Vec<_>>(), [("books", 0.1), ("web", 0.25)]);
+    }
 }

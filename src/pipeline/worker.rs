@@ -112,7 +112,7 @@ impl Worker {
         in_force: watch::Receiver<InForce>,
         spooling: Spooling,
     ) -> Self {
-        let quality = Quality::new(&shared.model.model);
+        let quality = Quality::new(&shared.model.model, &shared.config.selector.quotas);
         let InForce { division, clusters, .. } = in_force.borrow().clone();
         let mut scorer = Scorer::new(shared.config.decoder.clone(), shared.config.dead_letters.payload_bytes);
         scorer.filter_by(shared.filter.clone());

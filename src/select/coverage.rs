@@ -27,7 +27,7 @@ use super::{BudgetedSelection, Fraction, SelectorSettings};
 
 pub use edges::Edges;
 pub use plan::{CoveragePlan, PlannedCell, plan_coverage};
-pub use selector::{CoverageSelector, Criterion};
+pub use selector::{CoverageSelector, Criterion, warning_of_weight};
 pub use sketch::{QuantileSketch, QuantileSketchError};
 pub use stream::{CoveredWindow, FixedCutoff, StratumReservoirs, StratumSelection};
 

@@ -33,7 +33,7 @@ pub use coverage::{
     CoveragePlan, CoverageRequest, CoverageSelector, CoverageSettings, Covered, CoveredPool, CoveredWindow, Criterion,
     Cutoff, DEFAULT_CLIP, DEFAULT_STRATA, DocumentScores, Edges, FixedCutoff, PlannedCell, QuantileSketch,
     QuantileSketchError, Stratum, StratumReservoirs, StratumSelection, Tail, Within, plan_coverage, select_coverage,
-    water_fill,
+    warning_of_weight, water_fill,
 };
 pub use diagnostics::{
     Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,

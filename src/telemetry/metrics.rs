@@ -4,6 +4,7 @@
 mod late;
 mod losses;
 mod schemas;
+mod selector;
 
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -20,6 +21,7 @@ use crate::window::CloseReason;
 pub use late::LateGauge;
 pub use losses::{BAD, LossMetrics, STALE};
 pub use schemas::SchemaMetrics;
+pub use selector::SelectorMetrics;
 
 /// The steps of a publication that take time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +118,7 @@ pub struct Metrics {
     pub of_targets: TargetMetrics,
     pub losses: LossMetrics,
     pub schemas: SchemaMetrics,
+    pub selector: SelectorMetrics,
     pub feedback: FeedbackMetrics,
 }
 
@@ -434,6 +437,7 @@ impl Default for Metrics {
             of_targets: TargetMetrics::new(&r),
             losses: LossMetrics::new(&r),
             schemas: SchemaMetrics::new(&r),
+            selector: SelectorMetrics::new(&r),
             feedback: FeedbackMetrics::new(&r),
             registry: r,
         };

@@ -162,6 +162,20 @@ impl WindowSummary {
     pub fn id(&self) -> String {
         format!("{}/{}-{}", self.at, self.interval.from, self.interval.to)
     }
+
+    /// What was selected where sources have shares, in what these are counted in: by the source that is a pool of its own, perhaps
+    /// in several parts; `None`: the pool of all others.
+    pub fn selected_of_pools(&self) -> impl Iterator<Item = (Option<&str>, u64)> {
+        let of_turn = |turn: &TurnSummary| turn.tokens.map_or(turn.n_selected, |tokens| tokens.selected);
+        let of_turns = self.turns.iter().map(move |turn| (turn.source.as_deref(), of_turn(turn)));
+        let of_strata =
+            self.coverage.iter().flat_map(|coverage| &coverage.pools).map(|pool| {
+                (pool.source.as_deref(), pool.strata.iter().map(|stratum| stratum.n_selected).sum::<u64>())
+            });
+        let of_sensitivities = self.sensitivity.iter().flat_map(|sensitivity| &sensitivity.pools);
+        let of_sensitivities = of_sensitivities.map(|pool| (pool.source.as_deref(), pool.sample.selected));
+        of_turns.chain(of_strata).chain(of_sensitivities)
+    }
 }
 
 impl OpenWindow {
@@ -364,7 +378,7 @@ struct SelectionCounter<'a> {
     counts: Vec<NgramCounts>,
     sources: &'a mut SourceCounts,
     /// Of the documents at the offsets `compared`.
-    fingerprints: Vec<Fingerprint>,
+    fingerprints: Vec<(i64, Fingerprint)>,
     compared: Vec<i64>,
     selector: &'a SelectorSettings,
     featuriser: &'a Featuriser,
@@ -399,7 +413,7 @@ impl SelectionCounter<'_> {
     fn count(&mut self, target: u32, offset: i64, document: &Document, buckets: Option<&BucketList>) {
         let SelectionCounter { featuriser, scratch, .. } = self;
         if self.compared.binary_search(&offset).is_ok() {
-            self.fingerprints.push(Fingerprint::of(buckets, &document.text, featuriser, scratch));
+            self.fingerprints.push((offset, Fingerprint::of(buckets, &document.text, featuriser, scratch)));
         }
         let counts = &mut self.counts[target as usize];
         match buckets {

@@ -1,8 +1,10 @@
 //! How well the selection of a window covers its documents: AUC_pr, on a sample that is bounded and a function of positions.
 //!
 //! From each of `selection.coverage_sample` documents the distance is measured to the nearest of some selected documents, at most
-//! half as many, and to the nearest of as many random ones: the sample is cut in two, and each half is random to the other. What
-//! would cost more than it is worth is left out: of windows with few documents for the sample only some are measured.
+//! half as many, and to the nearest of as many random ones: the sample is cut in two, and each half is random to the other. No
+//! document is measured to itself: AUC_pr is an expectation over the distribution that documents come from, of which a selected one
+//! is as good a draw as any other, and a random selection must come to what random documents come to. What would cost more than it
+//! is worth is left out: of windows with few documents for the sample only some are measured.
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +66,9 @@ pub struct SpreadSummary {
     pub auc_pr: f64,
     /// The same to the nearest random one.
     pub auc_pr_of_random: f64,
+    /// Whether no document was measured to itself. Earlier versions measured selected ones so, which are no distance away then.
+    #[serde(default)]
+    pub skips_itself: bool,
     /// Entropy over sources, in nats: of all documents, and of the selected ones.
     pub source_entropy_of_documents: f64,
     pub source_entropy_of_selected: f64,
@@ -112,38 +117,52 @@ impl Sample {
         n_selected.min(self.size.min(n_candidates) / 2)
     }
 
-    /// `selected`: as many of the selected documents as [`Sample::n_compared`] says, chosen at random; of none nothing can be
-    /// said.
-    pub fn measure(self, selected: Vec<Fingerprint>, sources: &SourceCounts) -> Option<SpreadSummary> {
+    /// `selected`: as many of the selected documents as [`Sample::n_compared`] says, chosen at random, with their offsets; of none
+    /// nothing can be said.
+    pub fn measure(self, selected: Vec<(i64, Fingerprint)>, sources: &SourceCounts) -> Option<SpreadSummary> {
         let n_compared = selected.len();
         let mut scratch = PointScratch::default();
         let ranked = self.held.into_ranked().into_iter().take(self.size);
         let (mut even, mut odd) = (Vec::new(), Vec::new());
         for (rank, chosen) in ranked.enumerate() {
             let half = if rank % 2 == 0 { &mut even } else { &mut odd };
-            half.push(chosen.item.into_point(&mut scratch));
+            half.push((chosen.offset, chosen.item.into_point(&mut scratch)));
         }
-        let selected: Vec<_> = selected.into_iter().map(|of| of.into_point(&mut scratch)).collect();
-        let mut sums = [0.0; 2];
+        let selected: Vec<_> = selected.into_iter().map(|(offset, of)| (offset, of.into_point(&mut scratch))).collect();
+        let (mut n_sampled, mut sums) = (0, [0.0; 2]);
         for (half, other) in [(&even, &odd), (&odd, &even)] {
-            let mut distances = [NearestDistances::new(half), NearestDistances::new(half)];
-            other.iter().take(n_compared).for_each(|point| distances[1].selected(point));
-            selected.iter().for_each(|point| distances[0].selected(point));
-            for (sum, distances) in sums.iter_mut().zip(&distances) {
-                *sum += distances.auc_pr()? * half.len() as f64;
+            for (offset, from) in half {
+                let selected_others = || selected.iter().filter(|(selected, _)| selected != offset);
+                // As many random ones as there are others: one that is selected has one less.
+                let random = other.iter().take(selected_others().count());
+                // Of the only selected document nothing can be said.
+                let distances = nearest(from, selected_others()).zip(nearest(from, random));
+                let Some((to_selected, to_random)) = distances else { continue };
+                n_sampled += 1;
+                sums = [sums[0] + to_selected, sums[1] + to_random];
             }
         }
-        let n_sampled = even.len() + odd.len();
+        if n_sampled == 0 {
+            return None;
+        }
         let (source_entropy_of_documents, source_entropy_of_selected) = sources.entropies();
         Some(SpreadSummary {
-            n_sampled: n_sampled as u64,
+            n_sampled,
             n_selected: n_compared as u64,
             auc_pr: sums[0] / n_sampled as f64,
             auc_pr_of_random: sums[1] / n_sampled as f64,
+            skips_itself: true,
             source_entropy_of_documents,
             source_entropy_of_selected,
         })
     }
+}
+
+/// How far the nearest of some documents is from a point; `None` without any.
+fn nearest<'a>(from: &[f32], to: impl Iterator<Item = &'a (i64, Vec<f32>)>) -> Option<f64> {
+    let mut distances = NearestDistances::new(&[from.to_vec()]);
+    to.for_each(|(_, point)| distances.selected(point));
+    distances.auc_pr()
 }
 
 /// The selected documents that are looked at, by offset: those with the highest numbers.

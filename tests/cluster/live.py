@@ -64,6 +64,16 @@ OF_DRAWN = {
 SENSITIVE = "brokers"
 OF_SENSITIVE = {"selection.selector": "sensitivity", "selection.centres": 16, "selection.centres_from": "stream", "memory.budget": "128MiB"}
 OF_SENSITIVITY = re.compile("winnowd_spool|winnowd_clusters|winnowd_window_(centres|weight_ratio)")
+# The same of strata and shares of sources. Its documents have losses.
+COVERED = "catalog"
+OF_COVERED = {
+    "selection.selector": "coverage",
+    "selection.importance": "loss",
+    "selection.cutoff": 0.05,
+    "selection.strata": 4,
+    'selection.sources."postgresql-doc"': 0.3,
+}
+OF_COVERAGE = re.compile("winnowd_(window_strata|cut_off|shortfall|source_share)")
 # Words between blanks; none is known, and each is one token.
 TOKENIZER = {
     "version": "1.0",
@@ -83,7 +93,7 @@ OTHERS = {
         "window.max_documents": 1000,
     },
     "large": {"selection.fraction": 0.3, "window.max_documents": 1500, "losses.max_bytes": "64MiB", "losses.max_samples": 16_000_000},
-    "catalog": {},
+    "catalog": OF_COVERED,
     "disk": {},
     "brokers": OF_SENSITIVE,
     # The group's memory of a member outlives the run, and nobody mends what is to be seen.
@@ -138,7 +148,8 @@ def answers(prometheus, job, began):
                 sys.exit(f"live: {path.name}, {panel['title']}: no unit, or no word of what is good")
             panel["series"] = []
             for target in panel["targets"]:
-                asked = SENSITIVE if OF_SENSITIVITY.search(target["expr"]) else job
+                of_others = {SENSITIVE: OF_SENSITIVITY, COVERED: OF_COVERAGE}
+                asked = next((other for other, names in of_others.items() if names.search(target["expr"])), job)
                 expression = re.sub(r"\$(namespace|pod)\b", ".*", target["expr"]).replace("$job", asked).replace("$__rate_interval", "15s")
                 # It publishes each two seconds, not each eleven minutes.
                 expression = expression.replace("[15m]", "[30s]")
@@ -314,7 +325,7 @@ def main():
         streams["orphan"].partitions = PARTITIONS_OF_ORPHAN
         # Of larger windows.
         streams["drowned"].rate = streams["large"].rate = 4 * RATE_OF_OTHERS
-        streams["drowned"].records = list(with_losses(setting.records))
+        streams["drowned"].records = streams[COVERED].records = list(with_losses(setting.records))
         load = Load(arguments.bootstrap, list(streams.values()))
         load.start()
         trainer = Trainer(arguments.bootstrap, drawn.topic, drawn.out / "manifest.jsonl", drawn.workers)
@@ -326,7 +337,7 @@ def main():
 
         be_healthy(prometheus, pipelines, streams)
         wait_for_loops(prometheus)
-        same_names([drawn.workers[0], *(p.workers[0] for p in pipelines if p.job == SENSITIVE)])
+        same_names([drawn.workers[0], *(p.workers[0] for p in pipelines if p.job in (SENSITIVE, COVERED))])
         scene = Scene(arguments.bootstrap, setting.admin, prometheus, streams, trainer, setting.proxy)
         faults_began = time.time()
         make_all(scene, pipelines)

@@ -238,7 +238,7 @@ impl<'a> Report<'a> {
                 .push(format!("{without_number} documents lack a number that coverage needs: they cannot be selected"));
         }
         warnings.extend(self.tokens.as_ref().and_then(TokensReport::warning));
-        warnings.extend(self.strata.as_ref().and_then(StrataReport::warning).map(str::to_owned));
+        warnings.extend(self.strata.as_ref().and_then(StrataReport::warning));
         warnings.extend(self.sensitivity.as_ref().and_then(SensitivityReport::warning));
         if self.bad_lines > 0 {
             warnings.push(format!("{} bad lines were passed over", self.bad_lines));

@@ -13,7 +13,7 @@ use super::report::significant;
 use super::rows::Written;
 use crate::cli::bars::bar;
 use crate::record::Base64Floats;
-use crate::select::{Cutoff, NearestDistances, SensitivityPool, Stratum, Tail, Within};
+use crate::select::{Cutoff, NearestDistances, SensitivityPool, Stratum, Tail, Within, warning_of_weight};
 
 /// Bands of strata that the terminal shows.
 const SHOWN: usize = 10;
@@ -164,13 +164,9 @@ impl StrataReport {
     }
 
     /// What to do about strata of the weight.
-    pub fn warning(&self) -> Option<&'static str> {
-        (self.importance == "weight").then_some(
-            "`--importance weight` spreads the selection over all weights, so that most of it is far from the target: to \
-             cover weights is not to cover the target, and plain importance resampling comes nearer to it. Give --importance \
-             a field that says how hard a document is (a loss, a quality score); inside its strata weights still decide, \
-             and `--cutoff 0.8 --cutoff-field weight` removes before what is far from the target",
-        )
+    pub fn warning(&self) -> Option<String> {
+        let cutoff = "--cutoff 0.8 --cutoff-field weight";
+        (self.importance == "weight").then(|| warning_of_weight("--importance weight", "--importance", cutoff))
     }
 }
 

@@ -58,8 +58,10 @@ pub fn differences(published: &WindowSummary, rows: &[PublishedRow], again: &Clo
     if sensitivity(published) != sensitivity(now) {
         differ("sensitivities", &sensitivity(published), &sensitivity(now));
     }
+    // Earlier versions measured selected documents to themselves, which none does now.
+    let is_comparable = published.spread.is_none_or(|spread| spread.skips_itself);
     let json = |window: &WindowSummary| serde_json::to_string(&window.spread).unwrap_or_default();
-    if json(published) != json(now) {
+    if is_comparable && json(published) != json(now) {
         differ("what the selection covers", &json(published), &json(now));
     }
     let mut by_offset: BTreeMap<i64, (Option<&PublishedRow>, Option<&SelectedDocument>)> = BTreeMap::new();
@@ -201,7 +203,7 @@ mod tests {
     use crate::record::Document;
     use crate::score::{NgramCounts, Score};
     use crate::select::SourceCounts;
-    use crate::window::CloseReason;
+    use crate::window::{CloseReason, SpreadSummary};
 
     fn turn(target: &str, threshold: f64) -> TurnSummary {
         let (n_candidates, n_selected) = (5, 1);
@@ -353,5 +355,30 @@ mod tests {
             documents.chunks(at_a_time).for_each(|documents| comparison.look(documents));
             assert_eq!(comparison.differences(), ["offset 5: letters: published 1, now 5"]);
         }
+    }
+
+    /// What a selection covers was measured otherwise before.
+    #[test]
+    fn what_earlier_versions_measured_is_not_compared() {
+        let (mut again, row) = decided();
+        let measured = |auc_pr: f64, skips_itself| {
+            let (n_sampled, n_selected, entropy) = (4, 2, 0.5);
+            SpreadSummary {
+                n_sampled,
+                n_selected,
+                auc_pr,
+                auc_pr_of_random: 1.0,
+                skips_itself,
+                source_entropy_of_documents: entropy,
+                source_entropy_of_selected: entropy,
+            }
+        };
+        again.summary.spread = Some(measured(0.75, true));
+        let n_differences = |spread| {
+            let published = WindowSummary { spread, ..again.summary.clone() };
+            differences(&published, std::slice::from_ref(&row), &again).len()
+        };
+        let of_version = |skips_itself| n_differences(Some(measured(0.5, skips_itself)));
+        assert_eq!((of_version(false), of_version(true), n_differences(None)), (0, 1, 1));
     }
 }

@@ -129,9 +129,12 @@ impl ExplainedStrata {
             _ if *budget == 0 => 0.0,
             Within::Uniform => *budget as f64 / (*n_documents).max(1) as f64,
             Within::Weighted => {
-                let of_target =
-                    |(weight, threshold): (&f64, &Option<f64>)| selector.inclusion_probability(*weight, *threshold);
-                total_log_weights.iter().zip(thresholds).map(of_target).fold(0.0, f64::max)
+                // Where something was left, a target without a threshold had nothing to choose.
+                let is_emptied = budget == n_documents;
+                let of_target = |(weight, threshold): (&f64, &Option<f64>)| {
+                    (is_emptied || threshold.is_some()).then(|| selector.inclusion_probability(*weight, *threshold))
+                };
+                total_log_weights.iter().zip(thresholds).filter_map(of_target).fold(0.0, f64::max)
             }
         }
     }
@@ -172,5 +175,129 @@ impl ExplainedStrata {
             write!(text, "; its key {key:.6} {is} the threshold {threshold:.6}, the best that was not selected")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::features::Featuriser;
+    use crate::record::{Document, TopicPartition};
+    use crate::score::{ImportanceWeight, Model, NgramCounts, Score, Side, Target, VersionedWeight, WeightVersion};
+    use crate::select::{CoverageSettings, Division, Noise, Quotas, SelectorKind};
+    use crate::window::{
+        CloseReason, ClosedWindow, Content, OpenWindow, Opening, ScoredDocument, ScoredRecord, SpooledRow, WindowPolicy,
+    };
+
+    const BUCKETS: usize = 2;
+
+    fn of_two_targets() -> Model {
+        let side = || Side::of(NgramCounts::from_vec(vec![1; BUCKETS]));
+        let featuriser = Featuriser { buckets: BUCKETS as u32, ..Featuriser::default() };
+        let one = Model::of_one_target(featuriser, side(), side()).unwrap();
+        let target = |name: &str| Target { name: name.to_owned(), proportion: 0.5, side: side() };
+        Model { targets: vec![target("prose"), target("code")], ..one }
+    }
+
+    fn selector(fraction: &str) -> SelectorSettings {
+        let settings = CoverageSettings { strata: 2, cutoff: None, within: Within::Weighted, clip: 0.0 };
+        let importance = Criterion::Field("hard".to_owned());
+        SelectorSettings {
+            kind: SelectorKind::ImportanceResampling,
+            fraction: fraction.parse().unwrap(),
+            unit: Default::default(),
+            temperature: 1.0,
+            length_normalise: false,
+            min_tokens: 0,
+            seed: 3,
+            quotas: Quotas::default(),
+            loss: None,
+            filter: None,
+            holdout: None,
+            coverage_sample: 0,
+            coverage: Some(CoverageSelector { settings, cutoff_by: importance.clone(), importance }),
+            sensitivity: None,
+        }
+    }
+
+    fn score(log_importance_weight: f64) -> Score {
+        Score {
+            n_tokens: 2,
+            counted_tokens: None,
+            log_importance_weight,
+            loss: None,
+            expected_loss_weight: 0.0,
+            expected_loss: None,
+        }
+    }
+
+    /// A window of documents with these numbers and weights for both targets, from offset 0 on.
+    fn close(documents: &[(f64, [f64; 2])], selector: &SelectorSettings) -> ClosedWindow {
+        let (model, at) = (of_two_targets(), TopicPartition::new("docs", 0));
+        let weight = VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(&model), None);
+        let (noise, division) = (Noise::new(selector.seed, &at), Arc::new(Division::of(&selector.quotas, &model)));
+        let policy = WindowPolicy { max_documents: 100, max_bytes: u64::MAX, max_age_ms: i64::MAX };
+        let opening = Opening { division: &division, clusters: None, buckets: BUCKETS };
+        let mut window = OpenWindow::new(at, 0, &policy, selector, opening);
+        let mut rows = Vec::new();
+        for (offset, (hard, weights)) in (0..).zip(documents) {
+            let (id, text) = (offset.to_string(), "two words".to_owned());
+            let document = Document { id, text, source: None, timestamp_ms: None, metadata: None };
+            let scored = ScoredDocument {
+                content: Content::Whole(document),
+                score: score(weights[0]),
+                other_weights: vec![weights[1]],
+                numbers: [*hard, f64::NAN],
+                point: None,
+                is_counted: true,
+                refused_by: None,
+                fingerprint: None,
+                buckets: None,
+            };
+            let record = ScoredRecord { offset, record_timestamp_ms: None, payload_bytes: 1, outcome: Ok(scored) };
+            rows.extend(window.push(record, &weight, selector, &noise));
+        }
+        let show = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
+            numbers.iter().for_each(|number| look(&rows[*number as usize]));
+            Ok(())
+        };
+        let Ok(closed) = window.close_with(CloseReason::Idle, selector, &noise, &model.target_distribution(), show);
+        closed
+    }
+
+    proptest! {
+        /// As the window has it for what it selects. What it leaves is not certain, though a target had nothing to choose.
+        #[test]
+        fn of_several_targets_those_count_that_had_something_to_choose(
+            documents in proptest::collection::vec((0u8..4, -1.0f64..1.0, -1.0f64..1.0), 1..12),
+            tenths in 1u32..10,
+        ) {
+            let documents: Vec<_> = documents.into_iter().map(|(hard, a, b)| (f64::from(hard), [a, b])).collect();
+            let selector = selector(&format!("0.{tenths}"));
+            let closed = close(&documents, &selector);
+            let strata = Strata::of(&selector, closed.summary.coverage.as_ref()).unwrap();
+            let chance = (selector.fraction.as_f64() * documents.len() as f64).min(1.0);
+            for (offset, (hard, weights)) in (0..).zip(&documents) {
+                let seen = SeenDocument {
+                    score: score(weights[0]),
+                    log_importance_weights: weights.to_vec(),
+                    numbers: [*hard, f64::NAN],
+                    point: None,
+                    placed: None,
+                    refused_by: None,
+                };
+                let explained = strata.explain((offset, &seen, weights[0]), 0, &Contenders::default());
+                let probability = explained.inclusion_probability(&selector, weights);
+                match closed.waiting.iter().find(|decision| decision.offset == offset) {
+                    Some(decision) => prop_assert_eq!(decision.inclusion_probability, chance * probability),
+                    None => prop_assert!(probability < 1.0, "{:?}", explained),
+                }
+            }
+        }
     }
 }

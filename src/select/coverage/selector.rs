@@ -65,6 +65,13 @@ impl CoverageSelector {
         self.fields().iter().zip(numbers).any(|(field, number)| field.is_some() && !number.is_finite())
     }
 
+    /// What to do about strata of the weight, in the words of the configuration.
+    pub fn warning(&self) -> Option<String> {
+        let cutoff = "selection.cutoff = 0.8` and `selection.cutoff_field = weight";
+        let of_weight = || warning_of_weight("selection.importance = weight", "selection.importance", cutoff);
+        (self.importance == Criterion::Weight).then(of_weight)
+    }
+
     /// What speaks against it where several targets choose.
     pub fn problem_of_targets(&self) -> Option<&'static str> {
         if self.settings.within == Within::Uniform {
@@ -75,4 +82,15 @@ impl CoverageSelector {
         is_weight
             .then_some("selection.importance: a document has one `weight` for each of several targets; name a field")
     }
+}
+
+/// What to do about strata of the weight: how they were asked for, the option that names a field instead, and those that cut off what
+/// is far from the target.
+pub fn warning_of_weight(asked: &str, importance: &str, cutoff: &str) -> String {
+    format!(
+        "`{asked}` spreads the selection over all weights, so that most of it is far from the target: to cover weights is not to \
+         cover the target, and plain importance resampling comes nearer to it. Give {importance} a field that says how hard a \
+         document is (a loss, a quality score); inside its strata weights still decide, and `{cutoff}` removes before what is far \
+         from the target"
+    )
 }

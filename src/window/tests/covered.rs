@@ -123,6 +123,9 @@ proptest! {
         let sums = summary.pools.iter().flat_map(|pool| &pool.strata);
         let sums = sums.fold((0, 0), |(n, m), stratum| (n + stratum.n_documents, m + stratum.n_selected));
         prop_assert_eq!(sums, (candidates.len() as u64 - summary.n_cut, s.n_selected));
+        let of_pool = |source: Option<&str>| s.selected_of_pools().filter(|of| of.0 == source).map(|of| of.1).sum::<u64>();
+        let n_selected = |number| selected.iter().filter(|row| pool(row.offset) == number).count() as u64;
+        prop_assert_eq!((of_pool(None), of_pool(Some("s1"))), (n_selected(0), n_selected(1)));
         prop_assert_eq!(s.n_records, s.n_selected + s.n_rejected + s.n_dead_letters);
     }
 }

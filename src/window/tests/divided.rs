@@ -133,6 +133,11 @@ proptest! {
         let named: Vec<_> = summary.turns.iter().map(|turn| (turn.source.as_deref(), turn.target.as_deref().unwrap())).collect();
         prop_assert_eq!(&named[..3], &[(None, "good"), (None, "bad"), (Some("s0"), "good")]);
         prop_assert_eq!((summary.threshold, summary.diagnostics), (None, None));
+        for (pool, source) in [None, Some("s0"), Some("s2")].into_iter().enumerate() {
+            let of_pool = summary.selected_of_pools().filter(|of| of.0 == source).map(|of| of.1).sum::<u64>();
+            let n = expected.picks.iter().filter(|pick| pool_of(pick.document) == pool).count() as u64;
+            prop_assert_eq!(of_pool, n);
+        }
         for (number, of) in summary.targets.iter().enumerate() {
             let n = closed.selected.iter().filter(|row| row.target == number).count() as u64;
             prop_assert_eq!((of.target.as_str(), of.diagnostics.n_selected), (TARGETS[number].0, n));

@@ -48,13 +48,19 @@ fn expected(texts: &[String], selector: &SelectorSettings, closed: &ClosedWindow
     let distance = |a: i64, b: i64| -> f64 {
         point(a).iter().zip(point(b)).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
     };
-    let mean = |to: &dyn Fn(usize) -> Vec<i64>| {
-        let of = |rest: usize| half(rest).into_iter().map(move |from| (rest, from));
-        let nearest = |(rest, from)| to(rest).into_iter().map(|to| distance(from, to)).fold(f64::INFINITY, f64::min);
-        (0..2).flat_map(of).map(nearest).sum::<f64>() / candidates.len() as f64
+    let others = |from: i64| selected.iter().copied().filter(move |to| *to != from).collect::<Vec<i64>>();
+    // The only selected document has no other one.
+    let of =
+        |rest: usize| half(rest).into_iter().filter(|from| !others(*from).is_empty()).map(move |from| (rest, from));
+    let sampled: Vec<(usize, i64)> = (0..2).flat_map(of).collect();
+    let mean = |to: &dyn Fn(usize, i64) -> Vec<i64>| {
+        let nearest = |(rest, from): &(usize, i64)| {
+            to(*rest, *from).into_iter().map(|to| distance(*from, to)).fold(f64::INFINITY, f64::min)
+        };
+        sampled.iter().map(nearest).sum::<f64>() / sampled.len() as f64
     };
-    let to_random = |rest: usize| half(1 - rest).into_iter().take(n).collect();
-    (n > 0).then(|| [candidates.len() as f64, n as f64, mean(&|_| selected.clone()), mean(&to_random)])
+    let to_random = |rest: usize, from| half(1 - rest).into_iter().take(others(from).len()).collect();
+    (n > 0).then(|| [sampled.len() as f64, n as f64, mean(&|_, from| others(from)), mean(&to_random)])
 }
 
 proptest! {
@@ -84,6 +90,30 @@ proptest! {
         let unmeasured = close(&texts, &SelectorSettings { coverage_sample: 0, ..selector }, CloseReason::Idle);
         prop_assert_eq!(unmeasured.summary.spread, None);
         prop_assert_eq!(unmeasured.selected, closed.selected);
+    }
+}
+
+/// However many of the sampled documents are selected ones, a random selection comes to what random documents come to.
+#[test]
+fn a_random_selection_covers_as_random_documents_do() {
+    let words = |i: u32| format!("w{i} w{} w{} w{}", i * i % 7, i % 5, i % 3);
+    let texts: Vec<String> = (0..20).map(words).collect();
+    for (sample, fraction) in [(32, "0.1"), (32, "0.5"), (32, "1"), (6, "0.05"), (6, "0.5")] {
+        let n = 400;
+        let differences: Vec<f64> = (0..n)
+            .map(|seed| {
+                // All weigh the same.
+                let selector =
+                    SelectorSettings { coverage_sample: sample, seed, temperature: 1e12, ..selector(fraction) };
+                let spread = close(&texts, &selector, CloseReason::Idle).summary.spread.unwrap();
+                assert!(spread.auc_pr > 0.0 && spread.auc_pr_of_random > 0.0, "{spread:?}");
+                spread.auc_pr - spread.auc_pr_of_random
+            })
+            .collect();
+        let mean = differences.iter().sum::<f64>() / n as f64;
+        let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
+        let error = (variance / n as f64).sqrt();
+        assert!(mean.abs() < 4.0 * error, "{sample} of 20, {fraction} selected: {mean} ± {error}");
     }
 }
 
