@@ -256,7 +256,7 @@ fn what_is_chosen_counts_beside_the_candidates() {
         }
         window.held_bytes() - empty
     };
-    let chosen_bytes = size_of::<crate::select::Pick>() + size_of::<super::super::candidates::Chosen>();
+    let chosen_bytes = size_of::<crate::select::Pick>() + size_of::<candidates::Chosen>();
     for n in [1, 10, 1_000] {
         let [few, all] = ["0.1", "1"].map(|fraction| held(fraction, n));
         assert_eq!(all - few, (n - (n + 9) / 10) as usize * chosen_bytes, "{n} documents");
