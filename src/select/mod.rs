@@ -28,7 +28,7 @@ use crate::score::{LossTerm, Score};
 
 pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
 pub use apportion::{Rounding, apportion};
-pub use budget::{BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
+pub use budget::{BudgetRounding, BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
 pub use coverage::{
     CoveragePlan, CoverageRequest, CoverageSelector, CoverageSettings, Covered, CoveredPool, CoveredWindow, Criterion,
     Cutoff, DEFAULT_CLIP, DEFAULT_STRATA, DocumentScores, Edges, FixedCutoff, PlannedCell, QuantileSketch,

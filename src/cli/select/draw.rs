@@ -10,8 +10,8 @@ use crate::cli::UsageError;
 use crate::record::TopicPartition;
 use crate::score::{Model, Score};
 use crate::select::{
-    BudgetedSelection, Diagnostics, Noise, Pick, Quotas, Rounding, SelectorKind, SelectorSettings, budgets,
-    pool_shares_of, select_within_budgets, temperature_for_effective_sample_size,
+    BudgetRounding, BudgetedSelection, Diagnostics, Noise, Pick, Quotas, SelectorKind, SelectorSettings,
+    budgets, pool_shares_of, select_within_budgets, temperature_for_effective_sample_size,
 };
 
 /// Documents of files have no partition: their numbers are the offsets of this one.
@@ -64,8 +64,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
         settings.key(&noise, i64::from(document), weight)
     };
     let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
-    let nearest = Rounding::Nearest;
-    let budgets = budgets(requested, &pool_shares(plan), &target_shares, &available, nearest, |_| nearest);
+    let budgets = budgets(requested, &pool_shares(plan), &target_shares, &available, BudgetRounding::Nearest);
     let selection = select_within_budgets(pools, &budgets, key);
     Ok(Draw {
         noise,
