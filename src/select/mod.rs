@@ -36,8 +36,8 @@ pub use coverage::{
     water_fill,
 };
 pub use diagnostics::{
-    Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
-    weight_length_correlation,
+    Diagnostics, JudgedDraw, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size,
+    top_k_overlap, weight_length_correlation,
 };
 pub use filter::{FieldType, FilterSettings};
 pub use fraction::Fraction;

@@ -10,7 +10,7 @@ use crate::cli::UsageError;
 use crate::record::TopicPartition;
 use crate::score::{Model, Score};
 use crate::select::{
-    BudgetRounding, BudgetedSelection, Diagnostics, Noise, Pick, Quotas, SelectorKind, SelectorSettings,
+    BudgetRounding, BudgetedSelection, Diagnostics, JudgedDraw, Noise, Pick, Quotas, SelectorKind, SelectorSettings,
     budgets, pool_shares_of, select_within_budgets, temperature_for_effective_sample_size,
 };
 
@@ -192,7 +192,10 @@ impl Draw {
             let picks = self.selection.picks.iter().filter(|pick| pick.target == target);
             let index = |pick: &Pick| candidates.partition_point(|&document| document < pick.document);
             let totals = totals(scores, model, &settings, candidates, target);
-            Diagnostics::of(&settings, &totals, &n_tokens, &picks.map(index).collect::<Vec<_>>())
+            let selected: Vec<usize> = picks.map(index).collect();
+            let n_selected_by_all = self.selection.picks.len() as u64;
+            let draw = JudgedDraw { selected: &selected, n_selected_by_all, is_window: false };
+            Diagnostics::of(&settings, &totals, &n_tokens, &draw)
         };
         (0..scores.n_targets).map(of_target).collect()
     }
