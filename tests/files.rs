@@ -352,6 +352,19 @@ fn auto_temperature_reaches_the_effective_sample_size() {
     sandbox.succeed(&format!("{select} --length-normalise --temperature auto --featuriser fast --out mean"));
     let report = sandbox.report("mean");
     assert!(report["selector"]["temperature"].as_f64().unwrap() < 1.0, "{report}");
+    // Of ten documents no sample is worth one or less; of equal ones every sample is worth the same.
+    let rows = std::fs::read_to_string(sandbox.path("raw.jsonl")).unwrap();
+    std::fs::write(sandbox.path("ten.jsonl"), rows.lines().take(10).map(|row| format!("{row}\n")).collect::<String>())
+        .unwrap();
+    let ten = "select --input ten.jsonl --model auto/model.wnw --count 3 --min-tokens 1 --temperature";
+    let said = sandbox.refuse(&format!("{ten} auto --out ten"));
+    assert!(said.contains("a tenth of 10 documents is 1; give auto:0.5 or a number"), "{said}");
+    sandbox.succeed(&format!("{ten} auto:0.5 --out ten"));
+    std::fs::write(sandbox.path("equal.jsonl"), "{\"text\": \"all of them alike\"}\n".repeat(12)).unwrap();
+    sandbox.succeed(
+        "select --input equal.jsonl --model auto/model.wnw --count 3 --min-tokens 1 --temperature auto --out equal",
+    );
+    assert_eq!(sandbox.report("equal")["selector"]["temperature"], 1.0);
     let said = sandbox.refuse("select --input raw.jsonl --model auto/model.wnw --featuriser fast --count 5 --out y");
     assert!(said.contains("cannot be used with"), "a model has its own featuriser: {said}");
     for wrong in ["--temperature 0", "--temperature auto:2", "--fraction 0.1", "--count 0", "--source-proportion a"] {
