@@ -150,6 +150,21 @@ fn more_than_there_is_is_said() {
     assert!(probabilities.iter().all(|p| *p == 1.0), "everything was certain to be selected");
 }
 
+/// Nothing is no distribution that could be near to the target or far from it.
+#[test]
+fn an_empty_selection_has_no_divergence() {
+    let sandbox = Sandbox::new();
+    let shown =
+        sandbox.succeed("select --input raw.jsonl --target target.jsonl --count 5 --min-tokens 100000 --out none");
+    let report = sandbox.report("none");
+    for number in ["kl_to_selected_nats", "kl_reduction_nats", "kl_reduction_of_random_nats"] {
+        assert_eq!(report[number], Value::Null, "{number}");
+    }
+    assert_eq!((&report["selected"], &report["lacking"]), (&0.into(), &Value::Array(Vec::new())));
+    assert_eq!(shown.matches("– nats").count(), 2, "{shown}");
+    assert!(!shown.contains("are left between"), "{shown}");
+}
+
 #[test]
 fn jsonl_keeps_the_original_objects() {
     let sandbox = Sandbox::new();
