@@ -150,6 +150,51 @@ fn more_than_there_is_is_said() {
     assert!(probabilities.iter().all(|p| *p == 1.0), "everything was certain to be selected");
 }
 
+/// A misspelt source has no documents, whatever selects; what its share comes to is said of it, and not of others.
+#[test]
+fn sources_that_cannot_give_their_share_are_named() {
+    let sandbox = Sandbox::new();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    let rows = lines(&sandbox.path("raw.jsonl"));
+    let n_of = |source: &str| rows.iter().filter(|row| row["source"] == source).count();
+    let select = |options: &str, out: &str| {
+        sandbox.succeed(&format!("select --input raw.jsonl --model model.wnw --temperature 50 {options} --out {out}"));
+        let warnings = sandbox.report(out)["warnings"].clone();
+        warnings.as_array().unwrap().iter().map(|w| w.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let misspelt = "source `sotuu`: 50 were asked for, 0 of 0 could be selected";
+    for (out, options) in [
+        ("importance", ""),
+        ("top", "--selector top_k"),
+        ("sensitivity", "--selector sensitivity"),
+        ("corrected", "--against selected"),
+    ] {
+        let warnings = select(&format!("--count 100 {options} --source-proportion sotuu=0.5"), out);
+        assert!(warnings.contains(&misspelt.to_owned()), "{options}: {warnings:?}");
+        assert!(!warnings.iter().any(|warning| warning.contains("all other sources")), "{options}: {warnings:?}");
+    }
+    let warnings = select("--tokens 10000 --source-proportion sotuu=0.5", "tokens");
+    let misspelt = "source `sotuu`: 5000 tokens were asked for, 0 could be selected";
+    assert!(warnings.contains(&misspelt.to_owned()), "{warnings:?}");
+    // Too few of one, and none that is left for the others.
+    let n = n_of("sotu");
+    let of_sotu = rows.iter().filter(|row| row["source"] == "sotu").map(|row| format!("{row}\n"));
+    std::fs::write(sandbox.path("sotu.jsonl"), of_sotu.collect::<String>()).unwrap();
+    let count = 4 * n;
+    let options = format!("--count {count} --min-tokens 1 --source-proportion sotu=0.5");
+    let warnings = select(&options, "few");
+    let few = format!("source `sotu`: {} were asked for, {n} of {n} could be selected", 2 * n);
+    assert!(warnings.contains(&few), "{few}: {warnings:?}");
+    sandbox.succeed(&format!(
+        "select --input sotu.jsonl --model model.wnw --count {} --min-tokens 1 --source-proportion sotu=0.5 --out none",
+        n / 2 * 2
+    ));
+    let warnings = sandbox.report("none")["warnings"].to_string();
+    let none = format!("all other sources: {} were asked for, 0 of 0 could be selected", n / 2);
+    assert!(warnings.contains(&none), "{none}: {warnings}");
+    assert!(select("--count 20 --source-proportion sotu=0.5", "enough").iter().all(|w| !w.contains("asked for")));
+}
+
 /// Nothing is no distribution that could be near to the target or far from it.
 #[test]
 fn an_empty_selection_has_no_divergence() {

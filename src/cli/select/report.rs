@@ -11,6 +11,7 @@ use super::draw::{Draw, Drawn};
 use super::explain::{self, Explanation};
 use super::rows::Written;
 use super::scores::Scores;
+use super::shares;
 use super::spread::{self, Covers, MethodReport, SensitivityReport, StrataReport};
 use super::tokens::TokensReport;
 use crate::cli::bars::bar;
@@ -214,11 +215,12 @@ impl<'a> Report<'a> {
             is_fitted: facts.is_fitted,
             seconds: facts.seconds,
         };
-        report.warnings = report.find_warnings();
+        report.warnings = report.find_warnings(shares::warnings(scores, plan, draw));
         report
     }
 
-    fn find_warnings(&self) -> Vec<String> {
+    /// `of_shares`: those that only the draw knows of.
+    fn find_warnings(&self, of_shares: Vec<String>) -> Vec<String> {
         let mut warnings = Vec::new();
         let (without_number, cut) = self.strata.as_ref().map_or((0, 0), |s| (s.without_number, s.cut));
         if self.shortfall > 0 && cut > 0 {
@@ -233,6 +235,7 @@ impl<'a> Report<'a> {
                 self.requested, self.candidates, self.documents, self.selector.min_tokens
             ));
         }
+        warnings.extend(of_shares);
         if without_number > 0 {
             warnings
                 .push(format!("{without_number} documents lack a number that coverage needs: they cannot be selected"));
