@@ -211,6 +211,29 @@ fn an_empty_selection_has_no_divergence() {
 }
 
 #[test]
+fn a_footer_says_what_was_asked_for() {
+    let sandbox = Sandbox::new();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    let footer = |options: &str, out: &str| {
+        sandbox.succeed(&format!("select --input raw.jsonl --model model.wnw {options} --out {out}"));
+        let file = File::open(sandbox.path(out).join(SELECTED)).unwrap();
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        let pairs = reader.metadata().file_metadata().key_value_metadata().unwrap().clone();
+        ["winnowd.requested", "winnowd.selector"].map(|key| {
+            let pair = pairs.iter().find(|pair| pair.key == key).unwrap();
+            serde_json::from_str::<Value>(pair.value.as_ref().unwrap()).unwrap()
+        })
+    };
+    let [requested, selector] = footer("--count 7", "count");
+    assert_eq!((requested, selector.get("fraction")), (serde_json::json!({ "documents": 7 }), None));
+    let [requested, selector] = footer("--fraction 0.05", "fraction");
+    let documents = &sandbox.report("fraction")["requested"];
+    assert_eq!((&requested["documents"], &selector["fraction"]), (documents, &"0.05".into()));
+    let [requested, selector] = footer("--tokens 5000", "tokens");
+    assert_eq!((requested, selector.get("fraction")), (serde_json::json!({ "tokens": 5000.0 }), None));
+}
+
+#[test]
 fn jsonl_keeps_the_original_objects() {
     let sandbox = Sandbox::new();
     let mut file = File::create(sandbox.path("odd.jsonl")).unwrap();

@@ -196,6 +196,16 @@ fn automatic_temperature(totals: &[f64], share: f64) -> Result<f64, UsageError> 
 }
 
 impl Draw {
+    /// How many documents or tokens were asked for.
+    pub fn requested(&self) -> serde_json::Value {
+        match &self.drawn {
+            Drawn::Tokens(pools) => serde_json::json!({ "tokens": pools.requested }),
+            Drawn::Weights | Drawn::Strata(_) | Drawn::Sensitivities(_) => {
+                serde_json::json!({ "documents": self.requested })
+            }
+        }
+    }
+
     /// One for each target: of all that competed, and of what that target chose.
     pub fn diagnostics(&self, scores: &Scores, model: &Model) -> Vec<Diagnostics> {
         let Judged { kind, candidates } = &self.judged;
