@@ -150,6 +150,89 @@ fn more_than_there_is_is_said() {
     assert!(probabilities.iter().all(|p| *p == 1.0), "everything was certain to be selected");
 }
 
+/// A misspelt source has no documents, whatever selects; what its share comes to is said of it, and not of others.
+#[test]
+fn sources_that_cannot_give_their_share_are_named() {
+    let sandbox = Sandbox::new();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    let rows = lines(&sandbox.path("raw.jsonl"));
+    let n_of = |source: &str| rows.iter().filter(|row| row["source"] == source).count();
+    let select = |options: &str, out: &str| {
+        sandbox.succeed(&format!("select --input raw.jsonl --model model.wnw --temperature 50 {options} --out {out}"));
+        let warnings = sandbox.report(out)["warnings"].clone();
+        warnings.as_array().unwrap().iter().map(|w| w.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let misspelt = "source `sotuu`: 50 were asked for, 0 of 0 could be selected";
+    for (out, options) in [
+        ("importance", ""),
+        ("top", "--selector top_k"),
+        ("sensitivity", "--selector sensitivity"),
+        ("corrected", "--against selected"),
+    ] {
+        let warnings = select(&format!("--count 100 {options} --source-proportion sotuu=0.5"), out);
+        assert!(warnings.contains(&misspelt.to_owned()), "{options}: {warnings:?}");
+        assert!(!warnings.iter().any(|warning| warning.contains("all other sources")), "{options}: {warnings:?}");
+    }
+    let warnings = select("--tokens 10000 --source-proportion sotuu=0.5", "tokens");
+    let misspelt = "source `sotuu`: 5000 tokens were asked for, 0 could be selected";
+    assert!(warnings.contains(&misspelt.to_owned()), "{warnings:?}");
+    // Too few of one, and none that is left for the others.
+    let n = n_of("sotu");
+    let of_sotu = rows.iter().filter(|row| row["source"] == "sotu").map(|row| format!("{row}\n"));
+    std::fs::write(sandbox.path("sotu.jsonl"), of_sotu.collect::<String>()).unwrap();
+    let count = 4 * n;
+    let options = format!("--count {count} --min-tokens 1 --source-proportion sotu=0.5");
+    let warnings = select(&options, "few");
+    let few = format!("source `sotu`: {} were asked for, {n} of {n} could be selected", 2 * n);
+    assert!(warnings.contains(&few), "{few}: {warnings:?}");
+    sandbox.succeed(&format!(
+        "select --input sotu.jsonl --model model.wnw --count {} --min-tokens 1 --source-proportion sotu=0.5 --out none",
+        n / 2 * 2
+    ));
+    let warnings = sandbox.report("none")["warnings"].to_string();
+    let none = format!("all other sources: {} were asked for, 0 of 0 could be selected", n / 2);
+    assert!(warnings.contains(&none), "{none}: {warnings}");
+    assert!(select("--count 20 --source-proportion sotu=0.5", "enough").iter().all(|w| !w.contains("asked for")));
+}
+
+/// Nothing is no distribution that could be near to the target or far from it.
+#[test]
+fn an_empty_selection_has_no_divergence() {
+    let sandbox = Sandbox::new();
+    let shown =
+        sandbox.succeed("select --input raw.jsonl --target target.jsonl --count 5 --min-tokens 100000 --out none");
+    let report = sandbox.report("none");
+    for number in ["kl_to_selected_nats", "kl_reduction_nats", "kl_reduction_of_random_nats"] {
+        assert_eq!(report[number], Value::Null, "{number}");
+    }
+    assert_eq!((&report["selected"], &report["lacking"]), (&0.into(), &Value::Array(Vec::new())));
+    assert_eq!(shown.matches("– nats").count(), 2, "{shown}");
+    assert!(!shown.contains("are left between"), "{shown}");
+}
+
+#[test]
+fn a_footer_says_what_was_asked_for() {
+    let sandbox = Sandbox::new();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    let footer = |options: &str, out: &str| {
+        sandbox.succeed(&format!("select --input raw.jsonl --model model.wnw {options} --out {out}"));
+        let file = File::open(sandbox.path(out).join(SELECTED)).unwrap();
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        let pairs = reader.metadata().file_metadata().key_value_metadata().unwrap().clone();
+        ["winnowd.requested", "winnowd.selector"].map(|key| {
+            let pair = pairs.iter().find(|pair| pair.key == key).unwrap();
+            serde_json::from_str::<Value>(pair.value.as_ref().unwrap()).unwrap()
+        })
+    };
+    let [requested, selector] = footer("--count 7", "count");
+    assert_eq!((requested, selector.get("fraction")), (serde_json::json!({ "documents": 7 }), None));
+    let [requested, selector] = footer("--fraction 0.05", "fraction");
+    let documents = &sandbox.report("fraction")["requested"];
+    assert_eq!((&requested["documents"], &selector["fraction"]), (documents, &"0.05".into()));
+    let [requested, selector] = footer("--tokens 5000", "tokens");
+    assert_eq!((requested, selector.get("fraction")), (serde_json::json!({ "tokens": 5000.0 }), None));
+}
+
 #[test]
 fn jsonl_keeps_the_original_objects() {
     let sandbox = Sandbox::new();
@@ -378,6 +461,19 @@ fn auto_temperature_reaches_the_effective_sample_size() {
     sandbox.succeed(&format!("{select} --length-normalise --temperature auto --featuriser fast --out mean"));
     let report = sandbox.report("mean");
     assert!(report["selector"]["temperature"].as_f64().unwrap() < 1.0, "{report}");
+    // Of ten documents no sample is worth one or less; of equal ones every sample is worth the same.
+    let rows = std::fs::read_to_string(sandbox.path("raw.jsonl")).unwrap();
+    std::fs::write(sandbox.path("ten.jsonl"), rows.lines().take(10).map(|row| format!("{row}\n")).collect::<String>())
+        .unwrap();
+    let ten = "select --input ten.jsonl --model auto/model.wnw --count 3 --min-tokens 1 --temperature";
+    let said = sandbox.refuse(&format!("{ten} auto --out ten"));
+    assert!(said.contains("a tenth of 10 documents is 1; give auto:0.5 or a number"), "{said}");
+    sandbox.succeed(&format!("{ten} auto:0.5 --out ten"));
+    std::fs::write(sandbox.path("equal.jsonl"), "{\"text\": \"all of them alike\"}\n".repeat(12)).unwrap();
+    sandbox.succeed(
+        "select --input equal.jsonl --model auto/model.wnw --count 3 --min-tokens 1 --temperature auto --out equal",
+    );
+    assert_eq!(sandbox.report("equal")["selector"]["temperature"], 1.0);
     let said = sandbox.refuse("select --input raw.jsonl --model auto/model.wnw --featuriser fast --count 5 --out y");
     assert!(said.contains("cannot be used with"), "a model has its own featuriser: {said}");
     for wrong in ["--temperature 0", "--temperature auto:2", "--fraction 0.1", "--count 0", "--source-proportion a"] {

@@ -18,6 +18,7 @@ mod report;
 mod rows;
 mod scores;
 mod sensitive;
+mod shares;
 mod spool;
 mod spread;
 mod tokens;

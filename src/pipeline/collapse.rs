@@ -6,7 +6,7 @@ use crate::select::Diagnostics;
 
 /// Windows in a row without a collapse that count as recovered.
 pub(super) const RECOVERED_AFTER: u32 = 10;
-/// A draw of fewer cannot be told from a collapsed one.
+/// A draw of fewer cannot be told from a collapsed one: [`crate::select::is_collapsed`] says so of none.
 const LEAST_SELECTED: u64 = 11;
 
 /// The draws for one target.

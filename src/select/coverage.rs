@@ -23,7 +23,7 @@ mod stream;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BudgetedSelection, Fraction, SelectorSettings};
+use super::{BudgetRounding, BudgetedSelection, Fraction, SelectorSettings};
 
 pub use edges::Edges;
 pub use plan::{CoveragePlan, PlannedCell, plan_coverage};
@@ -97,6 +97,8 @@ pub struct CoverageRequest<'a> {
     /// One for each pool of documents (a source, or all that have no share of their own).
     pub pool_shares: &'a [f64],
     pub target_shares: &'a [f64],
+    /// Of the budgets of pools and targets.
+    pub rounding: BudgetRounding<'a>,
 }
 
 /// What is known of a document, by its number. No number may be NaN: documents without one are rejected before.
@@ -186,6 +188,11 @@ impl Covered {
         let of_turn =
             |turn: &super::Turn| settings.inclusion_probability(total_log_weight(turn.target), turn.threshold);
         turns.filter(|turn| turn.count > 0).map(of_turn).fold(0.0, f64::max)
+    }
+
+    /// Documents of each pool, after the cut-off.
+    pub fn sizes(&self) -> Vec<u64> {
+        self.pools.iter().map(|pool| pool.strata.iter().map(|stratum| stratum.documents).sum()).collect()
     }
 
     /// Strata of all pools that have documents, and those of them that something is selected from.

@@ -9,6 +9,8 @@ use super::{SelectorKind, SelectorSettings};
 
 /// A draw has collapsed when its effective sample size is below this share of the number selected.
 const COLLAPSED_SHARE: f64 = 0.1;
+/// Of ten or fewer that is no more than 1, which every size is: several documents of one selection have collapsed below this.
+const COLLAPSED_SIZE: f64 = 1.5;
 /// The temperature that is suggested then gives this share of the candidates.
 const SUGGESTED_SHARE: f64 = 0.1;
 
@@ -33,18 +35,31 @@ pub struct Diagnostics {
     pub suggested_temperature: Option<f64>,
 }
 
+/// What a target has selected.
+#[derive(Debug, Clone, Copy)]
+pub struct JudgedDraw<'a> {
+    /// Indices of candidates, in any order.
+    pub selected: &'a [usize],
+    /// As many all targets together have selected of the same candidates.
+    pub n_selected_by_all: u64,
+    /// Whether it is one window of many: a few documents of it say nothing.
+    pub is_window: bool,
+}
+
 impl Diagnostics {
-    /// `log_weights` (see [`SelectorSettings::total_log_weight`]) and `n_tokens` of each candidate; `selected` are
-    /// indices into them, in any order.
+    /// `log_weights` (see [`SelectorSettings::total_log_weight`]) and `n_tokens` of each candidate.
     ///
     /// # Panics
     /// If the two have different lengths, or an index is beyond them.
-    pub fn of(settings: &SelectorSettings, log_weights: &[f64], n_tokens: &[u32], selected: &[usize]) -> Self {
+    pub fn of(settings: &SelectorSettings, log_weights: &[f64], n_tokens: &[u32], draw: &JudgedDraw<'_>) -> Self {
+        let JudgedDraw { selected, n_selected_by_all, is_window } = *draw;
         let (n_candidates, n_selected) = (log_weights.len(), selected.len());
         let size = effective_sample_size(log_weights, settings.temperature);
         // Everything was taken, or the heaviest on purpose: nothing was left to chance.
-        let is_draw = settings.kind == SelectorKind::ImportanceResampling && n_selected < n_candidates;
-        let is_collapsed = is_draw && size.is_some_and(|size| is_collapsed(size, n_selected as u64));
+        let is_draw = settings.kind == SelectorKind::ImportanceResampling && n_selected_by_all < n_candidates as u64;
+        let has_collapsed =
+            |size| is_collapsed(size, n_selected as u64) || (!is_window && n_selected > 1 && size < COLLAPSED_SIZE);
+        let is_collapsed = is_draw && size.is_some_and(has_collapsed);
         let suggest = || temperature_for_effective_sample_size(log_weights, SUGGESTED_SHARE * n_candidates as f64);
         Diagnostics {
             n_candidates: n_candidates as u64,
@@ -169,7 +184,7 @@ pub fn temperature_for_effective_sample_size(log_weights: &[f64], wanted: f64) -
 }
 
 /// A draw whose effective sample size is below a tenth of what it selects: after the first few documents it has no
-/// choice left but to go down the list, so it is plain top-k by another name.
+/// choice left but to go down the list, so it is plain top-k by another name. Never of ten documents or fewer: a size is at least 1.
 pub fn is_collapsed(effective_sample_size: f64, n_selected: u64) -> bool {
     effective_sample_size < COLLAPSED_SHARE * n_selected as f64
 }

@@ -28,7 +28,7 @@ use crate::score::{LossTerm, Score};
 
 pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
 pub use apportion::{Rounding, apportion};
-pub use budget::{BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
+pub use budget::{BudgetRounding, BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
 pub use coverage::{
     CoveragePlan, CoverageRequest, CoverageSelector, CoverageSettings, Covered, CoveredPool, CoveredWindow, Criterion,
     Cutoff, DEFAULT_CLIP, DEFAULT_STRATA, DocumentScores, Edges, FixedCutoff, PlannedCell, QuantileSketch,
@@ -36,8 +36,8 @@ pub use coverage::{
     warning_of_weight, water_fill,
 };
 pub use diagnostics::{
-    Diagnostics, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size, top_k_overlap,
-    weight_length_correlation,
+    Diagnostics, JudgedDraw, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size,
+    top_k_overlap, weight_length_correlation,
 };
 pub use filter::{FieldType, FilterSettings};
 pub use fraction::Fraction;

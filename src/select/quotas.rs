@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::apportion::{Rounding, dues};
-use super::{Fraction, budgets};
+use super::apportion::dues;
+use super::{BudgetRounding, Fraction, budgets};
 use crate::score::Model;
 
 /// Shares that are named must not sum to more than this above 1: they are decimal numbers.
@@ -172,14 +172,8 @@ impl Division {
     }
 
     /// See [`budgets`].
-    pub fn budgets(
-        &self,
-        count: u64,
-        available: &[u64],
-        of_pools: Rounding,
-        of_targets: impl Fn(usize) -> Rounding,
-    ) -> Vec<Vec<u64>> {
-        budgets(count, &self.pool_shares, &self.target_shares, available, of_pools, of_targets)
+    pub fn budgets(&self, count: u64, available: &[u64], rounding: BudgetRounding<'_>) -> Vec<Vec<u64>> {
+        budgets(count, &self.pool_shares, &self.target_shares, available, rounding)
     }
 
     /// The most that can ever be chosen from each pool, where `so_far` candidates have come of each and `at_most` documents

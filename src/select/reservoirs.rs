@@ -125,8 +125,9 @@ mod tests {
 
     use super::*;
     use crate::features::Featuriser;
+    use crate::record::TopicPartition;
     use crate::score::{Model, NgramCounts, Side, Target};
-    use crate::select::{Quotas, Rounding, select_within_budgets};
+    use crate::select::{BudgetRounding, Noise, Quotas, select_within_budgets};
 
     const N_TARGETS: usize = 3;
     const SOURCES: [&str; 4] = ["", "a", "b", "c"];
@@ -184,7 +185,7 @@ mod tests {
             has_rest in any::<bool>(),
             at_most in 0u64..450,
             share_chosen in 0.0f64..=1.0,
-            (pool_rounding, target_rounding) in (0.0f64..1.0, 0.0f64..1.0),
+            from in 0i64..1 << 40,
             seed in any::<u64>(),
         ) {
             let mut sources = sources;
@@ -201,8 +202,8 @@ mod tests {
             candidates.iter().enumerate().for_each(|(i, candidate)| pools[candidate.pool].push(i as u32));
             let sizes: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
             prop_assert_eq!(reservoirs.sizes(), &sizes[..]);
-            let of_targets = |pool: usize| Rounding::Random((target_rounding + 0.3 * pool as f64).fract());
-            let budgets = division.budgets(count, &sizes, Rounding::Random(pool_rounding), of_targets);
+            let noise = Noise::new(seed, &TopicPartition::new("t", 0));
+            let budgets = division.budgets(count, &sizes, BudgetRounding::Random { noise: &noise, from });
             let expected = select_within_budgets(pools, &budgets, |i, target| candidates[i as usize].keys[target]);
             let (chosen, turns) = reservoirs.select(&budgets);
 
@@ -233,7 +234,7 @@ mod tests {
         let three: Vec<usize> = order.into_iter().filter(|i| i % 4 != 2).collect();
         let (reservoirs, held) = offered(&division(&[0.25; 4], &[1.0]), 800, &candidates, &three);
         assert!((800..=3 * 269).contains(&held), "{held} held");
-        let budgets = reservoirs.division().budgets(800, reservoirs.sizes(), Rounding::Nearest, |_| Rounding::Nearest);
+        let budgets = reservoirs.division().budgets(800, reservoirs.sizes(), BudgetRounding::Nearest);
         assert_eq!(reservoirs.select(&budgets).0.len(), 800);
     }
 }

@@ -84,8 +84,8 @@ pub struct SensitivityPool {
     pub ratio: f64,
 }
 
-/// In: documents by pool, the share of every pool, the score of a document (above 0) and its uniform number in (0, 1). Out:
-/// `count` of them, or all if there are fewer. Of equal keys the document with the lower number is selected.
+/// In: documents by pool, the share of every pool and how those are rounded, the score of a document (above 0) and its uniform
+/// number in (0, 1). Out: `count` of them, or all if there are fewer. Of equal keys the document with the lower number is selected.
 ///
 /// # Panics
 /// If a pool has no share.
@@ -93,11 +93,12 @@ pub fn select_by_sensitivity(
     count: u64,
     mut pools: Vec<Vec<u32>>,
     pool_shares: &[f64],
+    rounding: Rounding,
     score: impl Fn(u32) -> f64,
     uniform: impl Fn(u32) -> f64,
 ) -> SensitivitySelection {
     let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
-    let budgets = apportion(count, pool_shares, &available, Rounding::Nearest);
+    let budgets = apportion(count, pool_shares, &available, rounding);
     let mut drawn = SensitivitySelection { shortfall: count - budgets.iter().sum::<u64>(), ..Default::default() };
     // As many as there will be, and no room for more.
     drawn.selection.picks.reserve_exact(budgets.iter().sum::<u64>() as usize);

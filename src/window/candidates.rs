@@ -11,7 +11,7 @@ use crate::features::BucketList;
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    self, BudgetedReservoirs, ChosenFor, ClusterAddition, Division, Noise, Reservoir, Rounding, SelectorSettings,
+    self, BudgetRounding, BudgetedReservoirs, ChosenFor, ClusterAddition, Division, Noise, Reservoir, SelectorSettings,
     StreamClusters, Turn, Unit,
 };
 
@@ -231,8 +231,7 @@ impl Divided {
         let count = selector.fraction.of(n_documents, noise.rounding(from));
         let sizes = reservoirs.sizes().to_vec();
         let division = reservoirs.division().clone();
-        let of_targets = |pool| Rounding::Random(noise.target_rounding(from, pool));
-        let budgets = division.budgets(count, &sizes, Rounding::Random(noise.pool_rounding(from)), of_targets);
+        let budgets = division.budgets(count, &sizes, BudgetRounding::Random { noise, from });
         let chances = division.chances(selector.fraction, n_documents, &sizes);
         let summary = |turn: &Turn| TurnSummary {
             source: division.source_of(turn.pool).map(str::to_owned),

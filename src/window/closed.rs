@@ -14,7 +14,7 @@ use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, TopicPartition};
 use crate::score::{ExpectedLossVersion, NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
 use crate::select::{
-    ClusterAddition, Diagnostics, Noise, SelectorKind, SelectorSettings, SourceCounts, WeightHistogram,
+    ClusterAddition, Diagnostics, JudgedDraw, Noise, SelectorKind, SelectorSettings, SourceCounts, WeightHistogram,
 };
 
 /// A document of the selection.
@@ -269,8 +269,11 @@ impl OpenWindow {
         // Where weights do not decide, no draw by them can collapse.
         let kind = if selector.is_uniform() { SelectorKind::TopK } else { selector.kind };
         let selector = &SelectorSettings { kind, ..selector.clone() };
-        let diagnostics: Vec<_> =
-            draws.map(|(weights, numbers)| Diagnostics::of(selector, weights, &n_tokens, numbers)).collect();
+        let judged = |(weights, selected): (&&[f64], &Vec<usize>)| {
+            let draw = JudgedDraw { selected, n_selected_by_all: n_selected, is_window: true };
+            Diagnostics::of(selector, weights, &n_tokens, &draw)
+        };
+        let diagnostics: Vec<_> = draws.map(judged).collect();
         let weights =
             log_weights.iter().zip(&by_target).map(|(of, numbers)| WeightHistogram::of(of, numbers)).collect();
         let raw_divergence = target.divergence_from(&raw);

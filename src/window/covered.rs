@@ -10,8 +10,8 @@ use super::columns::{self, Offsets};
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    CoverageRequest, CoverageSelector, Covered, Criterion, Division, DocumentScores, Fraction, Pick, SelectorSettings,
-    select_coverage,
+    BudgetRounding, CoverageRequest, CoverageSelector, Covered, Criterion, Division, DocumentScores, Fraction, Pick,
+    SelectorSettings, select_coverage,
 };
 
 /// What deciding allocates for a candidate meanwhile, at most: its number in its pool and its stratum, or among those that are cut
@@ -163,18 +163,20 @@ impl CoveredCandidates {
             settings: coverage.settings,
             pool_shares: self.division.pool_shares(),
             target_shares: self.division.target_shares(),
+            rounding: BudgetRounding::Random { noise, from },
         };
         let scores = DocumentScores { cutoff: &cutoff, importance: &importance, key: &key };
         let mut covered = select_coverage(&request, pools, &scores);
         let picks = std::mem::take(&mut covered.selection.picks);
-        // Whether there is a selection at all was left to chance where the share is less than one document.
-        let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
+        let chances = self.division.chances(selector.fraction, n_documents, &covered.sizes());
         let chosen = picks.into_iter().map(|Pick { document: number, target, key }| {
-            let cell = covered.cell(pool_of(number), importance(number)).expect("a chosen document has a stratum");
+            let pool = pool_of(number);
+            let cell = covered.cell(pool, importance(number)).expect("a chosen document has a stratum");
             let of_target = |target| total(number, target);
             let probability = covered.inclusion_probability(selector, coverage.settings.within, cell, of_target);
             let offset = self.offsets.get(number);
-            let (target, inclusion_probability) = (target as u32, chance * probability);
+            // Whether anything of its pool is chosen at all may have been left to chance.
+            let (target, inclusion_probability) = (target as u32, chances[pool] * probability);
             Chosen { number, offset, target, key, inclusion_probability, ratio: 1.0 }
         });
         Choice {

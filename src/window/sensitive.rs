@@ -11,9 +11,9 @@ use super::covered::{CHOSEN_BYTES, SpooledRow};
 use crate::features::Projection;
 use crate::score::Score;
 use crate::select::{
-    CentreSettings, Centres, ClusterAddition, ClusterMeans, Division, Fraction, LossSource, Noise, Pick, Reservoir,
-    SamplePoint, SelectorSettings, Sensitivity, SensitivityPool, SensitivitySelection, SensitivitySelector,
-    StreamClusters, select_by_sensitivity, with_floor,
+    BudgetRounding, CentreSettings, Centres, ClusterAddition, ClusterMeans, Division, Fraction, LossSource, Noise,
+    Pick, Reservoir, SamplePoint, SelectorSettings, Sensitivity, SensitivityPool, SensitivitySelection,
+    SensitivitySelector, StreamClusters, select_by_sensitivity, with_floor,
 };
 
 /// What deciding allocates for a candidate meanwhile, rounded up: its score and centre, numbers in pools, keys to be sorted.
@@ -244,10 +244,11 @@ impl SensitiveCandidates {
         competing.for_each(|number| pools[pool_of(number)].push(number));
         let count = selector.fraction.of(n_documents, noise.rounding(from));
         let uniform = |number: u32| noise.priority(self.offsets.get(number));
-        let mut drawn = select_by_sensitivity(count, pools, self.division.pool_shares(), score, uniform);
+        let rounding = BudgetRounding::Random { noise, from }.of_pools();
+        let mut drawn = select_by_sensitivity(count, pools, self.division.pool_shares(), rounding, score, uniform);
         let picks = std::mem::take(&mut drawn.selection.picks);
-        // Whether there is a selection at all was left to chance where the share is less than one document.
-        let chance = (selector.fraction.as_f64() * n_documents as f64).min(1.0);
+        let sizes: Vec<u64> = drawn.pools.iter().map(|pool| pool.documents).collect();
+        let chances = self.division.chances(selector.fraction, n_documents, &sizes);
         let chosen = picks.into_iter().map(|Pick { document: number, key, .. }| {
             let pool = &drawn.pools[pool_of(number)];
             Chosen {
@@ -255,7 +256,8 @@ impl SensitiveCandidates {
                 offset: self.offsets.get(number),
                 target: 0,
                 key,
-                inclusion_probability: chance * pool.inclusion_probability(score(number)),
+                // Whether anything of its pool is chosen at all may have been left to chance.
+                inclusion_probability: chances[pool_of(number)] * pool.inclusion_probability(score(number)),
                 ratio: pool.ratio,
             }
         });

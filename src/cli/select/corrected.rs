@@ -27,7 +27,7 @@ use crate::cli::progress::Progress;
 use crate::features::BucketWidth;
 use crate::record::TopicPartition;
 use crate::score::{DecayedCounts, ImportanceWeight, Model, NgramCounts, Probabilities, Target};
-use crate::select::{CoveragePlan, Covered, Noise, Rounding, Schedule, budgets};
+use crate::select::{BudgetRounding, CoveragePlan, Covered, Noise, Schedule, budgets};
 use drawing::{Cells, Drawing};
 
 pub use windows::{Windows, WindowsReport};
@@ -263,8 +263,7 @@ fn schedules(
     let mut sizes = vec![0; plan.sources.len() + 1];
     candidates.iter().for_each(|&document| sizes[scores.pool(document)] += 1);
     let shares: Vec<f64> = model.targets.iter().map(|target| target.proportion).collect();
-    let nearest = Rounding::Nearest;
-    let budgets = budgets(requested, &draw::pool_shares(plan), &shares, &sizes, nearest, |_| nearest);
+    let budgets = budgets(requested, &draw::pool_shares(plan), &shares, &sizes, BudgetRounding::Nearest);
     sizes.iter().zip(budgets).map(|(size, of_targets)| Schedule::new(*size, of_targets)).collect()
 }
 

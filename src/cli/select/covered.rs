@@ -7,8 +7,8 @@ use super::{SelectionPlan, Temperature};
 use crate::cli::UsageError;
 use crate::score::Model;
 use crate::select::{
-    BudgetedSelection, CoveragePlan, CoverageRequest, Covered, DocumentScores, SelectorKind, SelectorSettings, Within,
-    plan_coverage, select_coverage,
+    BudgetRounding, BudgetedSelection, CoveragePlan, CoverageRequest, Covered, DocumentScores, SelectorKind,
+    SelectorSettings, Within, plan_coverage, select_coverage,
 };
 
 /// A selection over strata; the picks are those of the draw.
@@ -34,6 +34,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan, coverage: &Cov
         settings: coverage.settings,
         pool_shares: &pool_shares,
         target_shares: &target_shares,
+        rounding: BudgetRounding::Nearest,
     };
     let by = &settings;
     let value = |criterion| move |document| value(scores, model, by, criterion, document);
@@ -97,6 +98,7 @@ pub fn planned(
         settings: coverage.settings,
         pool_shares: &pool_shares,
         target_shares: &target_shares,
+        rounding: BudgetRounding::Nearest,
     };
     let value = |criterion| move |document| value(scores, model, settings, criterion, document);
     let pools = draw::pools(scores, plan, candidates);

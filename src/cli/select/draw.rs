@@ -10,8 +10,8 @@ use crate::cli::UsageError;
 use crate::record::TopicPartition;
 use crate::score::{Model, Score};
 use crate::select::{
-    BudgetedSelection, Diagnostics, Noise, Pick, Quotas, Rounding, SelectorKind, SelectorSettings, budgets,
-    pool_shares_of, select_within_budgets, temperature_for_effective_sample_size,
+    BudgetRounding, BudgetedSelection, Diagnostics, JudgedDraw, Noise, Pick, Quotas, SelectorKind, SelectorSettings,
+    budgets, pool_shares_of, select_within_budgets, temperature_for_effective_sample_size,
 };
 
 /// Documents of files have no partition: their numbers are the offsets of this one.
@@ -64,8 +64,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
         settings.key(&noise, i64::from(document), weight)
     };
     let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
-    let nearest = Rounding::Nearest;
-    let budgets = budgets(requested, &pool_shares(plan), &target_shares, &available, nearest, |_| nearest);
+    let budgets = budgets(requested, &pool_shares(plan), &target_shares, &available, BudgetRounding::Nearest);
     let selection = select_within_budgets(pools, &budgets, key);
     Ok(Draw {
         noise,
@@ -166,24 +165,47 @@ pub fn temperature(
     };
     let totals: Vec<Vec<f64>> =
         (0..scores.n_targets).map(|target| totals(scores, model, settings, candidates, target)).collect();
-    let of_target = |totals: &Vec<f64>| {
-        let size = share * totals.len() as f64;
-        temperature_for_effective_sample_size(totals, size).ok_or_else(|| {
-            let n = totals.len();
-            UsageError(format!(
-                "--temperature auto: no temperature gives an effective sample size of {size:.1} of {n} candidates, \
-                 because too many share the highest weight; give a number"
-            ))
-        })
-    };
-    if totals.iter().any(Vec::is_empty) {
-        return Ok(1.0);
-    }
-    let temperatures = totals.iter().map(of_target).collect::<Result<Vec<_>, _>>()?;
-    Ok(temperatures.into_iter().fold(0.0, f64::max))
+    // Of equal weights any temperature gives the same.
+    let is_equal = |totals: &&Vec<f64>| totals.iter().all(|total| *total == totals[0]);
+    let of_target = |totals: &Vec<f64>| automatic_temperature(totals, share);
+    let temperatures =
+        totals.iter().filter(|totals| !is_equal(totals)).map(of_target).collect::<Result<Vec<_>, _>>()?;
+    Ok(temperatures.into_iter().reduce(f64::max).unwrap_or(1.0))
+}
+
+/// The temperature at which weights, not all of them equal, are worth this share of them.
+fn automatic_temperature(totals: &[f64], share: f64) -> Result<f64, UsageError> {
+    let (n, size) = (totals.len(), share * totals.len() as f64);
+    temperature_for_effective_sample_size(totals, size).ok_or_else(|| {
+        let highest = totals.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let n_highest = totals.iter().filter(|total| **total == highest).count();
+        let share_of = if share == 0.1 { "a tenth".to_owned() } else { format!("a share of {share}") };
+        // What is worth as much as the heaviest alone is no sample.
+        let is_enough = |share: &f64| share * n as f64 > n_highest as f64;
+        let higher =
+            [0.5, 0.9].into_iter().find(is_enough).map(|share| format!("auto:{share} or ")).unwrap_or_default();
+        let because = match n_highest {
+            1 => String::new(),
+            _ => format!(", and {n_highest} share the highest weight"),
+        };
+        UsageError(format!(
+            "--temperature auto: {share_of} of {n} documents is {size}{because}; give {higher}a number",
+            size = (size * 10.0).round() / 10.0
+        ))
+    })
 }
 
 impl Draw {
+    /// How many documents or tokens were asked for.
+    pub fn requested(&self) -> serde_json::Value {
+        match &self.drawn {
+            Drawn::Tokens(pools) => serde_json::json!({ "tokens": pools.requested }),
+            Drawn::Weights | Drawn::Strata(_) | Drawn::Sensitivities(_) => {
+                serde_json::json!({ "documents": self.requested })
+            }
+        }
+    }
+
     /// One for each target: of all that competed, and of what that target chose.
     pub fn diagnostics(&self, scores: &Scores, model: &Model) -> Vec<Diagnostics> {
         let Judged { kind, candidates } = &self.judged;
@@ -193,7 +215,10 @@ impl Draw {
             let picks = self.selection.picks.iter().filter(|pick| pick.target == target);
             let index = |pick: &Pick| candidates.partition_point(|&document| document < pick.document);
             let totals = totals(scores, model, &settings, candidates, target);
-            Diagnostics::of(&settings, &totals, &n_tokens, &picks.map(index).collect::<Vec<_>>())
+            let selected: Vec<usize> = picks.map(index).collect();
+            let n_selected_by_all = self.selection.picks.len() as u64;
+            let draw = JudgedDraw { selected: &selected, n_selected_by_all, is_window: false };
+            Diagnostics::of(&settings, &totals, &n_tokens, &draw)
         };
         (0..scores.n_targets).map(of_target).collect()
     }
@@ -255,5 +280,25 @@ impl Draw {
     pub fn picks(&self, from: u32, to: u32) -> &[Pick] {
         let picks = &self.selection.picks;
         &picks[picks.partition_point(|p| p.document < from)..picks.partition_point(|p| p.document < to)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_temperature_can_give_is_said_with_the_reason() {
+        let said = |totals: &[f64], share| automatic_temperature(totals, share).unwrap_err().0;
+        let apart: Vec<f64> = (0..10).map(f64::from).collect();
+        assert_eq!(said(&apart, 0.1), "--temperature auto: a tenth of 10 documents is 1; give auto:0.5 or a number");
+        assert!(said(&apart[..2], 0.3).contains("a share of 0.3 of 2 documents is 0.6; give auto:0.9 or a number"));
+        let tied = [&[9.0; 8][..], &apart[..7]].concat();
+        assert!(said(&tied, 0.1).contains("is 1.5, and 8 share the highest weight; give auto:0.9 or a number"));
+        let mostly_tied = [&[9.0; 39][..], &apart[..1]].concat();
+        assert!(said(&mostly_tied, 0.1).ends_with("is 4, and 39 share the highest weight; give a number"));
+        for (share, totals) in [(0.5, &apart[..]), (0.9, &apart[..2]), (0.9, &tied[..])] {
+            assert!(automatic_temperature(totals, share).is_ok(), "what is said helps");
+        }
     }
 }

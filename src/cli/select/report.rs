@@ -11,12 +11,13 @@ use super::draw::{Draw, Drawn};
 use super::explain::{self, Explanation};
 use super::rows::Written;
 use super::scores::Scores;
+use super::shares;
 use super::spread::{self, Covers, MethodReport, SensitivityReport, StrataReport};
 use super::tokens::TokensReport;
 use crate::cli::bars::bar;
 use crate::cli::model::target_name;
 use crate::manifest::CountedTokens;
-use crate::score::{Model, ModelId};
+use crate::score::{Model, ModelId, NgramCounts};
 use crate::select::{AcceptanceBySource, Diagnostics};
 use crate::source::files::Input;
 
@@ -84,11 +85,13 @@ pub struct Report<'a> {
     /// Of `--explain`.
     explanations: &'a [Explanation],
     kl_to_raw_nats: f64,
-    kl_to_selected_nats: f64,
+    /// `null` of an empty selection, which is no distribution.
+    kl_to_selected_nats: Option<f64>,
     /// The largest parts of it.
     lacking: Vec<Lack>,
-    kl_reduction_nats: f64,
-    kl_reduction_of_random_nats: f64,
+    kl_reduction_nats: Option<f64>,
+    /// `null` where nothing happened to be in it.
+    kl_reduction_of_random_nats: Option<f64>,
     acceptance: AcceptanceBySource,
     files: Vec<FileReport>,
     warnings: Vec<String>,
@@ -148,6 +151,9 @@ impl<'a> Report<'a> {
         let Facts { model, plan, scores, draw, diagnostics, written, .. } = facts;
         let target = model.target_distribution();
         let to_raw = target.divergence_from(&model.raw.counts);
+        let divergence = |from: &NgramCounts| (from.total() > 0).then(|| target.divergence_from(from));
+        let to_selected = divergence(&written.selected);
+        let parts_to_selected = to_selected.map(|_| target.largest_parts(&written.selected, N_LACKING));
         let selected = draw.selection.picks.len() as u64;
         let targets = model.targets.iter().zip(*diagnostics).map(|(target, diagnostics)| TargetReport {
             name: target.name.clone(),
@@ -197,10 +203,10 @@ impl<'a> Report<'a> {
             coverage: written.nearest.as_ref().map(|nearest| Covers::of(nearest, written)),
             explanations: facts.explanations,
             kl_to_raw_nats: to_raw,
-            kl_to_selected_nats: target.divergence_from(&written.selected),
-            lacking: lacking(model, &target.largest_parts(&written.selected, N_LACKING)),
-            kl_reduction_nats: to_raw - target.divergence_from(&written.selected),
-            kl_reduction_of_random_nats: to_raw - target.divergence_from(&written.random),
+            kl_to_selected_nats: to_selected,
+            lacking: lacking(model, &parts_to_selected.unwrap_or_default()),
+            kl_reduction_nats: to_selected.map(|nats| to_raw - nats),
+            kl_reduction_of_random_nats: divergence(&written.random).map(|nats| to_raw - nats),
             acceptance: written.sources.top(SOURCES),
             files: written.files.iter().map(|(name, rows)| FileReport { name: name.clone(), rows: *rows }).collect(),
             warnings: Vec::new(),
@@ -209,11 +215,12 @@ impl<'a> Report<'a> {
             is_fitted: facts.is_fitted,
             seconds: facts.seconds,
         };
-        report.warnings = report.find_warnings();
+        report.warnings = report.find_warnings(shares::warnings(scores, plan, draw));
         report
     }
 
-    fn find_warnings(&self) -> Vec<String> {
+    /// `of_shares`: those that only the draw knows of.
+    fn find_warnings(&self, of_shares: Vec<String>) -> Vec<String> {
         let mut warnings = Vec::new();
         let (without_number, cut) = self.strata.as_ref().map_or((0, 0), |s| (s.without_number, s.cut));
         if self.shortfall > 0 && cut > 0 {
@@ -233,6 +240,7 @@ impl<'a> Report<'a> {
                 self.requested, self.candidates, self.documents, self.selector.min_tokens
             ));
         }
+        warnings.extend(of_shares);
         if without_number > 0 {
             warnings
                 .push(format!("{without_number} documents lack a number that coverage needs: they cannot be selected"));
@@ -329,13 +337,15 @@ impl<'a> Report<'a> {
         for (what, reduction) in
             [("this selection", self.kl_reduction_nats), ("random, same size", self.kl_reduction_of_random_nats)]
         {
-            let _ = writeln!(text, "  {what:<20} {} {reduction:>6.3} nats", bar(reduction / to_raw));
+            let nats = reduction.map_or("–".to_owned(), |reduction| format!("{reduction:.3}"));
+            let _ = writeln!(text, "  {what:<20} {} {nats:>6} nats", bar(reduction.unwrap_or(0.0) / to_raw));
         }
     }
 
     fn add_lacking(&self, text: &mut String) {
+        let Some(to_selected) = self.kl_to_selected_nats else { return };
         let named: Vec<_> = self.lacking.iter().filter(|lack| !lack.ngrams.is_empty()).collect();
-        let _ = writeln!(text, "\n{:.3} nats are left between target and selection", self.kl_to_selected_nats);
+        let _ = writeln!(text, "\n{to_selected:.3} nats are left between target and selection");
         if !named.is_empty() {
             let ngrams = named.iter().map(|lack| format!("`{}`", lack.ngrams.join("`, `"))).collect::<Vec<_>>();
             let _ = writeln!(text, "  most of all it lacks {}", wrapped(&ngrams.join(", ")));

@@ -5,11 +5,11 @@ use std::io::Write;
 
 use anyhow::Context;
 
-use super::SelectionPlan;
 use super::draw::Draw;
 use super::measure::PROJECTION;
 use super::output::{Folder, Format, Output};
 use super::scores::Scores;
+use super::{Quota, SelectionPlan};
 use crate::cli::UsageError;
 use crate::cli::files::{Files, total_bytes};
 use crate::cli::progress::Progress;
@@ -163,7 +163,8 @@ impl Writing<'_> {
         let mut pairs = vec![
             pair("model", model_id.as_str().to_owned()),
             pair("seed", self.plan.seed.to_string()),
-            pair("selector", serde_json::to_string(&self.draw.settings).context("selector")?),
+            pair("requested", self.draw.requested().to_string()),
+            pair("selector", self.selector()?.to_string()),
             pair("method", serde_json::to_string(&super::spread::method(self.plan)).context("method")?),
         ];
         if let Some(tokenizer) = &self.plan.tokenizer {
@@ -171,6 +172,15 @@ impl Writing<'_> {
             pairs.push(pair("tokenizer", of.to_string()));
         }
         Ok(pairs)
+    }
+
+    /// Its settings, without a fraction where a number was asked for.
+    fn selector(&self) -> anyhow::Result<serde_json::Value> {
+        let mut settings = serde_json::to_value(&self.draw.settings).context("selector")?;
+        if let (Quota::Count(_), Some(settings)) = (self.plan.quota, settings.as_object_mut()) {
+            settings.remove("fraction");
+        }
+        Ok(settings)
     }
 
     fn chunk_rows(

@@ -20,7 +20,7 @@ use crate::cli::progress::Progress;
 use crate::features::Scratch;
 use crate::score::Model;
 use crate::select::{
-    BudgetedSelection, CentreSettings, Centres, Noise, Reservoir, SamplePoint, SelectorKind, SensitivityPool,
+    BudgetedSelection, CentreSettings, Centres, Noise, Reservoir, Rounding, SamplePoint, SelectorKind, SensitivityPool,
     SensitivitySelection, select_by_sensitivity, with_floor,
 };
 use crate::source::files::{ExtraFields, FileError, Input, Wanted};
@@ -198,7 +198,8 @@ impl Points {
         let pools = draw::pools(scores, plan, &candidates);
         let uniform = |document: u32| noise.priority(document.into());
         let shares = draw::pool_shares(plan);
-        of.drawn = select_by_sensitivity(requested, pools, &shares, |document| of.score(document), uniform);
+        let score = |document| of.score(document);
+        of.drawn = select_by_sensitivity(requested, pools, &shares, Rounding::Nearest, score, uniform);
         let picks = std::mem::take(&mut of.drawn.selection.picks);
         let selection = BudgetedSelection { picks, turns: Vec::new() };
         Ok(Draw {

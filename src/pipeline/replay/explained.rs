@@ -12,7 +12,7 @@ use crate::manifest::ShardManifest;
 use crate::record::{Reject, TopicPartition};
 use crate::score::{LossTerm, Score};
 use crate::select::{Division, Noise, SelectorKind, SelectorSettings};
-use crate::window::{ClosedWindow, TokenTurn, WindowSummary};
+use crate::window::{ClosedWindow, PoolStrata, TokenTurn, WindowSummary};
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -368,7 +368,7 @@ impl Asked<'_> {
             strata.explain((seen.offset, document, weight), pool, self.contenders)
         });
         let inclusion_probability = is_candidate.then(|| match &sensitivity {
-            Some(sensitivity) => self.chance() * sensitivity.inclusion_probability(),
+            Some(sensitivity) => self.chance(pool) * sensitivity.inclusion_probability(),
             None => self.inclusion_probability(seen, &targets, strata.as_ref()),
         });
         let ratio = sensitivity.as_ref().map_or(1.0, |sensitivity| sensitivity.pool.ratio);
@@ -404,21 +404,27 @@ impl Asked<'_> {
         self.closed.summary.n_selected + self.closed.summary.n_rejected
     }
 
-    /// That the window selects anything.
-    fn chance(&self) -> f64 {
-        (self.manifest.selector.fraction.as_f64() * self.n_documents() as f64).min(1.0)
+    /// That the window selects anything of a pool.
+    fn chance(&self, pool: usize) -> f64 {
+        let summary = &self.closed.summary;
+        let in_strata = |pool: &PoolStrata| pool.strata.iter().map(|stratum| stratum.n_documents).sum();
+        let sizes: Vec<u64> = match (&summary.coverage, &summary.sensitivity) {
+            (Some(of), _) => of.pools.iter().map(in_strata).collect(),
+            (None, Some(of)) => of.pools.iter().map(|pool| pool.sample.documents).collect(),
+            (None, None) => self.contenders.sizes(self.division.n_pools()),
+        };
+        self.division.chances(self.manifest.selector.fraction, self.n_documents(), &sizes)[pool]
     }
 
     /// As the window computes it for those that it selects.
     fn inclusion_probability(&self, seen: &Seen, targets: &[OfTarget], strata: Option<&ExplainedStrata>) -> f64 {
         let selector = &self.manifest.selector;
-        let chance = self.chance();
+        let pool = self.division.pool_of(seen.source.as_deref());
         if let Some(strata) = strata {
             let weights: Vec<f64> = targets.iter().map(|of| of.total_log_weight).collect();
-            return chance * strata.inclusion_probability(selector, &weights);
+            return self.chance(pool) * strata.inclusion_probability(selector, &weights);
         }
         let turns = self.turns(seen);
-        let pool = self.division.pool_of(seen.source.as_deref());
         if let Some(TokenTurn { budget, .. }) = turns[0].tokens {
             let uniform = self.noise.rounding(self.closed.summary.interval.from);
             let place = self.contenders.in_tokens(seen.offset, pool, budget, uniform);
@@ -426,15 +432,14 @@ impl Asked<'_> {
                 .map_or(0.0, |(pool, rank)| pool.inclusion_probability(selector, targets[0].total_log_weight, rank));
         }
         if self.division.is_whole() {
+            let chance = (selector.fraction.as_f64() * self.n_documents() as f64).min(1.0);
             return chance * selector.inclusion_probability(targets[0].total_log_weight, turns[0].threshold);
         }
-        let sizes = self.contenders.sizes(self.division.n_pools());
-        let chances = self.division.chances(selector.fraction, self.n_documents(), &sizes);
         let of_turn = |(target, turn): (&OfTarget, &ExplainedTurn)| {
             (turn.budget > 0).then(|| selector.inclusion_probability(target.total_log_weight, turn.threshold))
         };
         let best = targets.iter().zip(&turns).filter_map(of_turn).fold(0.0, f64::max);
-        chances[pool] * best
+        self.chance(pool) * best
     }
 }
 

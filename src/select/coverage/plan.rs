@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-use super::super::{Rounding, Schedule, apportion};
+use super::super::budget::split_among_targets;
+use super::super::{Schedule, budgets};
 use super::{CoverageRequest, CoveredPool, Cutoff, Edges, Stratum, Tail, water_fill};
 
 /// All that does not depend on the keys of the documents.
@@ -41,10 +42,11 @@ pub fn plan_coverage(
         (plan.cut, plan.cut_at) = cut_off(&mut pools, by, cutoff);
     }
     let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
-    let budgets = apportion(request.count, request.pool_shares, &available, Rounding::Nearest);
-    plan.shortfall = request.count - budgets.iter().sum::<u64>();
-    for (documents, budget) in pools.into_iter().zip(budgets) {
-        plan.add_pool(&documents, budget, request, importance);
+    let CoverageRequest { count, pool_shares, target_shares, rounding, .. } = *request;
+    let budgets = budgets(count, pool_shares, target_shares, &available, rounding);
+    plan.shortfall = count - budgets.iter().flatten().sum::<u64>();
+    for (documents, of_targets) in pools.into_iter().zip(budgets) {
+        plan.add_pool(&documents, &of_targets, request, importance);
     }
     plan
 }
@@ -53,7 +55,7 @@ impl CoveragePlan {
     fn add_pool(
         &mut self,
         documents: &[u32],
-        budget: u64,
+        of_targets: &[u64],
         request: &CoverageRequest<'_>,
         importance: &dyn Fn(u32) -> f64,
     ) {
@@ -66,8 +68,8 @@ impl CoveragePlan {
         // There may be very many: no room for more.
         let mut strata: Vec<Vec<u32>> = sizes.iter().map(|size| Vec::with_capacity(*size as usize)).collect();
         documents.iter().for_each(|document| strata[stratum_of(*document)].push(*document));
-        let budgets = water_fill(budget, &sizes);
-        let of_targets = split_among_targets(&budgets, request.target_shares);
+        let budgets = water_fill(of_targets.iter().sum(), &sizes);
+        let of_targets = split_among_targets(&budgets, of_targets);
         let cell = |(documents, budgets)| PlannedCell { documents, budgets };
         self.cells.extend(strata.into_iter().zip(of_targets).map(cell));
         let stratum = |(documents, budget): (u64, u64)| Stratum { documents, budget };
@@ -123,25 +125,4 @@ fn cut_off(pools: &mut [Vec<u32>], cutoff: Cutoff, score: &dyn Fn(u32) -> f64) -
         pool.retain(|document| cut.binary_search(document).is_err());
     }
     (cut, Some(cut_at))
-}
-
-/// The budget of every stratum in parts for the targets, such that the targets' sums are in proportion to their shares: what
-/// rounding denies a target in one stratum it gets in the next.
-pub(super) fn split_among_targets(budgets: &[u64], shares: &[f64]) -> Vec<Vec<u64>> {
-    let total: u64 = budgets.iter().sum();
-    let mut left = apportion(total, shares, &vec![total; shares.len()], Rounding::Nearest);
-    let whole = left.clone();
-    let mut done = 0;
-    let of_stratum = |&budget: &u64| {
-        done += budget;
-        let behind = |(whole, left): (&u64, &u64)| {
-            let due = *whole as f64 * done as f64 / total.max(1) as f64;
-            (due - (whole - left) as f64).max(0.0)
-        };
-        let behind: Vec<f64> = whole.iter().zip(&left).map(behind).collect();
-        let parts = apportion(budget, &behind, &left, Rounding::Nearest);
-        left.iter_mut().zip(&parts).for_each(|(left, part)| *left -= part);
-        parts
-    };
-    budgets.iter().map(of_stratum).collect()
 }

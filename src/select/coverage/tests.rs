@@ -1,9 +1,9 @@
 use proptest::prelude::*;
 
-use super::plan::split_among_targets;
 use super::*;
 use crate::record::TopicPartition;
-use crate::select::{Noise, Quotas, Rounding, Schedule, SelectorKind, apportion};
+use crate::select::budget::split_among_targets;
+use crate::select::{Noise, Quotas, Rounding, Schedule, SelectorKind, apportion, budgets};
 
 /// A document: its pool, scores that are whole numbers (so that the oracle can do without rounding), and its log weight.
 #[derive(Debug, Clone)]
@@ -70,6 +70,7 @@ impl Window {
             settings: self.settings,
             pool_shares: &self.pool_shares,
             target_shares: &self.target_shares,
+            rounding: BudgetRounding::Nearest,
         };
         let of = |document: u32| &self.documents[document as usize];
         let scores = DocumentScores {
@@ -109,15 +110,16 @@ impl Oracle<'_> {
         let n_pools = self.0.pool_shares.len();
         let of_pool = |pool| left.iter().copied().filter(move |&d| self.0.documents[d as usize].pool % n_pools == pool);
         let sizes: Vec<u64> = (0..n_pools).map(|pool| of_pool(pool).count() as u64).collect();
-        let budgets = apportion(self.0.count, &self.0.pool_shares, &sizes, Rounding::Nearest);
-        for (pool, budget) in budgets.into_iter().enumerate() {
-            self.select_from_pool(&of_pool(pool).collect::<Vec<_>>(), budget, &mut expected);
+        let Window { count, pool_shares, target_shares, .. } = self.0;
+        let budgets = budgets(*count, pool_shares, target_shares, &sizes, BudgetRounding::Nearest);
+        for (pool, of_targets) in budgets.into_iter().enumerate() {
+            self.select_from_pool(&of_pool(pool).collect::<Vec<_>>(), &of_targets, &mut expected);
         }
         expected.picks.sort_by_key(|pick| pick.0);
         expected
     }
 
-    fn select_from_pool(&self, documents: &[u32], budget: u64, expected: &mut Expected) {
+    fn select_from_pool(&self, documents: &[u32], of_targets: &[u64], expected: &mut Expected) {
         let k = self.0.settings.strata as usize;
         let importance = |d: &u32| self.0.documents[*d as usize].importance;
         let mut sorted: Vec<i64> = documents.iter().map(importance).collect();
@@ -135,7 +137,7 @@ impl Oracle<'_> {
         // Strata are taken away one by one, the smallest first.
         let mut budgets = vec![0; k];
         let mut open: Vec<usize> = (0..k).collect();
-        let mut rest = budget;
+        let mut rest: u64 = of_targets.iter().sum();
         while !open.is_empty() {
             let smallest = *open.iter().min_by_key(|&&j| (members[j].len(), j)).unwrap();
             budgets[smallest] = (rest / open.len() as u64).min(members[smallest].len() as u64);
@@ -143,7 +145,7 @@ impl Oracle<'_> {
             open.retain(|&j| j != smallest);
         }
         for ((mut members, parts), budget) in
-            members.iter().cloned().zip(split_among_targets(&budgets, &self.0.target_shares)).zip(&budgets)
+            members.iter().cloned().zip(split_among_targets(&budgets, of_targets)).zip(&budgets)
         {
             assert_eq!(parts.iter().sum::<u64>(), *budget);
             for (target, n) in parts.into_iter().enumerate() {
@@ -344,6 +346,7 @@ proptest! {
             settings: window.settings,
             pool_shares: &window.pool_shares,
             target_shares: &window.target_shares,
+            rounding: BudgetRounding::Nearest,
         };
         let of = |document: u32| &window.documents[document as usize];
         let importance = |document| of(document).importance as f64 * window.unit;
@@ -391,11 +394,12 @@ proptest! {
     #[test]
     fn targets_get_their_shares_over_all_strata(budgets in proptest::collection::vec(0u64..9, 0..60), share in 0.05f64..0.9) {
         let shares = [share, 0.95 - share, 0.05];
-        let parts = split_among_targets(&budgets, &shares);
-        prop_assert!(parts.iter().zip(&budgets).all(|(parts, budget)| parts.iter().sum::<u64>() == *budget));
         let total: u64 = budgets.iter().sum();
+        let of_targets = apportion(total, &shares, &[total; 3], Rounding::Nearest);
+        let parts = split_among_targets(&budgets, &of_targets);
+        prop_assert!(parts.iter().zip(&budgets).all(|(parts, budget)| parts.iter().sum::<u64>() == *budget));
         let sums: Vec<u64> = (0..3).map(|target| parts.iter().map(|parts| parts[target]).sum()).collect();
-        prop_assert_eq!(sums, apportion(total, &shares, &[total; 3], Rounding::Nearest));
+        prop_assert_eq!(sums, of_targets);
     }
 
     #[test]

@@ -23,6 +23,11 @@ fn settings(kind: SelectorKind) -> SelectorSettings {
     }
 }
 
+/// All that one target takes of files.
+fn alone(selected: &[usize]) -> JudgedDraw<'_> {
+    JudgedDraw { selected, n_selected_by_all: selected.len() as u64, is_window: false }
+}
+
 fn weights() -> impl Strategy<Value = Vec<f64>> {
     prop_oneof![
         proptest::collection::vec(-7_000.0f64..800.0, 1..200),
@@ -149,7 +154,7 @@ fn a_collapsed_draw_is_told_in_plain_words_with_a_way_out() {
     let lengths: Vec<u32> = (0..1_000).map(|i| 20 + 3 * i).collect();
     let selected: Vec<usize> = (0..100).collect();
     let settings = settings(SelectorKind::ImportanceResampling);
-    let d = Diagnostics::of(&settings, &weights, &lengths, &selected);
+    let d = Diagnostics::of(&settings, &weights, &lengths, &alone(&selected));
     assert!(d.is_collapsed && d.effective_sample_size.unwrap() < 1.01 && d.top_k_overlap == Some(1.0), "{d:?}");
     assert!(d.weight_length_correlation.unwrap() < -0.999, "{d:?}");
     let suggested = d.suggested_temperature.unwrap();
@@ -162,16 +167,52 @@ fn a_collapsed_draw_is_told_in_plain_words_with_a_way_out() {
     }
 
     let mended = SelectorSettings { temperature: suggested, ..settings.clone() };
-    let d = Diagnostics::of(&mended, &weights, &lengths, &selected);
+    let d = Diagnostics::of(&mended, &weights, &lengths, &alone(&selected));
     assert!(!d.is_collapsed && d.suggested_temperature.is_none() && d.warning("").is_none(), "{d:?}");
     let top_k = SelectorSettings { kind: SelectorKind::TopK, ..settings.clone() };
-    assert!(!Diagnostics::of(&top_k, &weights, &lengths, &selected).is_collapsed, "top-k is no draw");
+    assert!(!Diagnostics::of(&top_k, &weights, &lengths, &alone(&selected)).is_collapsed, "top-k is no draw");
     let all: Vec<usize> = (0..1_000).collect();
-    assert!(!Diagnostics::of(&settings, &weights, &lengths, &all).is_collapsed, "nothing was left to chance");
-    let none = Diagnostics::of(&settings, &[], &[], &[]);
+    assert!(!Diagnostics::of(&settings, &weights, &lengths, &alone(&all)).is_collapsed, "nothing was left to chance");
+    let none = Diagnostics::of(&settings, &[], &[], &alone(&[]));
     assert_eq!(none, Diagnostics::default());
     let json = serde_json::to_string(&d).unwrap();
     assert_eq!(serde_json::from_str::<Diagnostics>(&json).unwrap(), d);
+}
+
+/// Two targets that take everything leave nothing to chance, though neither takes all.
+#[test]
+fn what_all_targets_took_together_is_no_draw() {
+    let weights: Vec<f64> = (0..100).map(|i| f64::from(i) * -50.0).collect();
+    let (settings, lengths) = (settings(SelectorKind::ImportanceResampling), [1; 100]);
+    let half: Vec<usize> = (0..50).collect();
+    let is_collapsed = |n_selected_by_all, is_window| {
+        let draw = JudgedDraw { selected: &half, n_selected_by_all, is_window };
+        Diagnostics::of(&settings, &weights, &lengths, &draw).is_collapsed
+    };
+    for is_window in [false, true] {
+        assert!(is_collapsed(50, is_window) && is_collapsed(99, is_window) && !is_collapsed(100, is_window));
+    }
+}
+
+/// A few documents of one selection are told; of one window of many only what a tenth can tell.
+#[test]
+fn a_few_documents_can_have_collapsed() {
+    let settings = settings(SelectorKind::ImportanceResampling);
+    let is_collapsed = |weights: &[f64], n: usize, is_window| {
+        let selected: Vec<usize> = (0..n).collect();
+        let draw = JudgedDraw { is_window, ..alone(&selected) };
+        let d = Diagnostics::of(&settings, weights, &vec![1; weights.len()], &draw);
+        assert_eq!(d.warning("--temperature").is_some(), d.is_collapsed);
+        d.is_collapsed
+    };
+    let apart: Vec<f64> = (0..200).map(|i| f64::from(i) * -50.0).collect();
+    let alike = [0.0; 200];
+    for n in 2..30 {
+        assert!(is_collapsed(&apart, n, false) && !is_collapsed(&alike, n, false), "{n} selected");
+        assert_eq!(is_collapsed(&apart, n, true), n > 10, "{n} of a window");
+    }
+    assert!(!is_collapsed(&apart, 1, false), "one document is the best that one draw can be worth");
+    assert!(!is_collapsed(&apart, 0, false) && !is_collapsed(&apart[..2], 2, false));
 }
 
 #[test]

@@ -108,6 +108,7 @@ proptest! {
         count in 0u64..90,
         seed: u64,
         rotate in 0usize..80,
+        rounding in prop_oneof![Just(Rounding::Nearest), (0.0f64..1.0).prop_map(Rounding::Random)],
     ) {
         let noise = noise(seed);
         let mut pools = vec![Vec::new(); 3];
@@ -115,7 +116,7 @@ proptest! {
         let score = |d: u32| scores[d as usize].1;
         let uniform = |d: u32| noise.priority(d.into());
         let shares = [0.5, 0.3, 0.2];
-        let drawn = select_by_sensitivity(count, pools.clone(), &shares, score, uniform);
+        let drawn = select_by_sensitivity(count, pools.clone(), &shares, rounding, score, uniform);
         prop_assert_eq!(drawn.selection.picks.len() as u64, count.min(scores.len() as u64));
         prop_assert_eq!(drawn.shortfall, count.saturating_sub(scores.len() as u64));
         for (pool, members) in pools.iter().enumerate() {
@@ -147,7 +148,7 @@ proptest! {
             let middle = rotate.min(pool.len());
             pool.rotate_left(middle);
         });
-        prop_assert_eq!(select_by_sensitivity(count, pools, &shares, score, uniform), drawn);
+        prop_assert_eq!(select_by_sensitivity(count, pools, &shares, rounding, score, uniform), drawn);
     }
 }
 
@@ -173,7 +174,7 @@ fn totals_are_unbiased_and_vary_little() {
         let noise = noise(seed + 1_000);
         let documents: Vec<u32> = (0..scores.len() as u32).collect();
         let score = |d: u32| scores[d as usize];
-        select_by_sensitivity(m, vec![documents], &[1.0], score, |d| noise.priority(d.into()))
+        select_by_sensitivity(m, vec![documents], &[1.0], Rounding::Nearest, score, |d| noise.priority(d.into()))
     };
     let estimate = |seed: u64, of: &dyn Fn(usize) -> f64, has_ratio: bool| {
         let drawn = draw(seed);
@@ -221,7 +222,14 @@ fn documents_of_one_score_are_drawn_alike() {
     let mut counts = [0u32; 5];
     for seed in 0..5_000 {
         let noise = noise(seed);
-        let drawn = select_by_sensitivity(2, vec![(0..5).collect()], &[1.0], |_| 1.0, |d| noise.priority(d.into()));
+        let drawn = select_by_sensitivity(
+            2,
+            vec![(0..5).collect()],
+            &[1.0],
+            Rounding::Nearest,
+            |_| 1.0,
+            |d| noise.priority(d.into()),
+        );
         drawn.selection.picks.iter().for_each(|pick| counts[pick.document as usize] += 1);
     }
     // Five standard errors of 5,000 Bernoulli(0.4) are 173.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::score::Target;
-use crate::select::{Rounding, select_within_budgets};
+use crate::select::{BudgetRounding, select_within_budgets};
 
 const TARGETS: [(&str, f64, &str); 2] = [("good", 0.7, "good words only"), ("bad", 0.3, "bad noise only bad")];
 
@@ -111,8 +111,7 @@ proptest! {
         candidates.for_each(|document| pools[pool_of(document)].push(document));
         let sizes: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
         let count = selector.fraction.of(texts.len() as u64, noise.rounding(100));
-        let of_targets = |pool| Rounding::Random(noise.target_rounding(100, pool));
-        let budgets = division.budgets(count, &sizes, Rounding::Random(noise.pool_rounding(100)), of_targets);
+        let budgets = division.budgets(count, &sizes, BudgetRounding::Random { noise: &noise, from: 100 });
         let expected = select_within_budgets(pools, &budgets, key);
 
         prop_assert_eq!(closed.selected.len() as u64, count.min(sizes.iter().sum()), "as many as with one target");

@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use super::*;
 use crate::record::{Base64Floats, EmbeddingField};
 use crate::select::{
-    CentreSettings, Centres, CentresFrom, ClusterVersion, LossSource, SamplePoint, SensitivitySelector, StreamClusters,
-    with_floor,
+    BudgetRounding, CentreSettings, Centres, CentresFrom, ClusterVersion, LossSource, SamplePoint, SensitivitySelector,
+    StreamClusters, with_floor,
 };
 
 const FLOOR: f64 = 0.2;
@@ -168,6 +168,12 @@ proptest! {
 
         let noise = Noise::new(seed, &TopicPartition::new("docs", 1));
         let pool_of = |offset: i64| usize::from(has_pools && offset % 3 == 1);
+        let division = Division::of(&quotas, &model());
+        let mut sizes = vec![0; division.n_pools()];
+        competing.iter().for_each(|(offset, _)| sizes[pool_of(*offset)] += 1);
+        let chances = division.chances(selector.fraction, documents.len() as u64, &sizes);
+        let count = selector.fraction.of(documents.len() as u64, noise.rounding(100));
+        let budgets = division.budgets(count, &sizes, BudgetRounding::Random { noise: &noise, from: 100 });
         let mut found = selected.iter().peekable();
         let mut expected: Vec<(i64, f64, f64, f64)> = Vec::new();
         for (pool, PoolSensitivities { sample: pool_sample, .. }) in summary.pools.iter().enumerate() {
@@ -181,7 +187,7 @@ proptest! {
             let (best, rest) = members.split_at(pool_sample.selected as usize);
             let threshold = rest.first().map(|first| first.2).filter(|_| !best.is_empty());
             prop_assert_eq!(pool_sample.threshold, threshold);
-            let chance = (selector.fraction.as_f64() * documents.len() as f64).min(1.0);
+            prop_assert_eq!(&budgets[pool], &[pool_sample.selected]);
             let probability = |score: f64| threshold.map_or(1.0, |threshold| (score.ln() - threshold).exp().min(1.0));
             // The weighted sum of the scores is exact.
             let weighted: f64 = best.iter().map(|(_, score, _)| score / probability(*score)).sum();
@@ -189,7 +195,7 @@ proptest! {
                 prop_assert!((pool_sample.ratio * weighted / total - 1.0).abs() < 1e-9);
             }
             expected.extend(best.iter().map(|(offset, score, key)| {
-                let probability = chance * probability(*score);
+                let probability = chances[pool] * probability(*score);
                 (*offset, *key, probability, pool_sample.ratio / probability)
             }));
         }
@@ -201,7 +207,6 @@ proptest! {
             prop_assert!((row.sample_weight / weight - 1.0).abs() < 1e-9);
         }
         prop_assert!(found.next().is_none());
-        let count = selector.fraction.of(documents.len() as u64, noise.rounding(100));
         prop_assert_eq!(closed.summary.n_selected + summary.shortfall, count);
         prop_assert_eq!(closed.summary.n_selected, count.min(competing.len() as u64));
         let s = &closed.summary;
@@ -237,6 +242,28 @@ fn weighted_sums_are_those_of_all_documents() {
         // Five standard errors, and what a ratio of ten documents leaves.
         assert!((mean - all[i]).abs() < 5.0 * error + 0.01 * all[i], "{mean} for {} ± {error}", all[i]);
     }
+}
+
+/// A source whose share is less than a document of every window gets it over many of them, and what was selected stands for all that
+/// came.
+#[test]
+fn a_small_share_is_kept_over_many_windows() {
+    let quotas = Quotas { sources: [("s1".to_owned(), 0.05)].into_iter().collect(), ..Quotas::default() };
+    // All alike, so that each has the same chance.
+    let documents = vec![Given { point: Some(vec![1.0; 4]), loss: Some(1.0) }; 50];
+    const WINDOWS: u64 = 1_000;
+    let (mut selected, mut estimated) = (0.0, 0.0);
+    for seed in 0..WINDOWS {
+        let (_, rows) = decide(&documents, &sensitive(LossSource::Record, "0.1", seed), &quotas);
+        assert_eq!(rows.len(), 5);
+        for row in rows.iter().filter(|row| row.document.source.as_deref() == Some("s1")) {
+            selected += 1.0 / WINDOWS as f64;
+            estimated += row.sample_weight / WINDOWS as f64;
+        }
+    }
+    // One in four windows selects one of its 17 documents. Five standard errors: 0.0137 of the number, 0.93 of the sum.
+    assert!((selected - 0.25f64).abs() < 0.0685, "{selected} a window instead of 0.25");
+    assert!((estimated - 17.0f64).abs() < 4.65, "{estimated} instead of 17");
 }
 
 #[test]
