@@ -196,7 +196,7 @@ fn row_group_reader<F: ChunkReader + 'static>(
         .map_err(|e| e.to_string())
 }
 
-fn is_text(data_type: &DataType) -> bool {
+pub(super) fn is_text(data_type: &DataType) -> bool {
     match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
         DataType::Dictionary(_, values) => is_text(values),

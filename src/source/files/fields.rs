@@ -1,4 +1,6 @@
-//! Numbers and a vector that come with the documents: losses, scores, an embedding.
+//! Numbers, a vector and a word that come with the documents: losses, scores, an embedding, a language.
+
+use std::borrow::Cow;
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
@@ -11,11 +13,12 @@ use crate::record::{DocumentRef, FieldNames};
 pub struct ExtraFields {
     pub numbers: Vec<String>,
     pub vector: Option<String>,
+    pub word: Option<String>,
 }
 
 impl ExtraFields {
     pub(super) fn has(&self, name: &str) -> bool {
-        self.numbers.iter().chain(&self.vector).any(|field| field == name)
+        self.numbers.iter().chain(&self.vector).chain(&self.word).any(|field| field == name)
     }
 }
 
@@ -26,6 +29,7 @@ pub(super) struct Extra {
     pub numbers: Vec<f64>,
     /// Empty where there is none.
     pub vector: Vec<f32>,
+    pub word: Option<String>,
 }
 
 impl Extra {
@@ -46,6 +50,7 @@ impl Extra {
         self.numbers.extend(wanted.numbers.iter().map(number));
         let vector = wanted.vector.as_deref().and_then(value);
         self.vector = vector.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
+        self.word = wanted.word.as_deref().and_then(|field| document.word(field)).map(Cow::into_owned);
     }
 }
 
@@ -53,6 +58,7 @@ impl Extra {
 pub(super) struct ExtraColumns {
     numbers: Vec<Option<ArrayRef>>,
     vector: Option<ArrayRef>,
+    word: Option<ArrayRef>,
 }
 
 impl ExtraColumns {
@@ -68,7 +74,9 @@ impl ExtraColumns {
         let numbers = wanted.numbers.iter().map(number).collect::<Result<_, _>>()?;
         let vectors = DataType::new_large_list(DataType::Float32, true);
         let vector = wanted.vector.as_ref().map(|name| cast(name, &vectors, "lists of numbers", is_vector));
-        Ok(ExtraColumns { numbers, vector: vector.transpose()?.flatten() })
+        let word =
+            wanted.word.as_ref().map(|name| cast(name, &DataType::Utf8, "strings, numbers or booleans", is_word));
+        Ok(ExtraColumns { numbers, vector: vector.transpose()?.flatten(), word: word.transpose()?.flatten() })
     }
 
     pub fn read(&self, row: usize, extra: &mut Extra) {
@@ -86,7 +94,13 @@ impl ExtraColumns {
                 extra.vector.extend_from_slice(vector.as_primitive::<Float32Type>().values());
             }
         }
+        let word = self.word.as_ref().filter(|column| column.is_valid(row));
+        extra.word = word.map(|column| column.as_string::<i32>().value(row).to_owned());
     }
+}
+
+fn is_word(data_type: &DataType) -> bool {
+    super::columns::is_text(data_type) || data_type.is_numeric() || data_type == &DataType::Boolean
 }
 
 fn is_vector(data_type: &DataType) -> bool {
