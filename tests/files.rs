@@ -731,6 +731,108 @@ fn several_targets_and_sources_keep_their_shares_against_what_was_selected() {
     assert!(numbers(&path, "inclusion_probability").iter().all(|p| *p > 0.0 && *p <= 1.0));
 }
 
+/// Of ten documents in turn; what is no word belongs to all others.
+fn language(i: usize) -> Value {
+    match i % 10 {
+        0..=3 => "de".into(),
+        4 | 5 => 17.into(),
+        6 => true.into(),
+        7 => Value::Null,
+        8 => serde_json::json!(["de"]),
+        _ => "fr".into(),
+    }
+}
+
+/// Whatever the selector and the format: sources stay what they are.
+#[test]
+fn values_of_any_field_get_their_shares() {
+    let sandbox = Sandbox::new();
+    let rows = lines(&sandbox.path("raw.jsonl"));
+    let with_languages = rows.iter().enumerate().map(|(i, row)| {
+        let mut row = row.clone();
+        (row["lang"], row["hard"]) = (language(i), (i * i % 101).into());
+        format!("{row}\n")
+    });
+    std::fs::write(sandbox.path("lang.jsonl"), with_languages.collect::<String>()).unwrap();
+    let quoted = |value: &Value| format!("\"{}\"", value.as_str().unwrap().replace('"', "\"\""));
+    let in_csv = rows.iter().enumerate().map(|(i, row)| {
+        let lang = match language(i) {
+            Value::String(word) => word,
+            value if value.is_null() || value.is_array() => String::new(),
+            value => value.to_string(),
+        };
+        format!("{},{},{},{lang},{}\n", quoted(&row["id"]), quoted(&row["text"]), quoted(&row["source"]), i * i % 101)
+    });
+    std::fs::write(sandbox.path("lang.csv"), "id,text,source,lang,hard\n".to_owned() + &in_csv.collect::<String>())
+        .unwrap();
+    let index: HashMap<&str, usize> =
+        rows.iter().enumerate().map(|(i, row)| (row["id"].as_str().unwrap(), i)).collect();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    const SHARES: &str = "--model model.wnw --source-proportion de=0.5 17=0.25 true=0.125 --quota-field lang";
+    let languages = ["de", "17", "true"];
+    for (number, options) in [
+        "--count 40 --temperature 30",
+        "--count 40 --selector top_k",
+        "--count 40 --selector coverage --importance hard --strata 5 --temperature 30",
+        "--count 40 --selector sensitivity --centres 8",
+        "--count 40 --length-normalise --temperature 0.01 --against selected --window 200",
+        "--tokens 20000 --temperature 30",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut found = Vec::new();
+        for format in ["jsonl", "csv"] {
+            let out = format!("{format}-{number}");
+            let shown = sandbox.succeed(&format!("select --input lang.{format} {SHARES} {options} --out {out}"));
+            let ids = strings(&sandbox.path(&out).join(SELECTED), "id");
+            let report = sandbox.report(&out);
+            assert!(report["selector"]["quota_field"] == "lang" && shown.contains("\nAcceptance by lang\n"), "{shown}");
+            let of = |value: Option<&str>| {
+                let is_of = |id: &&String| match language(index[id.as_str()]) {
+                    Value::String(word) => languages.contains(&&*word).then_some(word).as_deref() == value,
+                    other => Some(other.to_string()).filter(|word| languages.contains(&&**word)).as_deref() == value,
+                };
+                ids.iter().filter(is_of).count()
+            };
+            let values = [None, Some("de"), Some("17"), Some("true")];
+            for (pool, value) in report["acceptance_by_field"]["pools"].as_array().unwrap().iter().zip(values) {
+                assert_eq!(
+                    (pool["value"].as_str(), pool["selected"].as_u64()),
+                    (value, Some(of(value) as u64)),
+                    "{out}"
+                );
+            }
+            if options.contains("--count") {
+                assert_eq!(values.map(of), [5, 20, 10, 5], "{out}");
+            } else {
+                for (pool, share) in report["tokens"]["pools"].as_array().unwrap().iter().zip([0.125, 0.5, 0.25, 0.125])
+                {
+                    assert!((pool["budget"].as_f64().unwrap() - share * 20_000.0).abs() < 1e-6, "{pool}");
+                }
+            }
+            found.push(ids);
+        }
+        assert_eq!(found[0], found[1], "{options}");
+    }
+
+    let id = rows[4]["id"].as_str().unwrap();
+    sandbox.succeed(&format!(
+        "select --input lang.jsonl {SHARES} --count 40 --temperature 30 --explain {id} --out explained"
+    ));
+    let explanation = &sandbox.report("explained")["explanations"][0];
+    assert_eq!((&explanation["pool"], &explanation["source"]), (&"17".into(), &rows[4]["source"]));
+    // That of the source is the one that there is anyway.
+    sandbox.succeed(
+        "select --input raw.jsonl --model model.wnw --count 40 --source-proportion sotu=0.5 --quota-field source --out by-source",
+    );
+    assert!(sandbox.report("by-source")["acceptance_by_field"].is_null());
+    let select = "select --input lang.jsonl --model model.wnw --count 40 --out wrong --quota-field";
+    assert!(sandbox.refuse(&format!("{select} lang")).contains("--source-proportion"));
+    let said = sandbox.refuse(&format!("{select} text --source-proportion de=0.5"));
+    assert!(said.contains("--quota-field text: is the text, the id or a loss"), "{said}");
+}
+
 /// The loss of the raw document at `i`; every fifth has none.
 fn loss(i: usize) -> Option<f64> {
     (i % 5 != 2).then(|| 1.0 + (i * 7_919 % 1_009) as f64 / 256.0)

@@ -72,6 +72,7 @@ impl Setting {
                 score,
                 other_weights: Vec::new(),
                 numbers: [f64::NAN; 2],
+                pool: None,
                 point: None,
                 buckets: Some(self.buckets.clone()),
                 is_counted: false,

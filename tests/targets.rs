@@ -256,6 +256,123 @@ fn targets_choose_in_turn_within_the_shares_of_sources() {
     verify(&deployment, published.windows.len());
 }
 
+/// Of ten times ten documents in a partition forty are German and twenty of number 17, whatever their source; the rest has no share: in
+/// other languages, or in none.
+fn language(n: u64) -> serde_json::Value {
+    match n / PARTITIONS / 10 % 10 {
+        0..=3 => "de".into(),
+        4 | 5 => 17.into(),
+        6 => serde_json::Value::Null,
+        7 => serde_json::json!(["de"]),
+        8 => true.into(),
+        _ => "fr".into(),
+    }
+}
+
+/// Every window of 200 documents selects ten in German, four of number 17 and six others, then by strata as well; explained and decided
+/// again; and by sources, when the configuration says so.
+#[test]
+fn values_of_another_field_have_shares() {
+    const N: u64 = 1_600;
+    let broker = Broker::with_topic("targets-field", PARTITIONS as i32);
+    let quotas = "selection.quota_field = \"language\"\nselection.sources = { de = 0.5, 17 = 0.2 }";
+    let deployment = deployment(&broker, &format!("window.max_documents = 200\n{quotas}"), None);
+    let check = deployment.winnowd(&["check"]);
+    let said = String::from_utf8_lossy(&check.stdout);
+    assert!(said.contains("50.0 % of language de") && said.contains("20.0 % of language 17"), "{said}");
+    let produce = |numbers: std::ops::Range<u64>| {
+        let producer = broker.producer();
+        for n in numbers {
+            let document = serde_json::json!({
+                "id": n.to_string(), "text": text(n), "source": source(n), "language": language(n), "hard": n * n % 101,
+            });
+            producer.send((n % PARTITIONS) as i32, Some(document.to_string().as_bytes()));
+        }
+        producer.flush();
+    };
+    let pool = |n: u64| match language(n) {
+        serde_json::Value::String(word) if word == "de" => Some("de"),
+        serde_json::Value::Number(_) => Some("17"),
+        _ => None,
+    };
+    let selected_of = |published: &Published, window: &winnowd::window::WindowSummary| {
+        let rows: Vec<_> = published.rows.iter().filter(|row| row.window == window.id()).collect();
+        let of = |value: Option<&str>| rows.iter().filter(|row| pool(row.id.parse().unwrap()) == value).count() as u64;
+        [Some("de"), Some("17"), None].map(of)
+    };
+    let daemon = deployment.start();
+    produce(0..N);
+    wait_decided(&deployment, N);
+    let status: serde_json::Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
+    assert!(status["shares"].get("de").is_none(), "they are not of sources: {status}");
+    assert_eq!(daemon.stop(), Some(0));
+    let published = deployment.published();
+    assert_once(&published, N);
+    for window in &published.windows {
+        assert_eq!((window.closed_by, window.n_selected), (CloseReason::Documents, 20));
+        assert_eq!(selected_of(&published, window), [10, 4, 6], "{window:?}");
+        let named = |value: Option<&str>| {
+            let turns = window.turns.iter().filter(|turn| turn.source.as_deref() == value);
+            turns.fold((0, 0), |(n, of), turn| (n + turn.n_selected, of.max(turn.n_candidates)))
+        };
+        assert_eq!([Some("de"), Some("17"), None].map(named), [(10, 80), (4, 40), (6, 80)]);
+    }
+    assert!(shards(&deployment).iter().all(|shard| shard.selector.quotas.field.as_deref() == Some("language")));
+    let window = published.windows[0].id();
+    let shown = deployment.winnowd(&["replay", "--window", &window]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    for expected in ["of 80 candidates of language de for code", "all other values of language for math"] {
+        assert!(shown.contains(expected), "`{expected}` is not in:\n{shown}");
+    }
+    verify(&deployment, published.windows.len());
+    let winnowd::window::WindowSummary { at, interval, .. } = &published.windows[0];
+    for (offset, value) in [(0, Some("de")), (40, Some("17")), (60, None), (90, None)] {
+        let offset = interval.from + offset;
+        assert_eq!(pool(offset as u64 * PARTITIONS + at.partition as u64), value);
+        let position = format!("{}:{offset}", at.partition);
+        let explained = deployment.winnowd(&["explain", "--json", "--position", &position]);
+        let said = String::from_utf8_lossy(&explained.stdout);
+        let explanation: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        assert_eq!(
+            explanation["document"]["quota"],
+            serde_json::json!({ "field": "language", "value": value }),
+            "{said}"
+        );
+        let turns = explanation["competition"]["turns"].as_array().unwrap();
+        assert!(turns.len() == 2 && turns.iter().all(|turn| turn["source"].as_str() == value), "{said}");
+        if let Some(value) = value {
+            assert!(explanation["why"].as_str().unwrap().contains(&format!("of language {value}")), "{said}");
+        }
+    }
+
+    // From now on with strata, and then by sources; each shard is decided again by its own.
+    let config = std::fs::read_to_string(&deployment.config).unwrap();
+    let by_source = config.replace(quotas, "selection.sources = { web = 0.5 }");
+    for (config, from) in [(config + STRATA, N), (by_source, 2 * N)] {
+        std::fs::write(&deployment.config, config).unwrap();
+        let daemon = deployment.start();
+        produce(from..from + N);
+        wait_decided(&deployment, from + N);
+        assert_eq!(daemon.stop(), Some(0));
+    }
+    let published = deployment.published();
+    for window in &published.windows {
+        let n_web = published.rows.iter().filter(|row| row.window == window.id());
+        let n_web = n_web.filter(|row| source(row.id.parse().unwrap()) == "web").count();
+        match &window.coverage {
+            Some(coverage) => {
+                let pools: Vec<_> = coverage.pools.iter().map(|pool| pool.source.as_deref()).collect();
+                assert_eq!(pools, [None, Some("17"), Some("de")]);
+                assert_eq!(selected_of(&published, window), [10, 4, 6], "{window:?}");
+            }
+            None if window.interval.from >= (2 * N / PARTITIONS) as i64 => assert_eq!(n_web, 10, "{window:?}"),
+            None => {}
+        }
+    }
+    assert_eq!(published.windows.iter().filter(|window| window.coverage.is_some()).count() as u64, N / 200);
+    verify(&deployment, published.windows.len());
+}
+
 /// Names of targets are only known with the model.
 #[test]
 fn proportions_of_unknown_targets_are_refused() {

@@ -289,6 +289,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
             score,
             other_weights: Vec::new(),
             numbers: [f64::NAN; 2],
+            pool: None,
             point: None,
             is_counted: false,
             refused_by: None,

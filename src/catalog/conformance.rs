@@ -447,6 +447,7 @@ async fn what_divided_a_window_is_kept<C: Catalog + CatalogReader>(catalog: &C) 
     let sensitive = WindowSummary { sensitivity: Some(sensitivity), ..window(0, 120, 130, 1) };
     let mut manifest = manifest("s", vec![divided, covered, sensitive]);
     manifest.selector.quotas = Quotas {
+        field: Some("language \"2\"".to_owned()),
         sources: [("web \"2\"".to_owned(), 0.1 + 0.2)].into(),
         proportions: [("code".to_owned(), 1.0 / 3.0), ("math".to_owned(), 2.0 / 3.0)].into(),
     };

@@ -81,7 +81,7 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
         );
     }
     for (source, share) in &selector.quotas.sources {
-        println!("             {:.1} % of source {source}", 100.0 * share);
+        println!("             {:.1} % of {}", 100.0 * share, selector.quotas.pool_name(Some(source)));
     }
     if let Some(filter) = &selector.filter {
         println!("             only where {}", filter.sql);

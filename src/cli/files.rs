@@ -76,6 +76,10 @@ impl LossFieldArguments {
         self.loss_field.is_some()
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        [&self.loss_field, &self.reference_loss_field].into_iter().flatten().any(|field| field == name)
+    }
+
     /// The name of the field, if one was given.
     pub fn name(&self) -> Option<&str> {
         self.loss_field.as_deref()

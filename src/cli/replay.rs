@@ -16,7 +16,7 @@ use crate::config::{Bootstrap, Config};
 use crate::manifest::ShardManifest;
 use crate::pipeline::{DaemonError, FurtherColumns, FurtherComparison, Replay, Replayed, differences};
 use crate::record::TopicPartition;
-use crate::select::{LossSource, SensitivityPool};
+use crate::select::{LossSource, Quotas, SensitivityPool};
 use crate::sink::{PublishedRow, ShardReader, ShardStore};
 use crate::window::{
     ClosedWindow, CoverageSummary, PointSource, PoolSensitivities, PoolStrata, SensitivitySummary, StratumSummary,
@@ -334,7 +334,7 @@ async fn show(
                 return Err(DamagedShards(format!("{} cannot be decided again: {problem}", window.id())).into());
             }
             Replayed::Decided(again) if arguments.json => print(&format!("{}\n", as_json(&again)))?,
-            Replayed::Decided(again) => print(&as_table(&again)?)?,
+            Replayed::Decided(again) => print(&as_table(&again, &manifest.selector.quotas)?)?,
         }
     }
     Ok(())
@@ -368,7 +368,10 @@ fn as_json(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow) 
     json!({ "window": summary.id(), "summary": summary, "selected": selected, "dead_letters": dead })
 }
 
-fn as_table(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow) -> Result<String, std::fmt::Error> {
+fn as_table(
+    ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow,
+    quotas: &Quotas,
+) -> Result<String, std::fmt::Error> {
     let mut text = format!(
         "{}: {} records, {} selected, {} rejected ({} too short), {} dead letters\n",
         summary.id(),
@@ -383,7 +386,7 @@ fn as_table(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow)
     }
     for turn in &summary.turns {
         let target = turn.target.as_ref().map(|name| format!(" for {name}")).unwrap_or_default();
-        let pool = turn.source.as_ref().map_or("all other sources".to_owned(), |name| format!("source {name}"));
+        let pool = quotas.pool_name(turn.source.as_deref());
         write!(text, "{} of {} candidates of {pool}{target}", turn.n_selected, turn.n_candidates)?;
         match turn.threshold {
             Some(threshold) => writeln!(text, ", highest key left {threshold:.6}")?,
@@ -391,10 +394,10 @@ fn as_table(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow)
         }
     }
     if let Some(coverage) = &summary.coverage {
-        text += &strata(coverage)?;
+        text += &strata(coverage, quotas)?;
     }
     if let Some(sensitivity) = &summary.sensitivity {
-        text += &sensitivities(sensitivity)?;
+        text += &sensitivities(sensitivity, quotas)?;
     }
     let several = !summary.targets.is_empty();
     writeln!(
@@ -421,7 +424,7 @@ fn as_table(ClosedWindow { summary, selected, dead_letters, .. }: &ClosedWindow)
 }
 
 /// How the window was spread over strata.
-fn strata(coverage: &CoverageSummary) -> Result<String, std::fmt::Error> {
+fn strata(coverage: &CoverageSummary, quotas: &Quotas) -> Result<String, std::fmt::Error> {
     let CoverageSummary { n_without_number, n_cut, cut_at, shortfall, pools } = coverage;
     let mut text = format!("{n_without_number} documents without a number; {n_cut} removed by the cut-off");
     match cut_at {
@@ -432,7 +435,7 @@ fn strata(coverage: &CoverageSummary) -> Result<String, std::fmt::Error> {
         writeln!(text, "{shortfall} documents fewer than wanted")?;
     }
     for PoolStrata { source, range, strata } in pools {
-        let pool = pool_name(source.as_deref(), pools.len());
+        let pool = pool_name(quotas, source.as_deref(), pools.len());
         match range {
             Some((low, high)) => writeln!(text, "strata of {pool}, from {low} to {high}")?,
             None => writeln!(text, "no documents of {pool}")?,
@@ -450,7 +453,7 @@ fn strata(coverage: &CoverageSummary) -> Result<String, std::fmt::Error> {
 }
 
 /// How the window was drawn by sensitivity.
-fn sensitivities(sensitivity: &SensitivitySummary) -> Result<String, std::fmt::Error> {
+fn sensitivities(sensitivity: &SensitivitySummary, quotas: &Quotas) -> Result<String, std::fmt::Error> {
     let SensitivitySummary { points, dimensions, losses, n_centres, scale, shortfall, pools, .. } = sensitivity;
     let SensitivitySummary { n_without_embedding, n_other_dimensions, clusters_version, .. } = sensitivity;
     let points = match points {
@@ -472,7 +475,7 @@ fn sensitivities(sensitivity: &SensitivitySummary) -> Result<String, std::fmt::E
         writeln!(text, "{shortfall} documents fewer than wanted")?;
     }
     for PoolSensitivities { source, sample } in pools {
-        let pool = pool_name(source.as_deref(), pools.len());
+        let pool = pool_name(quotas, source.as_deref(), pools.len());
         let SensitivityPool { documents, selected, total, threshold, ratio } = sample;
         write!(text, "{selected} of {documents} of {pool}, sum of scores {total}, ratio of weights {ratio:.6}")?;
         match threshold {
@@ -483,11 +486,10 @@ fn sensitivities(sensitivity: &SensitivitySummary) -> Result<String, std::fmt::E
     Ok(text)
 }
 
-fn pool_name(source: Option<&str>, n_pools: usize) -> String {
+fn pool_name(quotas: &Quotas, source: Option<&str>, n_pools: usize) -> String {
     match source {
-        Some(name) => format!("source {name}"),
-        None if n_pools > 1 => "all other sources".to_owned(),
-        None => "all documents".to_owned(),
+        None if n_pools == 1 => "all documents".to_owned(),
+        name => quotas.pool_name(name),
     }
 }
 

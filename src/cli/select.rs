@@ -2,7 +2,7 @@
 //! that is fitted on them keeps their n-grams on disk, so that they need not be read once more), and once to write the
 //! documents that were selected. Points of documents, where they are needed, take one reading more.
 //!
-//! One order whatever the selector: score, cut-off, shares of sources, strata, noise.
+//! One order whatever the selector: score, cut-off, shares of sources or of the values of another field, strata, noise.
 
 mod corrected;
 mod covered;
@@ -102,11 +102,11 @@ struct ChosenModel {
 
 pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
     let began = Instant::now();
-    let plan = arguments.selection.checked(&arguments.losses, &arguments.tokenizer)?;
+    let plan = arguments.selection.checked(&arguments.read, &arguments.losses, &arguments.tokenizer)?;
     let inputs = arguments.read.inputs(&arguments.input, true)?;
     let folder = Folder::prepare(&arguments.out, arguments.overwrite)?;
     let fit_files = Files::new(&arguments.read)?;
-    let fields = ExtraFields { numbers: plan.fields.clone(), vector: None };
+    let fields = ExtraFields { numbers: plan.fields.clone(), vector: None, word: plan.quota_field.clone() };
     let files = fit_files.with_losses(&arguments.losses).with_extra(fields);
     let (chosen_model, featurised) = arguments.model(&inputs, &fit_files, &files, &plan, &folder)?;
     let model = &chosen_model.model;

@@ -61,9 +61,9 @@ pub(super) fn check(r: &mut Reader) -> Config {
         let problem = format!("must be at most an eighth of memory.budget ({})", shown(budget));
         r.error("documents.max_bytes", &shown(max), problem);
     }
-    let quotas = quotas(r);
+    let quotas = quotas(r, &decoder, feedback.as_ref());
     let kind = selector(r);
-    // Every source with a share is a pool, and so are all others together.
+    // Every source, or value of another field, with a share is a pool, and so are all others together.
     let n_pools = quotas.sources.len() as u64 + 1;
     let coverage = coverage::coverage(r, &kind, &decoder.fields, n_pools);
     let sensitivity = sensitivity::sensitivity(r, &kind, &decoder.fields, feedback.as_ref());

@@ -55,8 +55,9 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
     }
     let cells = strata * n_pools;
     if cells > MAX_STRATA {
-        let problem =
-            format!("with {n_pools} pools of sources there are {cells} strata, at most {MAX_STRATA} can be named");
+        let problem = format!(
+            "with {n_pools} pools in [selection.sources] there are {cells} strata, at most {MAX_STRATA} can be named"
+        );
         r.error("selection.strata", &strata.to_string(), problem);
     }
     let mut criterion = |key: &str, name: String| {

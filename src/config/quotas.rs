@@ -1,17 +1,21 @@
-//! Shares of sources and of targets. The names of targets are those of the model, so that it is looked at here already: a
-//! mistake in them is told with all others.
+//! Shares of sources, or of the values of another field, and of targets. The names of targets are those of the model, so that it is
+//! looked at here already: a mistake in them is told with all others.
 
 use std::collections::BTreeMap;
 
+use super::FeedbackConfig;
 use super::reader::Reader;
+use crate::record::{Decoder, FieldNames, Format};
 use crate::score::Model;
 use crate::select::Quotas;
 
-/// Sources that can have a share of their own: each keeps candidates.
+/// Sources, or values of another field, that can have a share of their own: each keeps candidates.
 const MAX_SOURCES: usize = 100;
 
-pub(super) fn quotas(r: &mut Reader) -> Quotas {
-    let quotas = Quotas { sources: shares(r, "selection.sources"), proportions: shares(r, "selection.proportions") };
+pub(super) fn quotas(r: &mut Reader, decoder: &Decoder, feedback: Option<&FeedbackConfig>) -> Quotas {
+    let sources = shares(r, "selection.sources");
+    let field = quota_field(r, decoder, feedback, !sources.is_empty());
+    let quotas = Quotas { field, sources, proportions: shares(r, "selection.proportions") };
     if let Some((name, problem)) = quotas.source_problem() {
         share_error(r, "selection.sources", &quotas.sources, name, problem);
     }
@@ -28,6 +32,38 @@ pub(super) fn quotas(r: &mut Reader) -> Quotas {
         share_error(r, "selection.proportions", &quotas.proportions, name, problem);
     }
     quotas
+}
+
+/// `None`: the field that says where a document comes from.
+fn quota_field(
+    r: &mut Reader,
+    decoder: &Decoder,
+    feedback: Option<&FeedbackConfig>,
+    has_shares: bool,
+) -> Option<String> {
+    const KEY: &str = "selection.quota_field";
+    let field = r.optional(KEY)?;
+    let is_given = |name: &Option<String>| name.as_ref() == Some(&field);
+    let FieldNames { text, id, source, timestamp, loss, reference_loss } = &decoder.fields;
+    match &decoder.format {
+        Format::Text(format) if !format.headers.contains(&field) => {
+            let problem =
+                "is none of documents.text.headers: with documents.format = text a record has no other fields";
+            r.error(KEY, &field, problem);
+        }
+        Format::Text(_) => {}
+        _ if is_given(source) => return None,
+        _ if *text == field || [id, timestamp, loss, reference_loss].into_iter().any(is_given) => {
+            r.error(KEY, &field, "is no field to be divided by: [documents] says what it is");
+        }
+        _ => {}
+    }
+    if feedback.is_some_and(|feedback| feedback.settings.mixing.is_some()) {
+        r.error(KEY, &field, "has no effect with selection.mixing, which learns shares of sources");
+    } else if !has_shares {
+        r.error(KEY, &field, "has no effect without shares of its values in [selection.sources]");
+    }
+    Some(field)
 }
 
 fn shares(r: &mut Reader, section: &str) -> BTreeMap<String, f64> {

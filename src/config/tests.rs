@@ -47,7 +47,36 @@ fn quotas_are_read_by_name() {
         [("Books.v2", 0.1), ("web", 0.5)]
     );
     assert_eq!(quotas.proportions["code"], 1.0);
-    assert!(load("").unwrap().selector.quotas.is_empty());
+    assert!(load("").unwrap().selector.quotas.is_empty() && quotas.field.is_none());
+}
+
+#[test]
+fn quotas_can_be_of_another_field_than_the_source() {
+    let field = |toml: &str| load(&format!("selection.sources.de = 0.5\n{toml}")).unwrap().selector.quotas.field;
+    assert_eq!(field("selection.quota_field = \"language\""), Some("language".to_owned()));
+    // What is called so is another field then.
+    assert_eq!(
+        field("selection.quota_field = \"source\"\ndocuments.source_field = \"url\""),
+        Some("source".to_owned())
+    );
+    assert_eq!(field("selection.quota_field = \"source\""), None);
+    let text = "documents.format = \"text\"\ndocuments.text.headers = [\"id\"]\nselection.quota_field";
+    assert_eq!(field(&format!("{text} = \"id\"")), Some("id".to_owned()));
+    let found = mistakes(&format!("selection.sources.de = 0.5\n{text} = \"language\""));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].starts_with("`selection.quota_field` = `language`: is none of documents.text.headers"),
+        "{found:?}"
+    );
+    let mixing = "feedback.topic = \"l\"\nselection.mixing = \"odm\"\nselection.quota_field = \"language\"";
+    let expected =
+        "`selection.quota_field` = `language`: has no effect with selection.mixing, which learns shares of sources";
+    assert_eq!(mistakes(mixing), [expected]);
+    let losses = "documents.loss_field = \"loss\"\nselection.sources.a = 0.5\nselection.quota_field = \"loss\"";
+    assert_eq!(
+        mistakes(losses),
+        ["`selection.quota_field` = `loss`: is no field to be divided by: [documents] says what it is"]
+    );
 }
 
 /// Names are only known with the model: mistakes in them are told with all others all the same.
@@ -249,7 +278,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[selection]\nstrata = 0", "`selection.strata` = `0`: expected an integer from 1"),
     (
         "[selection]\nselector = \"coverage\"\nimportance = \"l\"\nstrata = 6000\n[selection.sources]\nweb = 0.5",
-        "`selection.strata` = `6000`: with 2 pools of sources there are 12000 strata",
+        "`selection.strata` = `6000`: with 2 pools in [selection.sources] there are 12000 strata",
     ),
     (
         "[selection]\ncentres_from = \"stream\"",
@@ -301,6 +330,14 @@ const MISTAKES: &[(&str, &str)] = &[
     (
         "[selection.sources]\nweb = 0.7\nbooks = 0.4",
         "`selection.sources` = `books = 0.4, web = 0.7`: the shares sum to 1.1",
+    ),
+    (
+        "[selection]\nquota_field = \"language\"",
+        "`selection.quota_field` = `language`: has no effect without shares of its values in [selection.sources]",
+    ),
+    (
+        "[selection]\nquota_field = \"text\"\n[selection.sources]\nweb = 0.5",
+        "`selection.quota_field` = `text`: is no field to be divided by",
     ),
     ("[selection.sources]\nweb = 0", "`selection.sources.web` = `0`: the share must be above 0"),
     ("[selection.sources]\nweb = \"half\"", "`selection.sources.web` = `half`: expected a number above 0"),

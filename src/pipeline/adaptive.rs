@@ -234,9 +234,10 @@ fn is_ours(shared: &Shared, feedback: &FeedbackVersion) -> bool {
     *feedback.expected.featuriser() == shared.model.model.featuriser
 }
 
-/// How a window is divided by a version of the shares of sources; those of targets stay.
+/// How a window is divided by a version of the shares of sources; those of targets stay. Shares that follow losses are never of another
+/// field.
 pub(super) fn mixed(model: &LoadedModel, quotas: &Quotas, version: &FeedbackVersion) -> Arc<Division> {
-    let quotas = Quotas { sources: version.quotas.clone(), proportions: quotas.proportions.clone() };
+    let quotas = Quotas { field: None, sources: version.quotas.clone(), proportions: quotas.proportions.clone() };
     Arc::new(Division::of(&quotas, &model.model).of_version(version.version))
 }
 

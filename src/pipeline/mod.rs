@@ -55,8 +55,8 @@ use columns::{FurtherValues, derived_columns};
 pub use forward::send_dead_letter;
 pub use lost::recreated_topics;
 pub use replay::{
-    Explained, ExplainedDocument, ExplainedSensitivity, Explanation, FurtherComparison, Outcome, Replay, Replayed,
-    Wanted, differences,
+    Explained, ExplainedDocument, ExplainedQuota, ExplainedSensitivity, Explanation, FurtherComparison, Outcome,
+    Replay, Replayed, Wanted, differences,
 };
 use session::SessionEnd;
 
@@ -335,7 +335,10 @@ impl Daemon {
             (status.model, status.owner) = (model.id.to_string(), owner.clone());
             status.config_digest = config.digest();
             status.window_limits = Some(config.window.into());
-            status.shares = config.selector.quotas.sources.clone();
+            // Those of another field say nothing of sources.
+            if config.selector.quotas.field.is_none() {
+                status.shares = config.selector.quotas.sources.clone();
+            }
         }
         let catalog = Arc::new(catalog);
         let collapse = SharedCollapseWatches::default();

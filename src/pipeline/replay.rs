@@ -37,7 +37,7 @@ use explained::Asked;
 use witness::Witness;
 
 pub use compare::{FurtherComparison, differences};
-pub use explained::{ExplainedDocument, Explanation, Outcome};
+pub use explained::{ExplainedDocument, ExplainedQuota, Explanation, Outcome};
 pub use sensitivities::ExplainedSensitivity;
 pub use witness::Wanted;
 

@@ -352,6 +352,8 @@ impl Job<'_> {
         let score = Score { loss: document.loss, counted_tokens, ..of_text };
         let fields = self.selector.coverage.as_ref().map_or([None; 2], CoverageSelector::fields);
         let numbers = fields.map(|field| number(document, field, &self.scorer.decoder.fields));
+        let quotas = &self.selector.quotas;
+        let pool = quotas.field.as_deref().map(|field| quotas.pool_of(document.word(field).as_deref()));
         let kept = |buckets: &mut BucketList, features: &Scratch| {
             if is_one_chunk {
                 buckets.extend(features.last_chunk());
@@ -389,6 +391,7 @@ impl Job<'_> {
                 score,
                 other_weights,
                 numbers,
+                pool,
                 point: given.or(projected),
                 buckets,
                 is_counted,
@@ -404,6 +407,7 @@ impl Job<'_> {
             score,
             other_weights: Vec::new(),
             numbers,
+            pool,
             point: None,
             buckets: buckets.filter(|_| !is_counted),
             is_counted,

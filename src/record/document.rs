@@ -7,6 +7,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::TopicPartition;
+use super::decode::Key;
 
 /// One training example.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +108,17 @@ impl DocumentRef<'_> {
         }
     }
 
+    /// What one of the other fields says in a word: a string, or a number or boolean as JSON writes it. Nothing where it is missing, null, a
+    /// list or an object. A field that stands twice counts as it stands last.
+    pub fn word(&self, field: &str) -> Option<Cow<'_, str>> {
+        let (_, json) = self.members.iter().rev().find(|(name, _)| name == field)?;
+        match json.as_bytes().first()? {
+            b'"' => serde_json::from_str(json).ok().map(|Key(word)| word),
+            b'n' | b'[' | b'{' => None,
+            _ => Some(Cow::Borrowed(json)),
+        }
+    }
+
     /// The other fields as one JSON object, their bytes unchanged: numbers keep their digits.
     pub fn metadata(&self) -> Option<String> {
         let mut object = String::new();
@@ -144,5 +156,23 @@ mod tests {
         let document = read.to_document();
         assert_eq!(document.borrowed(&at, 7, None, true), read);
         assert!(document.borrowed(&at, 7, None, false).members.is_empty());
+    }
+
+    #[test]
+    fn a_field_says_one_word_or_nothing() {
+        let at = TopicPartition::new("docs", 1);
+        let record = r#"{"text":"x","s": "d\u0065 \"","é":"é","e":"","i":-5,"f":1.50,"b":true,"z":null,"l":["a"],"o":{"a":1},
+            "twice":"a","twice":"b","bad":"\ud800","source":"web"}"#;
+        let mut scratch = TextScratch::default();
+        let read = Decoder::for_files().decode_ref(Some(record.as_bytes()), &at, 7, None, &mut scratch).unwrap();
+        for (field, word) in
+            [("s", "de \""), ("é", "é"), ("e", ""), ("i", "-5"), ("f", "1.50"), ("b", "true"), ("twice", "b")]
+        {
+            assert_eq!(read.word(field).as_deref(), Some(word), "{field}");
+        }
+        // What the decoder takes is no other field.
+        for field in ["z", "l", "o", "bad", "none", "source", "text"] {
+            assert_eq!(read.word(field), None, "{field}");
+        }
     }
 }

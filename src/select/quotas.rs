@@ -1,4 +1,5 @@
-//! How a selection is divided among sources and targets, by name as people write it, and resolved for a model. Pure.
+//! How a selection is divided among sources, or the values of another field, and targets, by name as people write it, and resolved for a
+//! model. Pure.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,10 @@ const TOLERANCE: f64 = 1e-9;
 /// one that is in force when it opens.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quotas {
-    /// Of sources that are pools of their own; all other documents are one more pool, with what is left.
+    /// The field of the record whose values have the shares of `sources`; `None`: the one that says where a document comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// Of sources, or values of the field, that are pools of their own; all other documents are one more pool, with what is left.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sources: BTreeMap<String, f64>,
     /// Of targets: all of them, or none, where the model has one target or its own proportions are taken.
@@ -26,6 +30,22 @@ pub struct Quotas {
 impl Quotas {
     pub fn is_empty(&self) -> bool {
         self.sources.is_empty() && self.proportions.is_empty()
+    }
+
+    /// Of a document with this value in the field: the number of its pool, as a [`Division`] has it.
+    pub fn pool_of(&self, value: Option<&str>) -> u16 {
+        let named = |value: &str| self.sources.keys().position(|name| name == value);
+        value.and_then(named).map_or(0, |i| i as u16 + 1)
+    }
+
+    /// A pool in words; `None` is that of all others.
+    pub fn pool_name(&self, value: Option<&str>) -> String {
+        match (&self.field, value) {
+            (None, Some(source)) => format!("source {source}"),
+            (None, None) => "all other sources".to_owned(),
+            (Some(field), Some(value)) => format!("{field} {value}"),
+            (Some(field), None) => format!("all other values of {field}"),
+        }
     }
 
     /// The same with nothing left to the model.
@@ -72,7 +92,7 @@ fn problem_of(shares: &BTreeMap<String, f64>) -> Option<(Option<&str>, String)> 
     Some((Some(name), "the share must be above 0 and at most 1".to_owned()))
 }
 
-/// Shares of all pools: of the documents whose source has none of its own, then of each source that has one.
+/// Shares of all pools: of the documents whose source (or value of another field) has none of its own, then of each that has one.
 pub fn pool_shares_of(sources: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut shares = vec![0.0];
     shares.extend(sources);
@@ -81,8 +101,8 @@ pub fn pool_shares_of(sources: impl Iterator<Item = f64>) -> Vec<f64> {
     shares
 }
 
-/// [`Quotas`] for one model: pools and targets by number. The first pool is that of all sources without a share of their
-/// own; the others follow by name, the targets as the model has them.
+/// [`Quotas`] for one model: pools and targets by number. The first pool is that of all sources (or values of another field) without a
+/// share of their own; the others follow by name, the targets as the model has them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Division {
     /// Sorted.
@@ -160,13 +180,13 @@ impl Division {
         &self.target_shares
     }
 
-    /// The pool that a document of this source belongs to.
+    /// The pool that a document of this source, or with this value in another field, belongs to.
     pub fn pool_of(&self, source: Option<&str>) -> usize {
         let named = |source: &str| self.sources.binary_search_by(|name| name.as_str().cmp(source)).ok();
         source.and_then(named).map_or(0, |i| i + 1)
     }
 
-    /// The source whose documents are this pool; `None` of the pool of all others.
+    /// The source, or value of another field, whose documents are this pool; `None` of the pool of all others.
     pub fn source_of(&self, pool: usize) -> Option<&str> {
         self.sources.get(pool.checked_sub(1)?).map(String::as_str)
     }
@@ -283,6 +303,26 @@ mod tests {
         let quotas = Quotas { sources: shares(&[("web", 0.1 + 0.2), ("c", 1.0 / 3.0)]), ..Quotas::default() };
         let json = serde_json::to_string(&quotas).unwrap();
         assert_eq!(serde_json::from_str::<Quotas>(&json).unwrap(), quotas);
-        assert!(!json.contains("proportions"), "{json}");
+        assert!(!json.contains("proportions") && !json.contains("field"), "{json}");
+        let by_field = Quotas { field: Some("language".into()), ..quotas };
+        let json = serde_json::to_string(&by_field).unwrap();
+        assert_eq!(serde_json::from_str::<Quotas>(&json).unwrap(), by_field);
+    }
+
+    /// Whoever reads a record and whoever decides its window mean the same pools.
+    #[test]
+    fn pools_of_a_field_have_the_numbers_of_the_division() {
+        let sources = shares(&[("en", 0.5), ("de", 0.2), ("17", 0.1), ("é", 0.1)]);
+        let quotas = Quotas { field: Some("language".into()), sources, ..Quotas::default() };
+        let division = Division::of(&quotas, &model(&[("code", 1.0)]));
+        for value in ["17", "de", "en", "é", "", "other"].map(Some).into_iter().chain([None]) {
+            assert_eq!(usize::from(quotas.pool_of(value)), division.pool_of(value), "{value:?}");
+        }
+        assert_eq!(
+            [Some("de"), None].map(|value| quotas.pool_name(value)),
+            ["language de", "all other values of language"]
+        );
+        let of_sources = Quotas { field: None, ..quotas };
+        assert_eq!([Some("de"), None].map(|value| of_sources.pool_name(value)), ["source de", "all other sources"]);
     }
 }

@@ -21,6 +21,8 @@ pub(super) struct Candidate {
     pub score: Score,
     /// See [`super::ScoredDocument::other_weights`].
     pub other_weights: Vec<f64>,
+    /// See [`super::ScoredDocument::pool`].
+    pub pool: Option<u16>,
     pub buckets: Option<BucketList>,
     /// Among the candidates of the window.
     pub number: u32,
@@ -32,6 +34,11 @@ impl Candidate {
             + self.document.size_bytes()
             + self.other_weights.len() * size_of::<f64>()
             + self.buckets.as_ref().map_or(0, BucketList::held_bytes)
+    }
+
+    /// See [`super::ScoredDocument::pool_in`].
+    pub fn pool_in(&self, division: &Division) -> usize {
+        super::pool_of(division, self.document.source.as_deref(), self.pool)
     }
 
     /// What it competes with for every target, in order: the only place where weights become what keys, probabilities and
@@ -220,7 +227,7 @@ impl Divided {
     ) {
         let totals: Vec<f64> = candidate.total_log_weights(of_score).collect();
         self.other_log_weights.iter_mut().zip(&totals[1..]).for_each(|(weights, total)| columns::push(weights, *total));
-        let pool = self.reservoirs.division().pool_of(candidate.document.source.as_deref());
+        let pool = candidate.pool_in(self.reservoirs.division());
         // One document has one noise, whichever target looks at it.
         self.reservoirs.offer(pool, offset, |target| key(totals[target]), candidate, out);
     }

@@ -133,7 +133,7 @@ pub struct WindowSummary {
 /// What one target chose from one pool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TurnSummary {
-    /// The source that is a pool of its own; `None`: the pool of all others.
+    /// The source, or value of [`crate::select::Quotas::field`], that is a pool of its own; `None`: the pool of all others.
     pub source: Option<String>,
     /// `None`: the model's only one.
     pub target: Option<String>,

@@ -41,14 +41,14 @@ pub struct CoverageSummary {
     pub cut_at: Option<f64>,
     /// How many documents fewer than requested there are.
     pub shortfall: u64,
-    /// One of all documents, or by source where sources have shares.
+    /// One of all documents, or one a pool where sources, or values of another field, have shares.
     pub pools: Vec<PoolStrata>,
 }
 
 /// The strata of one pool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PoolStrata {
-    /// The source that is a pool of its own; `None`: the pool of all others.
+    /// The source, or value of [`crate::select::Quotas::field`], that is a pool of its own; `None`: the pool of all others.
     pub source: Option<String>,
     /// Where the first stratum begins and the last one ends; `None` of a pool without documents.
     pub range: Option<(f64, f64)>,
@@ -117,13 +117,13 @@ impl CoveredCandidates {
     ) -> SpooledRow {
         let totals = candidate.total_log_weights(of_score).skip(1);
         self.other_log_weights.iter_mut().zip(totals).for_each(|(weights, total)| columns::push(weights, total));
+        if self.division.n_pools() > 1 {
+            columns::push(&mut self.pools, candidate.pool_in(&self.division) as u16);
+        }
         let Candidate { document, score, other_weights, .. } = candidate;
         self.offsets.push(offset);
         let held = self.numbers.iter_mut().zip(self.held).zip(numbers);
         held.filter(|((_, held), _)| *held).for_each(|((kept, _), number)| columns::push(kept, number));
-        if self.division.n_pools() > 1 {
-            columns::push(&mut self.pools, self.division.pool_of(document.source.as_deref()) as u16);
-        }
         SpooledRow { document, score, other_weights, point: Vec::new() }
     }
 

@@ -101,6 +101,9 @@ pub struct ScoredDocument {
     pub other_weights: Vec<f64>,
     /// What it has in the fields of a coverage selector, see [`crate::select::CoverageSelector::fields`]; NaN where there is none.
     pub numbers: [f64; 2],
+    /// Where shares are of the values of another field than the source: the pool that its value belongs to. Such shares never change, so
+    /// that it is known before its window is. `None`: its source says it, once it is known how its window is divided.
+    pub pool: Option<u16>,
     /// Of a sensitivity selection and a document that may be selected: its embedding, or what stands in for that; `None` where it has
     /// none that can be used.
     pub point: Option<Vec<f32>>,
@@ -134,6 +137,11 @@ impl Content {
 }
 
 impl ScoredDocument {
+    /// The pool that it belongs to where a window is divided so.
+    pub fn pool_in(&self, division: &Division) -> usize {
+        pool_of(division, self.content.source(), self.pool)
+    }
+
     /// The same document by other weights of the same featuriser.
     fn score_again(&mut self, by: &VersionedWeight) {
         let of_text = match (&self.buckets, &self.content) {
@@ -159,6 +167,11 @@ impl ScoredDocument {
             (None, Content::PassedOver { .. }) => panic!("the n-grams of a document are gone and wanted"),
         }
     }
+}
+
+/// `by_field`: what [`ScoredDocument::pool`] says.
+fn pool_of(division: &Division, source: Option<&str>, by_field: Option<u16>) -> usize {
+    by_field.map_or_else(|| division.pool_of(source), usize::from)
 }
 
 /// A record that could not be read, as it is kept for people.
@@ -339,7 +352,7 @@ impl OpenWindow {
         if !scored.is_counted {
             self.statistics.count(offset, noise, |count| scored.for_each_chunk(featuriser, count));
         }
-        let ScoredDocument { content, score, other_weights, numbers, point, buckets, refused_by, .. } = scored;
+        let ScoredDocument { content, score, other_weights, numbers, pool, point, buckets, refused_by, .. } = scored;
         let fingerprint = scored.fingerprint;
         if refused_by.is_some() {
             self.n_filtered += 1;
@@ -366,7 +379,7 @@ impl OpenWindow {
         let total_log_weight = of_score(&score);
         let number = self.statistics.candidate(&score, total_log_weight);
         let Content::Whole(document) = content else { return None };
-        let candidate = Candidate { document, score, other_weights, buckets, number };
+        let candidate = Candidate { document, score, other_weights, pool, buckets, number };
         if let Candidates::Covered(covered) = &mut self.candidates {
             return Some(covered.take(offset, candidate, numbers, of_score));
         }

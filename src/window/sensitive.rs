@@ -38,7 +38,7 @@ pub struct SensitivitySummary {
     pub scale: f64,
     /// How many documents fewer than requested there are.
     pub shortfall: u64,
-    /// One of all documents, or by source where sources have shares.
+    /// One of all documents, or one a pool where sources, or values of another field, have shares.
     pub pools: Vec<PoolSensitivities>,
 }
 
@@ -53,7 +53,7 @@ pub enum PointSource {
 /// The priority sample of one pool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PoolSensitivities {
-    /// The source that is a pool of its own; `None`: the pool of all others.
+    /// The source, or value of [`crate::select::Quotas::field`], that is a pool of its own; `None`: the pool of all others.
     pub source: Option<String>,
     #[serde(flatten)]
     pub sample: SensitivityPool,
@@ -142,13 +142,13 @@ impl SensitiveCandidates {
 
     /// Keeps the numbers of the next candidate, and gives the rest away.
     pub fn take(&mut self, offset: i64, candidate: Candidate, point: Vec<f32>) -> SpooledRow {
+        if self.division.n_pools() > 1 {
+            columns::push(&mut self.pools, candidate.pool_in(&self.division) as u16);
+        }
         let Candidate { document, score, other_weights, .. } = candidate;
         self.offsets.push(offset);
         if self.points == PointSource::Embedding {
             columns::push(&mut self.dims, point.len() as u16);
-        }
-        if self.division.n_pools() > 1 {
-            columns::push(&mut self.pools, self.division.pool_of(document.source.as_deref()) as u16);
         }
         SpooledRow { document, score, other_weights, point }
     }

@@ -1,3 +1,4 @@
+mod by_field;
 mod covered;
 mod divided;
 mod sensitive;
@@ -69,6 +70,7 @@ fn record(offset: i64, text: &str, model: &Model) -> ScoredRecord {
         score,
         other_weights: Vec::new(),
         numbers: [f64::NAN; 2],
+        pool: None,
         point: None,
         is_counted: false,
         refused_by: None,

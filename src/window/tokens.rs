@@ -49,12 +49,12 @@ impl TokenCandidates {
 
     /// Keeps the numbers of the next candidate, and gives the rest away.
     pub fn take(&mut self, offset: i64, candidate: Candidate) -> SpooledRow {
+        if self.division.n_pools() > 1 {
+            columns::push(&mut self.pools, candidate.pool_in(&self.division) as u16);
+        }
         let Candidate { document, score, other_weights, .. } = candidate;
         self.offsets.push(offset);
         columns::push(&mut self.n_tokens, score.budget_tokens());
-        if self.division.n_pools() > 1 {
-            columns::push(&mut self.pools, self.division.pool_of(document.source.as_deref()) as u16);
-        }
         SpooledRow { document, score, other_weights, point: Vec::new() }
     }
 

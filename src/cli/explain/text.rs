@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::manifest::rfc3339;
-use crate::pipeline::{ExplainedDocument, ExplainedSensitivity, Explanation, Outcome};
+use crate::pipeline::{ExplainedDocument, ExplainedQuota, ExplainedSensitivity, Explanation, Outcome};
 use crate::select::SelectorKind;
 
 pub fn of(explanation: &Explanation) -> String {
@@ -69,6 +69,10 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
     }
     let (Some(document), Some(selector)) = (&explanation.document, &explanation.selector) else { return Ok(()) };
     line("tokens", format!("{}, {} n-grams", document.n_tokens, document.n_ngrams))?;
+    if let Some(ExplainedQuota { field, value }) = &document.quota {
+        let pool = value.as_ref().map_or("without a share of its own".to_owned(), |value| format!("{field} = {value}"));
+        line("shares by field", pool)?;
+    }
     for of in &document.targets {
         let name = of.target.as_ref().map(|name| format!(" for {name}")).unwrap_or_default();
         let mean = if selector.length_normalise { format!(", a mean of {:.6}", of.of_text) } else { String::new() };
@@ -103,7 +107,8 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
         line(&format!("key{name}"), format!("{:.6}, from a total log weight of {total:.6}", of.key))?;
         let (Some(turn), Some(rank)) = (turn, of.rank) else { continue };
         let threshold = turn.threshold.map_or("none".to_owned(), |threshold| format!("{threshold:.6}"));
-        let pool = turn.source.as_ref().map(|source| format!(" of source {source}")).unwrap_or_default();
+        let pool_of = |name: &String| format!(" of {}", selector.quotas.pool_name(Some(name)));
+        let pool = turn.source.as_ref().map(pool_of).unwrap_or_default();
         let place = format!("rank {rank} of {}{pool}, {} selected", turn.n_candidates, turn.budget);
         line(&format!("  threshold{name}"), format!("{threshold}; {place}"))?;
     }

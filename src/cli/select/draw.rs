@@ -80,7 +80,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
     })
 }
 
-/// The candidates of all sources without a share of their own, and of each that has one.
+/// The candidates of all sources (or values of another field) without a share of their own, and of each that has one.
 pub fn pools(scores: &Scores, plan: &SelectionPlan, candidates: &[u32]) -> Vec<Vec<u32>> {
     let mut pools = vec![Vec::new(); plan.sources.len() + 1];
     candidates.iter().for_each(|&document| pools[scores.pool(document)].push(document));
@@ -112,7 +112,12 @@ pub fn settings(
         length_normalise: plan.length_normalise,
         min_tokens: plan.min_tokens,
         seed: plan.seed,
-        quotas: Quotas { sources: plan.sources.iter().cloned().collect(), ..Quotas::default() }.of_model(model),
+        quotas: Quotas {
+            field: plan.quota_field.clone(),
+            sources: plan.sources.iter().cloned().collect(),
+            ..Quotas::default()
+        }
+        .of_model(model),
         loss: plan.loss.map(|loss| loss.term(scores, plan)).transpose()?,
         filter: None,
         holdout: None,

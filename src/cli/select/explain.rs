@@ -24,6 +24,8 @@ pub struct Explanation {
     /// Its number among all, from 0; `null` if there is no document of this id.
     document: Option<u32>,
     source: Option<String>,
+    /// The source, or the value of `--quota-field`, that is a pool of its own; `null`: it is in the pool of all others.
+    pool: Option<String>,
     n_tokens: Option<u32>,
     /// The target that selected it, or else the first one.
     target: Option<String>,
@@ -121,6 +123,7 @@ impl Looking<'_> {
             is_selected: pick.is_some(),
             document: Some(document),
             source,
+            pool: scores.pool(document).checked_sub(1).map(|pool| plan.sources[pool].0.clone()),
             n_tokens: Some(n_tokens),
             target: Some(model.targets[target].name.clone()),
             log_importance_weight: Some(scores.weight(document, target)).filter(|weight| weight.is_finite()),

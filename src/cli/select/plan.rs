@@ -6,9 +6,10 @@ use super::corrected::Correction;
 use super::loss::{LossArguments, WantedLoss};
 use super::methods::{CoverageArguments, Criterion, Method, SensitivityArguments};
 use crate::cli::UsageError;
-use crate::cli::files::LossFieldArguments;
+use crate::cli::files::{LossFieldArguments, ReadArguments};
 use crate::cli::fit::shares;
 use crate::cli::tokenizer::TokenizerArguments;
+use crate::record::{Decoder, FieldNames};
 use crate::select::{Fraction, SelectorKind, Unit, Within};
 use crate::tokenizer::Tokenizer;
 
@@ -48,6 +49,10 @@ pub struct SelectionArguments {
     /// Share of the selection for a source; what is left goes to all other sources together
     #[arg(long, value_name = "NAME=SHARE", num_args = 1..)]
     source_proportion: Vec<String>,
+    /// Field or column whose values have the shares of --source-proportion, such as language: strings, or numbers and booleans as JSON
+    /// writes them [default: --source-field]
+    #[arg(long, value_name = "NAME", requires = "source_proportion")]
+    quota_field: Option<String>,
     #[command(flatten)]
     loss: LossArguments,
     /// What documents are weighed against: the raw distribution, or what was selected so far, window by window, so that what is
@@ -161,7 +166,9 @@ pub struct SelectionPlan {
     pub temperature: Temperature,
     pub length_normalise: bool,
     pub min_tokens: u32,
-    /// Sources with a share of their own.
+    /// The field whose values have the shares of `sources`; `None`: the one that says where a document comes from.
+    pub quota_field: Option<String>,
+    /// Sources, or values of the field, with a share of their own.
     pub sources: Vec<(String, f64)>,
     /// Weights against what was selected, not against raw alone.
     pub correction: Option<Correction>,
@@ -254,12 +261,26 @@ impl SelectionArguments {
         }))
     }
 
+    /// `None`: shares are of sources.
+    fn quota_field(&self, read: &ReadArguments, losses: &LossFieldArguments) -> Result<Option<String>, UsageError> {
+        let Some(field) = &self.quota_field else { return Ok(None) };
+        let FieldNames { text, id, source, .. } = read.fields_like(&Decoder::for_files().fields);
+        if source.as_ref() == Some(field) {
+            return Ok(None);
+        }
+        if text == *field || id.as_ref() == Some(field) || losses.has(field) {
+            return Err(UsageError(format!("--quota-field {field}: is the text, the id or a loss")));
+        }
+        Ok(Some(field.clone()))
+    }
+
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch_gib.saturating_mul(1 << 30)
     }
 
     pub fn checked(
         &self,
+        read: &ReadArguments,
         losses: &LossFieldArguments,
         tokenizer: &TokenizerArguments,
     ) -> Result<SelectionPlan, UsageError> {
@@ -310,6 +331,7 @@ impl SelectionArguments {
             temperature: self.temperature,
             length_normalise: self.length_normalise,
             min_tokens: self.min_tokens,
+            quota_field: self.quota_field(read, losses)?,
             sources,
             correction,
             loss,

@@ -93,6 +93,8 @@ pub struct Report<'a> {
     /// `null` where nothing happened to be in it.
     kl_reduction_of_random_nats: Option<f64>,
     acceptance: AcceptanceBySource,
+    /// Only with `--quota-field`: by its values that have shares.
+    acceptance_by_field: Option<AcceptanceByField>,
     files: Vec<FileReport>,
     warnings: Vec<String>,
     #[serde(skip)]
@@ -114,6 +116,8 @@ struct Selector {
     length_normalise: bool,
     min_tokens: u32,
     source_proportions: Vec<(String, f64)>,
+    /// The field whose values have these shares; `null`: the source.
+    quota_field: Option<String>,
     /// `null`: weights against raw alone.
     against_selected: Option<super::corrected::Correction>,
     /// `null`: losses add nothing to the weights.
@@ -138,6 +142,50 @@ struct TargetReport {
     proportion: f64,
     #[serde(flatten)]
     diagnostics: Diagnostics,
+}
+
+/// Documents and selected ones of each pool.
+#[derive(Debug, Serialize)]
+struct AcceptanceByField {
+    field: String,
+    pools: Vec<PoolAcceptance>,
+}
+
+#[derive(Debug, Serialize)]
+struct PoolAcceptance {
+    /// `null`: all values without a share of their own.
+    value: Option<String>,
+    documents: u64,
+    selected: u64,
+}
+
+impl AcceptanceByField {
+    fn of(field: &str, plan: &SelectionPlan, scores: &Scores, draw: &Draw) -> Self {
+        let values = std::iter::once(None).chain(plan.sources.iter().map(|(value, _)| Some(value.clone())));
+        let pool = |value| PoolAcceptance { value, documents: 0, selected: 0 };
+        let mut pools: Vec<_> = values.map(pool).collect();
+        (0..scores.len() as u32).for_each(|document| pools[scores.pool(document)].documents += 1);
+        draw.selection.picks.iter().for_each(|pick| pools[scores.pool(pick.document)].selected += 1);
+        // Bad lines are of no pool, and count in the first one.
+        pools[0].documents -= scores.bad_lines;
+        AcceptanceByField { field: field.to_owned(), pools }
+    }
+
+    fn add_text(&self, text: &mut String) {
+        let _ = writeln!(text, "\nAcceptance by {}", self.field);
+        let row = |of: &PoolAcceptance| {
+            let name = of.value.clone().unwrap_or_else(|| "(all others)".to_owned());
+            add_acceptance(text, &name, of.documents, of.selected);
+        };
+        self.pools.iter().skip(1).chain(&self.pools[..1]).for_each(row);
+    }
+}
+
+fn add_acceptance(text: &mut String, name: &str, documents: u64, selected: u64) {
+    let name: String = name.chars().take(20).collect();
+    let share = selected as f64 / documents.max(1) as f64;
+    // Writing to memory does not fail.
+    let _ = writeln!(text, "  {name:<20} {} {:>5.1} %  {selected:>6} of {documents:>6}", bar(share), 100.0 * share);
 }
 
 #[derive(Debug, Serialize)]
@@ -174,6 +222,7 @@ impl<'a> Report<'a> {
                 length_normalise: plan.length_normalise,
                 min_tokens: plan.min_tokens,
                 source_proportions: plan.sources.clone(),
+                quota_field: plan.quota_field.clone(),
                 against_selected: draw.correction,
                 loss: draw.settings.loss,
                 n_with_loss: plan.keeps_losses.then(|| n_with_loss(scores, plan)),
@@ -208,6 +257,10 @@ impl<'a> Report<'a> {
             kl_reduction_nats: to_selected.map(|nats| to_raw - nats),
             kl_reduction_of_random_nats: divergence(&written.random).map(|nats| to_raw - nats),
             acceptance: written.sources.top(SOURCES),
+            acceptance_by_field: plan
+                .quota_field
+                .as_ref()
+                .map(|field| AcceptanceByField::of(field, plan, scores, draw)),
             files: written.files.iter().map(|(name, rows)| FileReport { name: name.clone(), rows: *rows }).collect(),
             warnings: Vec::new(),
             out: facts.out.display().to_string(),
@@ -276,6 +329,7 @@ impl<'a> Report<'a> {
         );
         self.add_tokens(&mut text);
         self.add_sources(&mut text);
+        self.acceptance_by_field.iter().for_each(|acceptance| acceptance.add_text(&mut text));
         self.strata.iter().for_each(|strata| strata.add_text(&mut text));
         self.sensitivity.iter().for_each(|sensitivity| sensitivity.add_text(&mut text));
         self.coverage.iter().for_each(|covers| covers.add_text(&mut text));
@@ -321,10 +375,7 @@ impl<'a> Report<'a> {
             rows.push(("(all others)", *other_documents, *other_selected));
         }
         for (name, documents, selected) in rows {
-            let name: String = name.chars().take(20).collect();
-            let share = share(documents, selected);
-            let _ =
-                writeln!(text, "  {name:<20} {} {:>5.1} %  {selected:>6} of {documents:>6}", bar(share), 100.0 * share);
+            add_acceptance(text, name, documents, selected);
         }
     }
 

@@ -20,8 +20,8 @@ pub struct Scores {
     pub n_tokens: Vec<u32>,
     /// By the plan's tokenizer, where it counts all documents; `None` of a text that it fails on. Else empty.
     pub counted: Vec<Option<u32>>,
-    /// The number of the pool that a document's source has of its own, counted from 1; 0 for all others. Empty when there
-    /// is only one pool.
+    /// The number of the pool that a document's source, or value of another field, has of its own, counted from 1; 0 for all others. Empty
+    /// when there is only one pool.
     pub pools: Vec<u16>,
     /// NaN of documents without one. Empty when losses are not read.
     pub losses: Vec<f64>,
@@ -71,7 +71,8 @@ impl Scores {
         self.text_bytes += record.text.len() as u64;
         self.sources.document(record.source);
         if !plan.sources.is_empty() {
-            let named = plan.sources.iter().position(|(name, _)| Some(name.as_str()) == record.source);
+            let value = if plan.quota_field.is_some() { record.word } else { record.source };
+            let named = plan.sources.iter().position(|(name, _)| Some(name.as_str()) == value);
             self.pools.push(named.map_or(0, |pool| pool as u16 + 1));
         }
         if plan.keeps_losses {

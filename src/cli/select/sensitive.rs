@@ -73,7 +73,7 @@ impl Points {
         sensitivity: &Sensitivity,
         spool: Spool,
     ) -> anyhow::Result<Self> {
-        let files = files.with_extra(ExtraFields { numbers: Vec::new(), vector: sensitivity.embedding.clone() });
+        let files = files.with_extra(ExtraFields { vector: sensitivity.embedding.clone(), ..ExtraFields::default() });
         let progress = Progress::new("points", total_bytes(inputs));
         let (mut kept, mut all_dims) = (Vec::new(), Vec::new());
         files.reader(inputs).scan(

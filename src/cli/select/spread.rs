@@ -107,7 +107,7 @@ pub struct StrataReport {
 
 #[derive(Debug, Serialize)]
 struct PoolReport {
-    /// `null`: all sources without a share of their own.
+    /// `null`: all sources, or values of `--quota-field`, without a share of their own.
     source: Option<String>,
     /// Ends of the outermost strata; what lies beyond belongs to these.
     low: Option<f64>,

@@ -31,7 +31,7 @@ pub struct TokensReport {
 
 #[derive(Debug, Serialize)]
 pub struct TokenPoolReport {
-    /// `null`: all sources without a share of their own.
+    /// `null`: all sources, or values of `--quota-field`, without a share of their own.
     source: Option<String>,
     candidates: u64,
     budget: f64,

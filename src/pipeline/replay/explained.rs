@@ -11,7 +11,7 @@ use crate::features::Featuriser;
 use crate::manifest::ShardManifest;
 use crate::record::{Reject, TopicPartition};
 use crate::score::{LossTerm, Score};
-use crate::select::{Division, Noise, SelectorKind, SelectorSettings};
+use crate::select::{Division, Noise, Quotas, SelectorKind, SelectorSettings};
 use crate::window::{ClosedWindow, PoolStrata, TokenTurn, WindowSummary};
 
 /// What became of a record.
@@ -87,6 +87,9 @@ pub struct ExplainedDocument {
     /// The clause of the filter that refuses it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused_by: Option<String>,
+    /// Where shares are of the values of another field than the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<ExplainedQuota>,
     /// Where losses add to weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<ExplainedLoss>,
@@ -108,6 +111,13 @@ pub struct ExplainedDocument {
     /// Chance of being selected, given the thresholds.
     pub inclusion_probability: Option<f64>,
     pub sample_weight: Option<f64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExplainedQuota {
+    pub field: String,
+    /// What it says there, if that has a share of its own; `null`: it is in the pool of all others.
+    pub value: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -168,7 +178,7 @@ pub struct Competition {
 pub struct ExplainedTurn {
     /// `null`: the model's only one.
     pub target: Option<String>,
-    /// The source that is a pool of its own; `null`: all others.
+    /// The source, or value of [`crate::select::Quotas::field`], that is a pool of its own; `null`: all others.
     pub source: Option<String>,
     pub n_candidates: u64,
     /// How many it had to choose.
@@ -254,7 +264,7 @@ impl Asked<'_> {
                 let keys: Vec<f64> = of_document.targets.iter().map(|of| of.key).collect();
                 strata.in_words(&keys, by)
             }
-            (None, None) => in_words(&of_document.targets, &competition.turns, by),
+            (None, None) => in_words(&of_document.targets, &competition.turns, &manifest.selector.quotas, by),
         };
         let (outcome, why) = match (&of_document.refused_by, by) {
             (Some(clause), _) => (
@@ -321,7 +331,7 @@ impl Asked<'_> {
                 tokens: None,
             }];
         }
-        let pool = self.division.source_of(self.division.pool_of(seen.source.as_deref()));
+        let pool = self.division.source_of(seen.pool);
         let of_pool = summary.turns.iter().filter(|turn| turn.source.as_deref() == pool);
         let explained = |turn: &crate::window::TurnSummary| ExplainedTurn {
             target: turn.target.clone(),
@@ -338,7 +348,7 @@ impl Asked<'_> {
         let selector = &self.manifest.selector;
         let SeenDocument { score, log_importance_weights, refused_by, .. } = document;
         let is_candidate = refused_by.is_none() && score.n_tokens >= selector.min_tokens;
-        let pool = self.division.pool_of(seen.source.as_deref());
+        let pool = seen.pool;
         let of_window = self.closed.summary.sensitivity.as_ref();
         let sensitivity = ExplainedSensitivity::of(selector, of_window, (seen.offset, document), pool, self.noise);
         let sensitivity = sensitivity.filter(|_| is_candidate);
@@ -377,6 +387,10 @@ impl Asked<'_> {
             counted_tokens: score.counted_tokens,
             n_ngrams: self.featuriser.n_ngrams(score.n_tokens),
             refused_by: refused_by.map(|clause| self.clauses[usize::from(clause)].clone()),
+            quota: selector.quotas.field.as_ref().map(|field| ExplainedQuota {
+                field: field.clone(),
+                value: self.division.source_of(pool).map(str::to_owned),
+            }),
             loss: selector.loss.map(|term| ExplainedLoss {
                 loss: score.loss,
                 term,
@@ -419,7 +433,7 @@ impl Asked<'_> {
     /// As the window computes it for those that it selects.
     fn inclusion_probability(&self, seen: &Seen, targets: &[OfTarget], strata: Option<&ExplainedStrata>) -> f64 {
         let selector = &self.manifest.selector;
-        let pool = self.division.pool_of(seen.source.as_deref());
+        let pool = seen.pool;
         if let Some(strata) = strata {
             let weights: Vec<f64> = targets.iter().map(|of| of.total_log_weight).collect();
             return self.chance(pool) * strata.inclusion_probability(selector, &weights);
@@ -444,13 +458,13 @@ impl Asked<'_> {
 }
 
 /// `by`: the target that selected it.
-fn in_words(targets: &[OfTarget], turns: &[ExplainedTurn], by: Option<usize>) -> String {
+fn in_words(targets: &[OfTarget], turns: &[ExplainedTurn], quotas: &Quotas, by: Option<usize>) -> String {
     let mut text = String::new();
     let of_targets = targets.iter().zip(turns).enumerate().filter(|(number, _)| by.is_none_or(|by| by == *number));
     for (_, (of, turn)) in of_targets {
         let ExplainedTurn { target, source, n_candidates, budget, threshold, tokens } = turn;
         let target = target.as_ref().map(|name| format!("for target {name} ")).unwrap_or_default();
-        let pool = source.as_ref().map(|name| format!(" of source {name}")).unwrap_or_default();
+        let pool = source.as_ref().map(|name| format!(" of {}", quotas.pool_name(Some(name)))).unwrap_or_default();
         let rank = of.rank.map(|rank| format!("rank {rank} of {n_candidates} candidates{pool}")).unwrap_or_default();
         let budget_of = match tokens {
             Some(TokenTurn { budget, selected, .. }) => format!(" for {selected} of {budget:.1} tokens"),

@@ -254,6 +254,7 @@ mod tests {
                 other_weights: vec![weights[1]],
                 numbers: [*hard, f64::NAN],
                 point: None,
+                pool: None,
                 is_counted: true,
                 refused_by: None,
                 fingerprint: None,

@@ -26,6 +26,8 @@ pub(super) struct Seen {
     /// `None`: it is no document.
     pub id: Option<String>,
     pub source: Option<String>,
+    /// Of a dead letter that of all others.
+    pub pool: usize,
     pub timestamp_ms: Option<i64>,
     pub outcome: Result<SeenDocument, Reject>,
 }
@@ -96,7 +98,7 @@ impl<'a> Witness<'a> {
 
     fn enter(&mut self, offset: i64, document: &ScoredDocument) {
         let Witness { selector, division, noise, weight, contenders, .. } = self;
-        let pool = division.pool_of(document.content.source());
+        let pool = document.pool_in(division);
         let featuriser = weight.weight.featuriser();
         let key = |log_importance_weight: f64| {
             let score = Score { log_importance_weight, ..document.score };
@@ -152,6 +154,7 @@ impl<'a> Witness<'a> {
             offset,
             id: document.as_ref().map(|document| document.id().into_owned()),
             source: document.as_ref().and_then(|document| document.source.as_deref().map(str::to_owned)),
+            pool: scored.outcome.as_ref().map_or(0, |document| document.pool_in(self.division)),
             timestamp_ms: document.as_ref().map_or(timestamp_ms, |document| document.timestamp_ms),
             outcome: scored.outcome.as_ref().map(of_document).map_err(|letter| letter.reject.clone()),
         });

@@ -12,6 +12,7 @@ struct Setting {
     config: Config,
     weight: Arc<VersionedWeight>,
     target: TargetDistribution,
+    model: Model,
     division: Arc<Division>,
     at: [TopicPartition; 2],
     /// Partition and payload; offsets count up in each partition.
@@ -59,6 +60,7 @@ fn setting(buckets: u32, is_divided: bool) -> Setting {
         weight: VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(&model), None),
         target: model.target_distribution(),
         division: Arc::new(Division::of(&Quotas { sources, ..Quotas::default() }, &model)),
+        model,
         at: [0, 1].map(|partition| TopicPartition::new("docs", partition)),
         records: (0..400).map(|i| (usize::from(i % 5 == 0), payload(i))).collect(),
     }
@@ -213,6 +215,33 @@ fn also_where_nothing_is_counted_by_the_threads() {
 fn also_where_targets_and_sources_divide_them() {
     check(&setting(64, true));
     check(&setting(1 << 16, true));
+}
+
+/// What the field says is read with the record: a word of some, a number of others.
+#[test]
+fn also_where_another_field_divides_them() {
+    for (buckets, has_targets) in [(64, false), (1 << 16, true)] {
+        let mut setting = setting(buckets, has_targets);
+        let sources = [("unknown".to_owned(), 0.5), ("81".to_owned(), 0.2)].into();
+        let quotas = Quotas { field: Some("hard".to_owned()), sources, ..Quotas::default() };
+        setting.division = Arc::new(Division::of(&quotas, &setting.model));
+        setting.config.selector.quotas = quotas;
+        check(&setting);
+        let (windows, _) = setting.decide(40);
+        for ClosedWindow { summary, selected, .. } in &windows {
+            let hard = |row: &crate::window::SelectedDocument| {
+                let metadata: serde_json::Value =
+                    serde_json::from_str(row.document.metadata.as_ref().unwrap()).unwrap();
+                metadata["hard"].as_str().map_or_else(|| metadata["hard"].to_string(), str::to_owned)
+            };
+            for value in ["unknown", "81"] {
+                let turns = summary.turns.iter().filter(|turn| turn.source.as_deref() == Some(value));
+                let of_value = selected.iter().filter(|row| hard(row) == value).count() as u64;
+                assert_eq!(turns.map(|turn| turn.n_selected).sum::<u64>(), of_value);
+                assert!(of_value > 0, "{:?}", summary.turns);
+            }
+        }
+    }
 }
 
 /// So do these, by what stands in for embeddings, and by embeddings that some lack.

@@ -75,6 +75,10 @@ fn decode(decoder: &Decoder, payload: &[u8], schemas: &Schemas) -> Result<(Docum
 fn what_other_programs_write_becomes_the_document_that_its_json_becomes() {
     let golden = golden();
     assert!(golden.len() > 12);
+    let at = TopicPartition::new("docs", 3);
+    let word =
+        |document: &Document, field: &str| document.borrowed(&at, 17, None, true).word(field).map(Cow::into_owned);
+    let mut words = Vec::new();
     for golden in golden {
         let (name, payload) = (&golden.name, unhex(&golden.payload));
         assert_eq!(schema_id(&payload), Some(golden.id), "{name}");
@@ -89,12 +93,17 @@ fn what_other_programs_write_becomes_the_document_that_its_json_becomes() {
         assert_eq!(metadata(&found), metadata(&expected), "{name}");
         assert_eq!((loss, &found.id, &found.text), (expected_loss, &expected.id, &expected.text), "{name}");
         assert_eq!((found.source.as_ref(), found.timestamp_ms), (expected.source.as_ref(), expected.timestamp_ms));
+        for field in golden.record.as_object().unwrap().keys() {
+            assert_eq!(word(&found, field), word(&expected, field), "{name}: {field}");
+            words.extend(word(&found, field).map(|_| golden.format.clone()));
+        }
         // Maps have no order, their text has.
         for _ in 0..5 {
             let again = decode(&decoder, &payload, &golden.schemas(&decoder.format)).unwrap().0;
             assert_eq!(found, again, "{name}");
         }
     }
+    assert!(["avro", "protobuf"].iter().all(|format| words.iter().any(|of| of == format)));
 }
 
 /// None panics, and each is told as what it is.
@@ -197,6 +206,7 @@ fn a_text_takes_what_stands_beside_it() {
         metadata: Some("{\"lang\":\"en\\\"\\n\",\"quality\":\"0.5\"}".to_owned()),
     };
     assert_eq!(document, expected);
+    assert_eq!(document.borrowed(&at, 17, None, true).word("lang").as_deref(), Some("en\"\n"));
     // What is missing leaves everything else in its place.
     let document = decode(b"", [None, None, None, Some(b"1")]).unwrap();
     let stand_ins = (document.id.as_str(), document.source.as_deref(), document.metadata.as_deref());

@@ -1,4 +1,6 @@
-//! Numbers and a vector that come with the documents: losses, scores, an embedding.
+//! Numbers, a vector and a word that come with the documents: losses, scores, an embedding, a language.
+
+use std::borrow::Cow;
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
@@ -14,11 +16,13 @@ use crate::record::{
 pub struct ExtraFields {
     pub numbers: Vec<String>,
     pub vector: Option<EmbeddingField>,
+    pub word: Option<String>,
 }
 
 impl ExtraFields {
     pub(super) fn has(&self, name: &str) -> bool {
-        self.numbers.iter().chain(self.vector.as_ref().map(|vector| &vector.field)).any(|field| field == name)
+        let vector = self.vector.as_ref().map(|vector| &vector.field);
+        self.numbers.iter().chain(vector).chain(&self.word).any(|field| field == name)
     }
 }
 
@@ -29,6 +33,7 @@ pub(super) struct Extra {
     pub numbers: Vec<f64>,
     /// Empty where there is none.
     pub vector: Vec<f32>,
+    pub word: Option<String>,
 }
 
 impl Extra {
@@ -50,6 +55,7 @@ impl Extra {
         let vector =
             wanted.vector.as_ref().and_then(|EmbeddingField { field, base64 }| embedding(value(field)?, *base64));
         self.vector = vector.unwrap_or_default();
+        self.word = wanted.word.as_deref().and_then(|field| document.word(field)).map(Cow::into_owned);
     }
 }
 
@@ -57,6 +63,7 @@ impl Extra {
 pub(super) struct ExtraColumns {
     numbers: Vec<Option<ArrayRef>>,
     vector: Option<(ArrayRef, Base64Floats)>,
+    word: Option<ArrayRef>,
 }
 
 impl ExtraColumns {
@@ -77,7 +84,13 @@ impl ExtraColumns {
             let column = cast(field, to, "lists of numbers or strings", |found| is_text(found) || is_vector(found))?;
             Ok::<_, String>(column.map(|column| (column, *base64)))
         };
-        Ok(ExtraColumns { numbers, vector: wanted.vector.as_ref().map(vector).transpose()?.flatten() })
+        let word =
+            wanted.word.as_ref().map(|name| cast(name, &DataType::Utf8, "strings, numbers or booleans", is_word));
+        Ok(ExtraColumns {
+            numbers,
+            vector: wanted.vector.as_ref().map(vector).transpose()?.flatten(),
+            word: word.transpose()?.flatten(),
+        })
     }
 
     pub fn read(&self, row: usize, extra: &mut Extra) {
@@ -87,6 +100,8 @@ impl ExtraColumns {
         };
         extra.numbers.clear();
         extra.numbers.extend(self.numbers.iter().map(number));
+        let word = self.word.as_ref().filter(|column| column.is_valid(row));
+        extra.word = word.map(|column| column.as_string::<i32>().value(row).to_owned());
         extra.vector.clear();
         let Some((column, base64)) = self.vector.as_ref().filter(|(column, _)| column.is_valid(row)) else { return };
         if let Some(texts) = column.as_string_opt::<i32>() {
@@ -104,6 +119,10 @@ impl ExtraColumns {
             extra.vector.extend_from_slice(numbers);
         }
     }
+}
+
+fn is_word(data_type: &DataType) -> bool {
+    is_text(data_type) || data_type.is_numeric() || data_type == &DataType::Boolean
 }
 
 fn is_vector(data_type: &DataType) -> bool {

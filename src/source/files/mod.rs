@@ -164,6 +164,8 @@ pub struct Record<'a> {
     pub numbers: &'a [f64],
     /// Of [`ExtraFields::vector`]; empty where there is none.
     pub vector: &'a [f32],
+    /// Of [`ExtraFields::word`]; see [`DocumentRef::word`].
+    pub word: Option<&'a str>,
 }
 
 impl ChunkReader<'_> {
@@ -210,6 +212,7 @@ impl ChunkReader<'_> {
                         loss: d.loss,
                         numbers: &extra.numbers,
                         vector: &extra.vector,
+                        word: extra.word.as_deref(),
                     }));
                     Ok(())
                 })
@@ -236,9 +239,17 @@ impl ChunkReader<'_> {
                 if wanted(line) {
                     let (own_id, source, loss) = (columns.id(row), columns.source(row), columns.loss(row));
                     extra_columns.read(row, &mut extra);
-                    let (numbers, vector) = (&extra.numbers[..], &extra.vector[..]);
-                    let record =
-                        columns.text(row).map(|text| Record { line, text, own_id, source, loss, numbers, vector });
+                    let (numbers, vector, word) = (&extra.numbers[..], &extra.vector[..], extra.word.as_deref());
+                    let record = columns.text(row).map(|text| Record {
+                        line,
+                        text,
+                        own_id,
+                        source,
+                        loss,
+                        numbers,
+                        vector,
+                        word,
+                    });
                     if record.is_none() {
                         let missing = format!("column `{}` is null", fields.text);
                         let bad = self.bad_line(line, &Reject::new(RejectReason::MissingText, missing));

@@ -286,7 +286,7 @@ fn extra_beside(path: &Path, decoder: Decoder, numbers: &[&str], vector: &str) -
     let inputs = expand(&[path.to_owned()], &StoreOptions::new())?;
     let numbers = numbers.iter().map(|name| (*name).to_owned()).collect();
     let vector = EmbeddingField { field: vector.to_owned(), base64: Base64Floats::F16 };
-    let extra = ExtraFields { numbers, vector: Some(vector) };
+    let extra = ExtraFields { numbers, vector: Some(vector), word: None };
     let settings = ReadSettings { extra, ..ReadSettings::new(decoder) };
     let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
     let mut all = Vec::new();
@@ -339,6 +339,72 @@ fn numbers_and_vectors_come_with_the_documents() {
     assert!(error.contains("column `text` is Utf8, expected numbers"), "{error}");
     let error = extra(&parquet, &[], "n").unwrap_err().to_string();
     assert!(error.contains("column `n` is Int64, expected lists of numbers"), "{error}");
+}
+
+/// The same word from objects, rows and CSV.
+#[test]
+fn a_word_comes_with_the_documents() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let words = |path: &Path, field: &str| {
+        let inputs = expand(&[path.to_owned()], &StoreOptions::new())?;
+        let extra = ExtraFields { word: Some(field.to_owned()), ..ExtraFields::default() };
+        let settings = ReadSettings { extra, ..ReadSettings::new(Decoder::for_files()) };
+        let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
+        let mut all = Vec::new();
+        let work = |(): &mut (), chunk: &ChunkReader<'_>| {
+            let mut seen = Vec::new();
+            chunk.for_each_document(|record| seen.extend(record.map(|r| r.word.map(str::to_owned))))?;
+            Ok(seen)
+        };
+        reader.scan(Wanted::Named, vec![()], work, |seen| {
+            all.extend(seen);
+            Ok::<(), FileError>(())
+        })?;
+        Ok::<_, FileError>(all)
+    };
+    let some = |word: &str| Some(word.to_owned());
+    let jsonl = [
+        r#"{"text":"a","w":"d\u0065","n":1.5}"#,
+        r#"{"text":"b","w":7}"#,
+        r#"{"text":"c","w":true}"#,
+        r#"{"text":"d","w":null}"#,
+        r#"{"text":"e","w":["de"]}"#,
+        r#"{"text":"f"}"#,
+    ];
+    let jsonl = write("x.jsonl", &jsonl.join("\n"));
+    assert_eq!(words(&jsonl, "w").unwrap(), [some("de"), some("7"), some("true"), None, None, None]);
+    let csv = write("x.csv", "w,text\nde,a\n7,b\n,c\n");
+    assert_eq!(words(&csv, "w").unwrap(), [some("de"), some("7"), None]);
+
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["a", "b"]));
+    let word: ArrayRef = Arc::new(StringArray::from(vec![Some("de"), None]));
+    let number: ArrayRef = Arc::new(Int64Array::from(vec![Some(7), None]));
+    let float: ArrayRef = Arc::new(arrow::array::Float64Array::from(vec![1.5, 2.0]));
+    let truth: ArrayRef = Arc::new(arrow::array::BooleanArray::from(vec![true, false]));
+    let bytes: ArrayRef = Arc::new(arrow::array::BinaryArray::from(vec![&b"a"[..], b"b"]));
+    let columns =
+        [("text", text), ("word", word), ("number", number), ("float", float), ("truth", truth), ("bytes", bytes)];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let path = folder.path().join("x.parquet");
+    let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    for (field, expected) in [
+        ("word", [some("de"), None]),
+        ("number", [some("7"), None]),
+        ("float", [some("1.5"), some("2.0")]),
+        ("truth", [some("true"), some("false")]),
+        ("none", [None, None]),
+    ] {
+        assert_eq!(words(&path, field).unwrap(), expected, "{field}");
+    }
+    let error = words(&path, "bytes").unwrap_err().to_string();
+    assert!(error.contains("column `bytes` is Binary, expected strings, numbers or booleans"), "{error}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::select::{
 };
 
 /// `cutoff`: by the weight, by the importance itself or by another field.
-fn covering(within: Within, cutoff: Option<Criterion>, strata: u32, fraction: &str) -> SelectorSettings {
+pub(super) fn covering(within: Within, cutoff: Option<Criterion>, strata: u32, fraction: &str) -> SelectorSettings {
     let (tail, cutoff_by) = (Tail::Low, cutoff.clone().unwrap_or(Criterion::Weight));
     let cutoff = cutoff.map(|_| Cutoff { rate: "0.2".parse().unwrap(), tail });
     let settings = CoverageSettings { strata, cutoff, within, clip: 0.0 };
@@ -153,6 +153,7 @@ fn a_small_share_is_kept_over_many_windows() {
             other_weights: Vec::new(),
             numbers: [1.0, f64::NAN],
             point: None,
+            pool: None,
             is_counted: true,
             refused_by: None,
             fingerprint: None,
@@ -228,6 +229,7 @@ fn a_candidate_takes_some_fifty_bytes() {
             score,
             other_weights: Vec::new(),
             numbers: [1.0, f64::NAN],
+            pool: None,
             point: None,
             is_counted: true,
             refused_by: None,

@@ -43,6 +43,7 @@ fn scored(offset: i64, text: &str, weight: &VersionedWeight, scratch: &mut Scrat
         score,
         other_weights,
         numbers: [f64::NAN; 2],
+        pool: None,
         point: None,
         buckets,
         is_counted: false,

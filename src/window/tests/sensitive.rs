@@ -11,7 +11,7 @@ use crate::select::{
 
 const FLOOR: f64 = 0.2;
 
-fn sensitive(losses: LossSource, fraction: &str, seed: u64) -> SelectorSettings {
+pub(super) fn sensitive(losses: LossSource, fraction: &str, seed: u64) -> SelectorSettings {
     let embedding = Some(EmbeddingField { field: "e".to_owned(), base64: Base64Floats::F16 });
     let sensitivity = Some(SensitivitySelector {
         centres: 3,

@@ -81,7 +81,7 @@ pub struct WindowsReport {
 struct TurnReport {
     window: u32,
     round: u32,
-    /// `null`: all sources without a share of their own.
+    /// `null`: all sources, or values of `--quota-field`, without a share of their own.
     source: Option<String>,
     /// Only with strata.
     stratum: Option<usize>,
