@@ -130,6 +130,18 @@ impl Featuriser {
         last.filter(|_| n_tokens <= u32::from(self.max_n))
     }
 
+    /// [`Featuriser::for_each_chunk`] with other places to cut at.
+    #[cfg(fuzzing)]
+    pub fn for_each_chunk_of_segments(
+        &self,
+        text: &str,
+        segment_bytes: usize,
+        scratch: &mut Scratch,
+        chunk: impl FnMut(&[u32]),
+    ) -> u32 {
+        self.for_each_chunk_of(text, segment_bytes, scratch, chunk)
+    }
+
     fn for_each_chunk_of(
         &self,
         text: &str,

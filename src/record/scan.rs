@@ -23,6 +23,12 @@ impl TextScratch {
     /// Of a longer text the memory is given back.
     const KEPT_BYTES: usize = 4 << 20;
 
+    /// One for every way to unescape that this processor has.
+    #[cfg(fuzzing)]
+    pub fn of_every_kernel() -> Vec<Self> {
+        Unescaper::available().map(|unescaper| TextScratch { unescaper, ..TextScratch::default() }).collect()
+    }
+
     fn at_least(&mut self, bytes: usize) -> &mut [u8] {
         let wasteful = self.text.len() > Self::KEPT_BYTES && bytes <= Self::KEPT_BYTES;
         if self.text.len() < bytes || wasteful {

@@ -20,7 +20,7 @@ impl Unescaper {
     pub const SLACK_BYTES: usize = 64;
 
     /// Those that this processor can run, the slowest first; the first one is the specification.
-    fn available() -> impl Iterator<Item = Self> {
+    pub fn available() -> impl Iterator<Item = Self> {
         let kernels = [
             Some(Kernel::Portable),
             #[cfg(target_arch = "x86_64")]

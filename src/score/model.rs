@@ -271,7 +271,10 @@ impl Model {
         let mut read_side = |provenance| -> Result<Side, ModelError> {
             let counts = (0..featuriser.buckets)
                 .map(|_| read_leb128(&mut counts).ok_or_else(|| damaged("it ends within the counts")));
-            Ok(Side { counts: NgramCounts::from_vec(counts.collect::<Result<_, _>>()?), provenance })
+            let counts: Vec<u64> = counts.collect::<Result<_, _>>()?;
+            let sum = counts.iter().try_fold(0u64, |sum, &count| sum.checked_add(count));
+            sum.ok_or_else(|| damaged("the sum of its counts has more than 64 bits"))?;
+            Ok(Side { counts: NgramCounts::from_vec(counts), provenance })
         };
         let mut targets = Vec::with_capacity(header.targets.len());
         for TargetHeader { name, proportion, provenance } in header.targets {
@@ -409,6 +412,17 @@ mod tests {
             let message = refused(change);
             assert!(message.contains(problem), "`{message}` does not say `{problem}`");
         }
+    }
+
+    /// Found by `tests/fuzz`.
+    #[test]
+    fn counts_without_a_sum_are_refused() {
+        let mut model = model(vec![1; 4], vec![1; 4]);
+        model.raw.counts = NgramCounts::from_vec(vec![u64::MAX, 0, 0, 0]);
+        assert_eq!(Model::from_bytes(&model.to_bytes()).as_ref(), Ok(&model));
+        model.raw.counts = NgramCounts::from_vec(vec![u64::MAX, 1, 0, 0]);
+        let error = Model::from_bytes(&model.to_bytes()).unwrap_err().to_string();
+        assert_eq!(error, "model is damaged: the sum of its counts has more than 64 bits");
     }
 
     #[test]

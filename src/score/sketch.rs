@@ -14,7 +14,7 @@ const BINS: usize = 128;
 
 /// Weights by bin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Vec<(u8, f64)>", into = "Vec<(u8, f64)>")]
+#[serde(try_from = "Vec<(u8, f64)>", into = "Vec<(u8, f64)>")]
 pub struct FadingSketch {
     bins: Vec<f64>,
 }
@@ -32,13 +32,20 @@ impl From<FadingSketch> for Vec<(u8, f64)> {
     }
 }
 
-impl From<Vec<(u8, f64)>> for FadingSketch {
-    fn from(held: Vec<(u8, f64)>) -> Self {
+/// Nothing else is a weight, or is written again.
+impl TryFrom<Vec<(u8, f64)>> for FadingSketch {
+    type Error = String;
+
+    fn try_from(held: Vec<(u8, f64)>) -> Result<Self, String> {
         let mut sketch = FadingSketch::default();
         for (bin, weight) in held {
-            sketch.bins[usize::from(bin).min(BINS - 1)] += weight;
+            let sum = &mut sketch.bins[usize::from(bin).min(BINS - 1)];
+            *sum += weight;
+            if !(weight >= 0.0 && sum.is_finite()) {
+                return Err(format!("bin {bin} of a sketch has weight {weight}"));
+            }
         }
-        sketch
+        Ok(sketch)
     }
 }
 
@@ -125,6 +132,13 @@ mod tests {
             sketch.scale(0.5);
             prop_assert_eq!(sketch.total(), 0.5);
             prop_assert!(sketch.quantile(0.5).unwrap().is_finite() && sketch.rank(value) == 0.5);
+        }
+    }
+
+    #[test]
+    fn what_is_no_weight_is_not_read() {
+        for json in ["[[3,-1.0]]", "[[3,1e308],[3,1e308]]"] {
+            assert!(serde_json::from_str::<FadingSketch>(json).is_err(), "{json}");
         }
     }
 

@@ -91,6 +91,7 @@ impl LossPredictor {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, PredictorError> {
         let (mut tables, half_life, json) = from_bytes(LEARNT, 2, bytes)?;
         let numbers: Numbers = serde_json::from_slice(json).map_err(|e| damaged(&e.to_string()))?;
+        numbers.featuriser.validated().map_err(PredictorError::Damaged)?;
         let (Some(squares), Some(weights)) = (tables.pop(), tables.pop()) else { return Err(damaged("a table lacks")) };
         if weights.len() != n_buckets(&numbers.featuriser) {
             return Err(damaged("its tables are not those of its featuriser"));
@@ -108,6 +109,7 @@ impl ExpectedLoss {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, PredictorError> {
         let (mut tables, bias, json) = from_bytes(EXPECTED, 1, bytes)?;
         let featuriser: Featuriser = serde_json::from_slice(json).map_err(|e| damaged(&e.to_string()))?;
+        let featuriser = featuriser.validated().map_err(PredictorError::Damaged)?;
         match tables.pop() {
             Some(weights) if weights.len() == n_buckets(&featuriser) => {
                 Ok(ExpectedLoss { featuriser, bias, weights: Arc::from(weights) })

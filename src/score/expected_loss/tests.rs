@@ -106,6 +106,17 @@ fn no_loss_throws_the_model() {
     assert!(moved > 0.0 && moved < 2.5, "47 nats more than usual moved it by {moved}");
 }
 
+/// Found by `tests/fuzz`: nothing could be scored with them.
+#[test]
+fn featurisers_that_are_none_are_not_read() {
+    for max_n in [0, Featuriser::MAX_N + 1] {
+        let predictor = LossPredictor::new(&Featuriser { max_n, ..featuriser() }, 100.0);
+        let expected = ExpectedLoss::from_bytes(&predictor.expected().to_bytes()).unwrap_err();
+        assert_eq!(LossPredictor::from_bytes(&predictor.to_bytes()).unwrap_err(), expected);
+        assert!(expected.to_string().contains("must be 1 to 8"), "{expected}");
+    }
+}
+
 proptest! {
     #[test]
     fn a_sample_has_its_size_and_every_part(n in 0usize..3_000, most in 1usize..300) {
