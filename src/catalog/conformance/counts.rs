@@ -46,6 +46,7 @@ async fn publish_counts<C: Catalog>(
         counts: &[addition],
         feedback: None,
         clusters: None,
+        edges: None,
         forward_to: None,
     };
     catalog.publish(&request).await
@@ -138,7 +139,15 @@ async fn counts_of_several_targets_move_together<C: Catalog + CountsCatalog>(cat
         catalog.stage(PIPELINE, shard, manifest.path.as_deref()).await.unwrap();
         let (manifest, advances, counts) = (&manifest, &advances[..], &[addition][..]);
         catalog
-            .publish(&PublishRequest { manifest, advances, counts, feedback: None, clusters: None, forward_to: None })
+            .publish(&PublishRequest {
+                manifest,
+                advances,
+                counts,
+                feedback: None,
+                clusters: None,
+                edges: None,
+                forward_to: None,
+            })
             .await
     };
     let mut expected = both.clone();

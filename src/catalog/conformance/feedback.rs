@@ -106,6 +106,7 @@ async fn publish_documents(
         counts: &[],
         feedback,
         clusters: None,
+        edges: None,
         forward_to: None,
     };
     catalog.publish(&request).await
