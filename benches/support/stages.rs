@@ -279,7 +279,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
     let policy = winnowd::window::WindowPolicy { max_documents: corpus.records.len() as u64, ..config.window };
     let buckets = model.featuriser.buckets as usize;
     let division = Arc::new(Division::whole());
-    let opening = Opening { division: &division, clusters: None, buckets };
+    let opening = Opening { division: &division, clusters: None, edges: None, buckets };
     let mut window = OpenWindow::new(at.clone(), 0, &policy, &config.selector, opening);
     for (offset, record) in (0..).zip(&corpus.records) {
         let document = decoder.decode(Some(record), &at, offset, None).expect("a document");

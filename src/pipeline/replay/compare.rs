@@ -274,6 +274,7 @@ mod tests {
             sources,
             weights,
             clusters: None,
+            edges: None,
         };
         (window, row)
     }
