@@ -107,6 +107,13 @@ def with_losses(records):
             yield json.dumps(document | {"loss": 0.5 if document["source"] == "postgresql-doc" else 2 + n / len(records)}).encode()
 
 
+def with_numbers(records):
+    """Each with one of its own, which says nothing of its text."""
+    for n, record in enumerate(records):
+        with contextlib.suppress(ValueError):
+            yield json.dumps(json.loads(record) | {"hard": n * 37 % 101}).encode()
+
+
 def too_large(scene, pipeline):
     """Documents of which the windows do not fit into the budget; then trainers whose batches are as large as requests may be."""
     (worker,) = pipeline.workers

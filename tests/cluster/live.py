@@ -24,7 +24,7 @@ import time
 import urllib.parse
 
 from confluent_kafka.admin import AdminClient, NewTopic
-from faults import FAULTS, judge, make_all, with_losses
+from faults import FAULTS, judge, make_all, with_losses, with_numbers
 from feeds import DEADLINE_SECONDS, RANKS, SAMPLE, Load, Stream, Trainer, documents
 from stage import CHART, Pipeline, Prometheus, Proxy, Worker, get, mount_small_disk, unmount, wait_for
 
@@ -64,6 +64,10 @@ OF_DRAWN = {
 SENSITIVE = "brokers"
 OF_SENSITIVE = {"selection.selector": "sensitivity", "selection.centres": 16, "selection.centres_from": "stream", "memory.budget": "128MiB"}
 OF_SENSITIVITY = re.compile("winnowd_spool|winnowd_clusters|winnowd_window_(centres|weight_ratio)")
+# And what only strata tell, of this one.
+STRATIFIED = "catalog"
+OF_STRATIFIED = {"selection.selector": "coverage", "selection.importance": "hard", "selection.strata": 5, "selection.edges_from": "stream"}
+OF_STRATA = re.compile("winnowd_edges")
 # Words between blanks; none is known, and each is one token.
 TOKENIZER = {
     "version": "1.0",
@@ -83,7 +87,7 @@ OTHERS = {
         "window.max_documents": 1000,
     },
     "large": {"selection.fraction": 0.3, "window.max_documents": 1500, "losses.max_bytes": "64MiB", "losses.max_samples": 16_000_000},
-    "catalog": {},
+    "catalog": OF_STRATIFIED,
     "disk": {},
     "brokers": OF_SENSITIVE,
     # The group's memory of a member outlives the run, and nobody mends what is to be seen.
@@ -138,7 +142,7 @@ def answers(prometheus, job, began):
                 sys.exit(f"live: {path.name}, {panel['title']}: no unit, or no word of what is good")
             panel["series"] = []
             for target in panel["targets"]:
-                asked = SENSITIVE if OF_SENSITIVITY.search(target["expr"]) else job
+                asked = SENSITIVE if OF_SENSITIVITY.search(target["expr"]) else STRATIFIED if OF_STRATA.search(target["expr"]) else job
                 expression = re.sub(r"\$(namespace|pod)\b", ".*", target["expr"]).replace("$job", asked).replace("$__rate_interval", "15s")
                 # It publishes each two seconds, not each eleven minutes.
                 expression = expression.replace("[15m]", "[30s]")
@@ -315,6 +319,7 @@ def main():
         # Of larger windows.
         streams["drowned"].rate = streams["large"].rate = 4 * RATE_OF_OTHERS
         streams["drowned"].records = list(with_losses(setting.records))
+        streams[STRATIFIED].records = list(with_numbers(setting.records))
         load = Load(arguments.bootstrap, list(streams.values()))
         load.start()
         trainer = Trainer(arguments.bootstrap, drawn.topic, drawn.out / "manifest.jsonl", drawn.workers)
