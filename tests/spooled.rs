@@ -1,21 +1,23 @@
 //! The daemon with strata, whose documents wait on disk until their window is decided: every window is what the definition says,
-//! document by document, whatever dies; a small disk, a window much larger than the memory.
+//! document by document, whatever dies; a small disk, a window much larger than the memory; edges of the stream, with which nothing waits.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 use support::*;
-use winnowd::catalog::{Access, CatalogReader, SqlCatalog};
+use winnowd::catalog::{Access, CatalogReader, EdgesCatalog, SqlCatalog};
 use winnowd::features::Scratch;
 use winnowd::manifest::ShardManifest;
 use winnowd::record::TopicPartition;
 use winnowd::score::{ImportanceWeight, Model};
-use winnowd::select::Noise;
+use winnowd::select::{Division, EdgeSketches, EdgeTally, EdgesVersion, Noise, QuantileSketch};
 use winnowd::window::{CloseReason, WindowSummary};
 
 /// See [`support::embedded_broker_process`]: a part of the other tests, not a test.
@@ -133,12 +135,21 @@ impl Oracle {
             .collect();
         let coverage = window.coverage.as_ref().unwrap();
         assert_eq!(coverage.n_without_number, n - left.len() as u64);
-        // The hardest tenth goes; of equal ones the later.
+        // The hardest tenth goes; of equal ones the later. Where it was known before from which number on, all from there.
         left.sort_by(|a, b| b.hard.total_cmp(&a.hard).then(b.offset.cmp(&a.offset)));
-        let cut: Vec<Candidate> = left.drain(..left.len() / 10).collect();
-        assert_eq!((coverage.n_cut, coverage.cut_at), (cut.len() as u64, cut.last().map(|cut| cut.hard)));
-        let (low, high) = (left.last().unwrap().hard, left[0].hard);
-        let stratum = |c: &Candidate| (((c.hard - low) * STRATA as f64 / (high - low)) as usize).min(STRATA - 1);
+        let n_cut = match (coverage.edges, coverage.cut_at) {
+            (Some(_), Some(at)) => left.partition_point(|c| c.hard >= at),
+            _ => left.len() / 10,
+        };
+        let cut: Vec<Candidate> = left.drain(..n_cut).collect();
+        assert_eq!(coverage.n_cut, cut.len() as u64);
+        let (low, high) = match coverage.edges {
+            Some(_) => coverage.pools[0].range.unwrap(),
+            None => (left.last().unwrap().hard, left[0].hard),
+        };
+        assert!(coverage.edges.is_some() || coverage.cut_at == cut.last().map(|cut| cut.hard));
+        let above = |c: &Candidate| (c.hard - low).max(0.0);
+        let stratum = |c: &Candidate| ((above(c) * STRATA as f64 / (high - low)) as usize).min(STRATA - 1);
         let members = |j| left.iter().copied().filter(|c| stratum(c) == j).collect::<Vec<_>>();
         let mut strata: Vec<Vec<Candidate>> = (0..STRATA).map(members).collect();
         let budgets = water_level(&strata.iter().map(|of| of.len() as u64).collect::<Vec<_>>(), n / 10);
@@ -274,6 +285,124 @@ fn windows_over_strata_are_what_the_definition_says_whatever_dies() {
     let expected = format!("stratum 0: {} of {} documents, highest key left ", first.n_selected, first.n_documents);
     assert!(shown.contains(&expected) && shown.contains("cut-off"), "`{expected}` is not in:\n{shown}");
     report_fault("`kill -9` while documents wait on disk", kills as usize, n, Duration::ZERO);
+}
+
+/// The numbers of a window, with those removed that its cut-off has removed.
+fn tally(window: &WindowSummary, partitions: u64) -> EdgeTally {
+    let numbers = (window.interval.from..window.interval.to)
+        .filter_map(|offset| hard(offset as u64 * partitions + window.at.partition as u64));
+    let mut numbers: Vec<f64> = numbers.collect();
+    let sketch = |numbers: &[f64]| {
+        let mut sketch = QuantileSketch::default();
+        numbers.iter().for_each(|number| sketch.add(*number));
+        sketch
+    };
+    let all = sketch(&numbers);
+    numbers.sort_by(f64::total_cmp);
+    numbers.truncate(numbers.len() - window.coverage.as_ref().unwrap().n_cut as usize);
+    EdgeTally::new(&Division::whole(), all, vec![sketch(&numbers)])
+}
+
+/// Edges of the stream move with publications and only with them, whatever dies: every window that takes some has those that the
+/// publications before have left, says so, and is what the definition says with them; nothing waits on disk any more.
+#[test]
+fn edges_of_the_stream_are_what_publications_have_left_whatever_dies() {
+    const WORDS: u64 = 30;
+    const HALF_LIFE: u64 = 10_000;
+    let partitions: u64 = 2;
+    let broker = Broker::with_topic("spooled-stream", partitions as i32);
+    // Two windows fill a shard.
+    let deployment = deployment(
+        &broker,
+        "window.max_documents = 500\nshard.max_rows = 100\nselection.edges_from = \"stream\"\nselection.edges_half_life_documents = 10000",
+    );
+    let mut sent = 0;
+    // Before and after the moment at which a version comes to be.
+    let points = ["commit.before:1", "commit.after:2", "commit.before:2"];
+    for point in points {
+        let environment = [("CRASH_POINT", point), ("WINNOWD_WINDOW__IDLE_TIMEOUT", "1d")];
+        let mut daemon = deployment.start_with(&environment).expect("the daemon starts");
+        produce(&broker, WORDS, sent..sent + 3_000);
+        sent += 3_000;
+        let status = wait_for(point, || daemon.child.try_wait().unwrap());
+        assert_eq!(status.signal(), Some(9), "{point}: {status}");
+    }
+    let daemon = deployment.start_without_end();
+    // A window of each partition at a time, so that later ones open with what those before have left.
+    for n in (sent + 1_000..=sent + 5_000).step_by(1_000) {
+        wait_decided(&deployment, n - 1_000);
+        produce(&broker, WORDS, n - 1_000..n);
+    }
+    let n = sent + 5_000;
+    wait_decided(&deployment, n);
+    wait_for("edges in force", || (daemon.metric("winnowd_edges_documents") > 5_000.0).then_some(()));
+    // Half a window in every partition, which is no reason to write anything.
+    let consumed = daemon.metric("winnowd_consumed_records_total");
+    produce(&broker, WORDS, n..n + 500);
+    wait_for("half a window", || (daemon.metric("winnowd_consumed_records_total") >= consumed + 500.0).then_some(()));
+    assert_eq!((daemon.metric("winnowd_spool_bytes"), daemon.metric("winnowd_spool_files")), (0.0, 0.0));
+    assert_eq!(daemon.stop(), Some(0));
+    let published = deployment.published();
+    assert_once(&published, partitions, n);
+    Oracle { partitions, ..Oracle::new(WORDS, false) }.check_all(&published);
+    verify(&deployment, published.windows.len());
+
+    let mut versions: Vec<EdgesVersion> = Vec::new();
+    let shards = shards(&deployment);
+    for shard in &shards {
+        let mut sum = EdgeTally::default();
+        shard.windows.iter().for_each(|window| sum.merge(&tally(window, partitions)));
+        let mut sketches = versions.last().map_or_else(EdgeSketches::default, |last| (*last.sketches).clone());
+        sketches.add(&sum, HALF_LIFE);
+        versions.push(EdgesVersion { version: versions.len() as i64, sketches: Arc::new(sketches) });
+    }
+    let newest = block_on(async {
+        let catalog = SqlCatalog::open(&deployment.catalog, Access::Read).await.unwrap();
+        let numbers = shards[0].selector.sketched_numbers(shards[0].model.as_str()).unwrap();
+        assert_eq!(numbers, "field hard without the 0.1 of highest field hard");
+        catalog.newest_edges("test", &numbers).await.unwrap()
+    });
+    assert_eq!(newest.as_ref(), versions.last());
+    let settings = shards[0].selector.coverage.as_ref().unwrap().settings;
+    let taken = |window: &WindowSummary| window.coverage.as_ref().unwrap().edges;
+    for (shard, window) in shards.iter().enumerate().flat_map(|(i, shard)| shard.windows.iter().map(move |w| (i, w))) {
+        let Some(of) = taken(window) else { continue };
+        // Of a publication before its own.
+        assert!((of.version as usize) < shard, "{of:?} in shard {shard}");
+        let expected = versions[of.version as usize].fixed(&settings, &Division::whole()).unwrap();
+        assert_eq!(window.coverage.as_ref().unwrap().fixed_edges(&settings), Some(expected));
+    }
+    let numbers: BTreeSet<_> = published.windows.iter().filter_map(taken).map(|of| of.version).collect();
+    assert!(taken(&published.windows[0]).is_none() && numbers.len() > 2, "{numbers:?}");
+
+    // And they are told.
+    let window = published.windows.iter().find(|window| taken(window).is_some()).unwrap();
+    let of = taken(window).unwrap();
+    let said = |arguments: &[&str]| String::from_utf8_lossy(&deployment.winnowd(arguments).stdout).into_owned();
+    let shown = said(&["replay", "--window", &window.id()]);
+    assert!(
+        shown.contains(&format!("edges of version {} of the stream's, of {}", of.version, of.n_documents)),
+        "{shown}"
+    );
+    let shown = said(&["replay", "--window", &published.windows[0].id()]);
+    assert!(shown.contains("edges of its own documents"), "{shown}");
+    for offset in window.interval.from..window.interval.from + 30 {
+        let position = format!("{}:{offset}", window.at.partition);
+        let explained: serde_json::Value =
+            serde_json::from_str(&said(&["explain", "--json", "--position", &position])).unwrap();
+        assert_eq!(explained["competition"]["edges"]["version"], of.version, "{explained}");
+        let number = hard(offset as u64 * partitions + window.at.partition as u64);
+        let is_cut = number.is_some_and(|number| number >= window.coverage.as_ref().unwrap().cut_at.unwrap());
+        let is_selected = published.rows.iter().any(|row| (row.partition, row.offset) == (window.at.partition, offset));
+        let outcome = match number {
+            None => "no_number",
+            Some(_) if is_cut => "cut_off",
+            Some(_) if is_selected => "selected",
+            Some(_) => "below_threshold",
+        };
+        assert_eq!(explained["outcome"], outcome, "{explained}");
+    }
+    report_fault("`kill -9` while edges of the stream move", points.len(), n, Duration::ZERO);
 }
 
 /// Partitions go to a rival and come back, and the daemon ends politely in between: their documents on disk go with them.

@@ -61,7 +61,7 @@ impl Setting {
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
         let division = Arc::new(Division::whole());
-        let opening = Opening { division: &division, clusters: None, buckets: 2 };
+        let opening = Opening { division: &division, clusters: None, edges: None, buckets: 2 };
         let mut window = OpenWindow::new(at, 0, &self.policy, &selector, opening);
         for (offset, log_importance_weight) in (0..).zip(LOG_WEIGHTS) {
             let document =

@@ -12,8 +12,8 @@ use winnowd::manifest::DerivedSettings;
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
 use winnowd::select::{
-    DEFAULT_STRATA, Division, Edges, FilterSettings, Noise, Reservoir, SelectorKind, SelectorSettings,
-    StratumReservoirs,
+    BudgetRounding, DEFAULT_STRATA, Division, Edges, FilterSettings, FixedEdges, Noise, Reservoir, SelectorKind,
+    SelectorSettings, SketchVersion, StratumReservoirs,
 };
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
 use winnowd::sql::{DerivedColumns, DocumentFilter};
@@ -261,11 +261,13 @@ fn best(settings: &SelectorSettings, noise: &Noise, scored: &[(f64, f64)]) {
 
 fn covering(settings: &SelectorSettings, noise: &Noise, scored: &[(f64, f64)]) {
     let count = scored.len() / 10;
-    let mut strata = StratumReservoirs::new(Edges::new(0.0, 6.0, DEFAULT_STRATA), count);
+    let of = SketchVersion { version: 0, n_documents: 0 };
+    let edges = FixedEdges { of, cutoff: None, pools: vec![Edges::new(0.0, 6.0, DEFAULT_STRATA)] };
+    let mut strata = StratumReservoirs::new(Arc::new(Division::whole()), Arc::new(edges), count as u64);
     for (offset, (weight, hard)) in (0..).zip(scored) {
-        strata.offer(offset, *hard, settings.key(noise, offset, *weight), offset);
+        strata.offer((0, offset), *hard, |_| settings.key(noise, offset, *weight), offset, drop);
     }
-    black_box(strata.select(count));
+    black_box(strata.select(count as u64, BudgetRounding::Nearest));
 }
 
 /// A window that selected every document.
@@ -279,7 +281,7 @@ fn everything(corpus: &Corpus) -> ClosedWindow {
     let policy = winnowd::window::WindowPolicy { max_documents: corpus.records.len() as u64, ..config.window };
     let buckets = model.featuriser.buckets as usize;
     let division = Arc::new(Division::whole());
-    let opening = Opening { division: &division, clusters: None, buckets };
+    let opening = Opening { division: &division, clusters: None, edges: None, buckets };
     let mut window = OpenWindow::new(at.clone(), 0, &policy, &config.selector, opening);
     for (offset, record) in (0..).zip(&corpus.records) {
         let document = decoder.decode(Some(record), &at, offset, None).expect("a document");

@@ -9,7 +9,8 @@ use crate::config::CatalogUrl;
 use crate::manifest::DerivedSettings;
 use crate::score::{ExpectedLossVersion, SelectedVersion};
 use crate::select::{
-    Diagnostics, LossSource, Quantiles, Quotas, SelectorKind, SelectorSettings, SensitivityPool, SourceCounts,
+    Diagnostics, LossSource, Quantiles, Quotas, SelectorKind, SelectorSettings, SensitivityPool, SketchVersion,
+    SourceCounts,
 };
 use crate::window::{
     CloseReason, CoverageSummary, PointSource, PoolSensitivities, PoolStrata, SensitivitySummary, SpreadSummary,
@@ -34,7 +35,7 @@ enum Keep {
 impl Subject {
     async fn of(url: &CatalogUrl, keep: Keep) -> Self {
         let catalog = SqlCatalog::open(url, Access::Write).await.unwrap();
-        assert_eq!(catalog.migrate().await.unwrap(), 15);
+        assert_eq!(catalog.migrate().await.unwrap(), 16);
         Subject { catalog: Arc::new(catalog), keep }
     }
 
@@ -93,6 +94,7 @@ macro_rules! every_catalog {
 // Where the macro is known.
 mod clusters;
 mod counts;
+mod edges;
 mod feedback;
 mod gaps;
 mod migrations;
@@ -229,7 +231,15 @@ async fn publish<C: Catalog>(
 ) -> Result<Option<i64>, CatalogError> {
     catalog.stage(&manifest.pipeline, &manifest.shard, manifest.path.as_deref()).await.unwrap();
     catalog
-        .publish(&PublishRequest { manifest, advances, counts: &[], feedback: None, clusters: None, forward_to: None })
+        .publish(&PublishRequest {
+            manifest,
+            advances,
+            counts: &[],
+            feedback: None,
+            clusters: None,
+            edges: None,
+            forward_to: None,
+        })
         .await
 }
 
@@ -274,6 +284,7 @@ async fn publication_moves_everything_together<C: Catalog + CatalogReader>(catal
         counts: &[],
         feedback: None,
         clusters: None,
+        edges: None,
         forward_to: None,
     };
     assert_eq!(catalog.publish(&request).await.unwrap(), Some(1));
@@ -313,6 +324,7 @@ async fn dead_letters_wait_until_they_are_forwarded<C: Catalog + CatalogReader>(
             counts: &[],
             feedback: None,
             clusters: None,
+            edges: None,
             forward_to,
         };
         catalog.publish(&request).await.unwrap();
@@ -377,6 +389,7 @@ async fn a_shard_is_published_once_and_only_when_staged<C: Catalog + CatalogRead
             counts: &[],
             feedback: None,
             clusters: None,
+            edges: None,
             forward_to: None,
         })
         .await;
@@ -426,6 +439,7 @@ async fn what_divided_a_window_is_kept<C: Catalog + CatalogReader>(catalog: &C) 
         cut_at: Some(1.0 / 3.0),
         shortfall: 3,
         pools: vec![strata(None, Some((-1e-300, 2.0 / 3.0))), strata(Some("web \"2\""), None)],
+        edges: Some(SketchVersion { version: 4, n_documents: 5_000 }),
     };
     let covered = WindowSummary { coverage: Some(coverage), ..window(0, 110, 120, 1) };
     let pool = |source: Option<&str>, threshold| PoolSensitivities {
@@ -506,6 +520,7 @@ async fn what_was_abandoned_is_never_published<C: Catalog + CatalogReader>(catal
         counts: &[],
         feedback: None,
         clusters: None,
+        edges: None,
         forward_to: None,
     };
     let refused = catalog.publish(&request).await;
@@ -611,11 +626,11 @@ async fn a_newer_or_missing_schema_is_named() {
     for (url, keep) in [Some((file, Keep::Folder(folder))), empty_database().await].into_iter().flatten() {
         let catalog = SqlCatalog::open(&url, Access::Write).await.unwrap();
         let missing = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(missing.contains("15 migrations are not applied: run `winnowd migrate`"), "{missing}");
+        assert!(missing.contains("16 migrations are not applied: run `winnowd migrate`"), "{missing}");
         catalog.migrate().await.unwrap();
         catalog.pretend_newer_schema().await;
         let newer = catalog.check_schema().await.unwrap_err().to_string();
-        assert!(newer.contains("its schema has version 99, this build knows versions up to 15"), "{newer}");
+        assert!(newer.contains("its schema has version 99, this build knows versions up to 16"), "{newer}");
         assert!(catalog.migrate().await.is_err());
         Subject { catalog: Arc::new(catalog), keep }.end().await;
     }

@@ -4,6 +4,7 @@
 //! (`conformance`) says what every implementation must do.
 
 mod clusters;
+mod edges;
 mod feedback;
 mod offsets;
 mod replay;
@@ -25,6 +26,7 @@ use crate::score::{DecayedCounts, ModelId, NgramCounts};
 use crate::window::WindowSummary;
 
 pub use clusters::{ClustersAddition, ClustersCatalog};
+pub use edges::{EdgesAddition, EdgesCatalog};
 pub use feedback::{FeedbackAddition, FeedbackCatalog, FeedbackRequest, FeedbackTaken, FeedbackVersion};
 pub use offsets::{Gap, GapReason, OffsetsCatalog};
 pub use replay::ReplayCatalog;
@@ -90,6 +92,8 @@ pub struct PublishRequest<'a> {
     pub feedback: Option<FeedbackAddition<'a>>,
     /// `None` where clusters are not followed, or no document was looked at.
     pub clusters: Option<ClustersAddition<'a>>,
+    /// `None` where edges do not follow the stream, or no document has the numbers.
+    pub edges: Option<EdgesAddition<'a>>,
     /// The topic that its dead letters are to be sent to, if it has any.
     pub forward_to: Option<&'a str>,
 }

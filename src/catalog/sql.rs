@@ -3,6 +3,7 @@
 mod clusters;
 mod counts;
 mod database;
+mod edges;
 mod feedback;
 mod offsets;
 mod open;

@@ -16,7 +16,7 @@ use crate::config::{Bootstrap, Config};
 use crate::manifest::ShardManifest;
 use crate::pipeline::{DaemonError, FurtherColumns, FurtherComparison, Replay, Replayed, differences};
 use crate::record::TopicPartition;
-use crate::select::{LossSource, Quotas, SensitivityPool};
+use crate::select::{LossSource, Quotas, SensitivityPool, SketchVersion};
 use crate::sink::{PublishedRow, ShardReader, ShardStore};
 use crate::window::{
     ClosedWindow, CoverageSummary, PointSource, PoolSensitivities, PoolStrata, SensitivitySummary, StratumSummary,
@@ -425,7 +425,7 @@ fn as_table(
 
 /// How the window was spread over strata.
 fn strata(coverage: &CoverageSummary, quotas: &Quotas) -> Result<String, std::fmt::Error> {
-    let CoverageSummary { n_without_number, n_cut, cut_at, shortfall, pools } = coverage;
+    let CoverageSummary { n_without_number, n_cut, cut_at, shortfall, pools, edges } = coverage;
     let mut text = format!("{n_without_number} documents without a number; {n_cut} removed by the cut-off");
     match cut_at {
         Some(at) => writeln!(text, ", the last at {at}")?,
@@ -433,6 +433,12 @@ fn strata(coverage: &CoverageSummary, quotas: &Quotas) -> Result<String, std::fm
     }
     if *shortfall > 0 {
         writeln!(text, "{shortfall} documents fewer than wanted")?;
+    }
+    match edges {
+        Some(SketchVersion { version, n_documents }) => {
+            writeln!(text, "edges of version {version} of the stream's, of {n_documents} documents before it")?;
+        }
+        None => writeln!(text, "edges of its own documents")?,
     }
     for PoolStrata { source, range, strata } in pools {
         let pool = pool_name(quotas, source.as_deref(), pools.len());

@@ -117,6 +117,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         r.error("sink.scratch_dir", &dir.display().to_string(), "is not a folder");
     }
     let clusters = sensitivity::clusters(r, &selector, &window);
+    let edges = coverage::edges(r);
     let limits = (sensitivity::waiting_bytes(&selector, &window), memory_budget_bytes as u64);
     let is_spooled = selector.sees_whole_windows();
     let spool = coverage::spool(r, sink.scratch_dir.as_ref(), is_spooled, selector.fraction, limits);
@@ -139,6 +140,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         against: against(r),
         selector,
         clusters,
+        edges,
         spool,
         window,
         idle_timeout,

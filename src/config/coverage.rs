@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::SpoolConfig;
 use super::checked::{GIB, MIB};
 use super::reader::Reader;
+use super::{EdgesConfig, SpoolConfig};
 use crate::record::FieldNames;
-use crate::select::{CoverageSelector, CoverageSettings, Criterion, Cutoff, Fraction, Tail, Within};
+use crate::select::{CoverageSelector, CoverageSettings, Criterion, Cutoff, EdgesFrom, Fraction, Tail, Within};
 
 const MAX_STRATA: u64 = 10_000;
+/// With a shorter one hardly ever enough would be remembered; beyond the other sums would be.
+const HALF_LIVES: std::ops::RangeInclusive<u64> = 10_000..=1 << 40;
 
 /// `None`: another selector. `n_pools`: sources with shares have strata of their own, and manifests name each.
 pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_pools: u64) -> Option<CoverageSelector> {
@@ -31,12 +33,18 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
         let clip = value.parse::<f64>().ok().filter(|clip| (0.0..0.5).contains(clip));
         clip.ok_or("expected a number from 0 to below 0.5".to_owned())
     });
+    let edges_from = match r.choice("selection.edges_from", &["window", "stream"]).as_str() {
+        "stream" => EdgesFrom::Stream,
+        _ => EdgesFrom::Window,
+    };
     if selector != "coverage" {
+        let stream = (edges_from == EdgesFrom::Stream).then(|| "stream".to_owned());
         let rate = cutoff.map(|rate| rate.to_string());
         for (key, value) in [
             ("selection.importance", &importance),
             ("selection.cutoff", &rate),
             ("selection.cutoff_field", &cutoff_field),
+            ("selection.edges_from", &stream),
         ] {
             if let Some(value) = value {
                 r.error(key, value, "has no effect without selection.selector = coverage");
@@ -75,7 +83,12 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
     };
     let cutoff = cutoff.map(|rate| Cutoff { rate, tail });
     let settings = CoverageSettings { strata: strata as u32, cutoff, within, clip };
-    Some(CoverageSelector { settings, importance, cutoff_by })
+    Some(CoverageSelector { settings, importance, cutoff_by, edges_from })
+}
+
+/// How numbers of the stream are remembered, where strata are cut by them.
+pub(super) fn edges(r: &mut Reader) -> EdgesConfig {
+    EdgesConfig { half_life_documents: r.integer("selection.edges_half_life_documents", HALF_LIVES) }
 }
 
 /// `scratch_dir`: where documents wait unless it is said otherwise. `window_bytes`: the most that a window takes, of which `fraction` is

@@ -57,6 +57,7 @@ pub struct Config {
     pub selector: SelectorSettings,
     /// Of the stream, where windows take them.
     pub clusters: ClustersConfig,
+    pub edges: EdgesConfig,
     pub spool: SpoolConfig,
     pub window: WindowPolicy,
     pub idle_timeout: Duration,
@@ -226,6 +227,12 @@ pub struct SinkConfig {
 pub struct ClustersConfig {
     pub half_life_documents: u64,
     pub history_bytes: u64,
+}
+
+/// How numbers of the stream are remembered that strata are cut by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EdgesConfig {
+    pub half_life_documents: u64,
 }
 
 /// Where documents wait on local disk until their window is decided.

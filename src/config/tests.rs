@@ -3,7 +3,8 @@ use crate::features::Featuriser;
 use crate::record::{Base64Floats, EmbeddingField};
 use crate::score::{LossStrategy, LossTerm, Model, NgramCounts, Side, Target};
 use crate::select::{
-    CentresFrom, CoverageSelector, CoverageSettings, Criterion, LossSource, SensitivitySelector, Tail, Within,
+    CentresFrom, CoverageSelector, CoverageSettings, Criterion, EdgesFrom, LossSource, SensitivitySelector, Tail,
+    Within,
 };
 
 fn load(toml: &str) -> Result<Config, ConfigErrors> {
@@ -281,6 +282,15 @@ const MISTAKES: &[(&str, &str)] = &[
         "`selection.strata` = `6000`: with 2 pools in [selection.sources] there are 12000 strata",
     ),
     (
+        "[selection]\nedges_from = \"stream\"",
+        "`selection.edges_from` = `stream`: has no effect without selection.selector = coverage",
+    ),
+    ("[selection]\nedges_from = \"file\"", "`selection.edges_from` = `file`: expected one of: window, stream"),
+    (
+        "[selection]\nedges_half_life_documents = 9999",
+        "`selection.edges_half_life_documents` = `9999`: expected an integer from 10000",
+    ),
+    (
         "[selection]\ncentres_from = \"stream\"",
         "`selection.centres_from` = `stream`: has no effect without selection.selector = sensitivity",
     ),
@@ -455,7 +465,13 @@ fn coverage_has_its_own_settings_as_on_files() {
     };
     let default = CoverageSettings { strata: 50, cutoff: None, within: Within::Weighted, clip: 0.005 };
     let nll = || Criterion::Field("nll".to_owned());
-    assert_eq!(of(""), CoverageSelector { settings: default, importance: nll(), cutoff_by: nll() });
+    assert_eq!(
+        of(""),
+        CoverageSelector { settings: default, importance: nll(), cutoff_by: nll(), edges_from: EdgesFrom::Window }
+    );
+    assert_eq!(of("edges_from = \"stream\"").edges_from, EdgesFrom::Stream);
+    let edges = |toml: &str| load(toml).unwrap().edges.half_life_documents;
+    assert_eq!((edges(""), edges("[selection]\nedges_half_life_documents = 20000")), (1_000_000, 20_000));
     let tail = |more: &str| of(more).settings.cutoff.unwrap().tail;
     assert_eq!(tail("cutoff = 0.2"), Tail::High);
     assert_eq!(tail("cutoff = 0.2\ncutoff_tail = \"low\""), Tail::Low);

@@ -16,7 +16,9 @@ use crate::score::{
     DecayedCounts, ExpectedLoss, ExpectedLossVersion, ImportanceWeight, Model, Probabilities, SelectedVersion, Target,
     VersionedWeight, WeightVersion, kl_divergence,
 };
-use crate::select::{CentresFrom, ClusterVersion, Division, LossSource, Quotas, StreamClusters};
+use crate::select::{
+    CentresFrom, ClusterVersion, Division, EdgesVersion, FixedEdges, LossSource, Quotas, StreamClusters,
+};
 
 /// What a window takes that opens now.
 #[derive(Clone)]
@@ -27,6 +29,8 @@ pub(super) struct InForce {
     pub clusters: Option<StreamClusters>,
     /// Whether newer counts, or feedback, of another model have been seen, and it was said.
     pub is_beside_others: bool,
+    /// Where edges of strata are those of the stream, and enough is known.
+    pub edges: Option<Arc<FixedEdges>>,
 }
 
 impl InForce {
@@ -35,12 +39,18 @@ impl InForce {
             && self.division.version() == other.division.version()
             && version_of(&self.clusters) == version_of(&other.clusters)
             && self.is_beside_others == other.is_beside_others
+            && version_of_edges(&self.edges) == version_of_edges(&other.edges)
     }
 }
 
 /// `None` where there are no clusters, or none yet.
 pub(super) fn version_of(clusters: &Option<StreamClusters>) -> Option<i64> {
     clusters.as_ref()?.version.as_ref().map(|version| version.version)
+}
+
+/// `None` where windows cut their own strata.
+pub(super) fn version_of_edges(edges: &Option<Arc<FixedEdges>>) -> Option<i64> {
+    edges.as_ref().map(|edges| edges.of.version)
 }
 
 /// What a session begins with.
@@ -75,7 +85,15 @@ pub(super) async fn begin(shared: &Shared) -> Result<InForce, CatalogError> {
             n_kept.max(1)
         );
     }
-    Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters, false))
+    let edges = edges(shared).await?;
+    if let Some(version) = &edges {
+        let n_documents = version.sketches.n_documents();
+        tracing::info!(
+            "edges of strata: of the stream, going on with version {}, of {n_documents} documents",
+            version.version
+        );
+    }
+    Ok(in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), (clusters, edges), false))
 }
 
 /// Counts that this worker's weights follow.
@@ -122,6 +140,15 @@ async fn newest_counts(
         None => begin_counts(shared, &followed).await?,
     };
     Ok((Some(ours), of_others))
+}
+
+/// Sketches of the stream as they are now, where strata take their edges from them.
+async fn edges(shared: &Shared) -> Result<Option<EdgesVersion>, CatalogError> {
+    let Shared { config, catalog, model, .. } = shared;
+    match config.selector.sketched_numbers(model.id.as_str()) {
+        Some(numbers) => catalog.newest_edges(&config.pipeline, &numbers).await,
+        None => Ok(None),
+    }
 }
 
 /// The clusters of the stream as they are now, where windows take them. Those that are known are not read again.
@@ -177,8 +204,11 @@ pub(super) async fn newest(shared: &Shared, known: &InForce) -> Result<Option<In
     }
     let is_beside_others = known.is_beside_others || of_others.is_some();
     let clusters = clusters(shared, known.clusters.as_ref()).await?;
-    let is_versioned = raw.is_some() || selected.is_some() || feedback.is_some() || clusters.is_some();
-    let in_force = || in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), clusters, is_beside_others);
+    let edges = edges(shared).await?;
+    let is_versioned =
+        raw.is_some() || selected.is_some() || feedback.is_some() || clusters.is_some() || edges.is_some();
+    let of_stream = (clusters, edges);
+    let in_force = || in_force(shared, raw.as_ref(), selected.as_ref(), feedback.as_ref(), of_stream, is_beside_others);
     Ok(is_versioned.then(in_force))
 }
 
@@ -187,7 +217,7 @@ fn in_force(
     raw: Option<&CountsVersion>,
     selected: Option<&CountsVersion>,
     feedback: Option<&FeedbackVersion>,
-    clusters: Option<StreamClusters>,
+    (clusters, edges): (Option<StreamClusters>, Option<EdgesVersion>),
     is_beside_others: bool,
 ) -> InForce {
     let Shared { config, model, telemetry, .. } = shared;
@@ -207,6 +237,9 @@ fn in_force(
     }
     telemetry.metrics.clusters_version.set(version_of(&clusters).unwrap_or(0));
     telemetry.status().clusters_version = version_of(&clusters);
+    let number = edges.as_ref().map(EdgesVersion::number);
+    telemetry.metrics.edges_documents.set(number.map_or(0, |of| of.n_documents as i64));
+    telemetry.status().edges = number;
     let coefficient = config.feedback.as_ref().map_or(0.0, |feedback| feedback.coefficient);
     let sensitivity = config.selector.sensitivity.as_ref();
     let is_wanted = coefficient != 0.0 || sensitivity.is_some_and(|s| s.losses == LossSource::Expected);
@@ -226,7 +259,9 @@ fn in_force(
     let quotas = feedback.filter(|feedback| is_mixed && !feedback.quotas.is_empty());
     let division =
         quotas.map_or_else(|| model.division.clone(), |quotas| mixed(model, &config.selector.quotas, quotas));
-    InForce { weight, division, clusters, is_beside_others }
+    let settings = config.selector.coverage.as_ref().map(|coverage| &coverage.settings);
+    let edges = edges.zip(settings).and_then(|(version, settings)| version.fixed(settings, &division)).map(Arc::new);
+    InForce { weight, division, clusters, is_beside_others, edges }
 }
 
 /// What a worker with another model has begun says nothing of this one's n-grams.

@@ -33,7 +33,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::catalog::{
-    Catalog, CatalogError, CatalogReader, ClustersCatalog, CountsCatalog, FeedbackCatalog, OffsetsCatalog, SqlCatalog,
+    Catalog, CatalogError, CatalogReader, ClustersCatalog, CountsCatalog, EdgesCatalog, FeedbackCatalog,
+    OffsetsCatalog, SqlCatalog,
 };
 use crate::config::{Bootstrap, Config};
 use crate::record::TopicPartition;
@@ -192,11 +193,11 @@ impl LoadedModel {
 
 /// The database behind the daemon.
 pub trait FullCatalog:
-    Catalog + CatalogReader + ClustersCatalog + CountsCatalog + FeedbackCatalog + OffsetsCatalog
+    Catalog + CatalogReader + ClustersCatalog + CountsCatalog + EdgesCatalog + FeedbackCatalog + OffsetsCatalog
 {
 }
-impl<C: Catalog + CatalogReader + ClustersCatalog + CountsCatalog + FeedbackCatalog + OffsetsCatalog> FullCatalog
-    for C
+impl<C> FullCatalog for C where
+    C: Catalog + CatalogReader + ClustersCatalog + CountsCatalog + EdgesCatalog + FeedbackCatalog + OffsetsCatalog
 {
 }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::quality::TOP_SOURCES;
 use super::{LoadedModel, Shared};
 use crate::catalog::{
-    Advance, ByTarget, ClustersAddition, CountsAddition, CountsKind, FeedbackAddition, PublishRequest,
+    Advance, ByTarget, ClustersAddition, CountsAddition, CountsKind, EdgesAddition, FeedbackAddition, PublishRequest,
 };
 use crate::checkpoint::Progress;
 use crate::config::{Against, Config, RawDistribution};
@@ -19,7 +19,7 @@ use crate::feedback::{DocumentFacts, document_key};
 use crate::manifest::{CountedTokens, PublishedFile, ShardManifest};
 use crate::record::{RejectReason, TopicPartition};
 use crate::score::{NgramCounts, sample_ngrams};
-use crate::select::{ClusterAddition, Quantiles, SourceCounts};
+use crate::select::{ClusterAddition, EdgeTally, Quantiles, SourceCounts};
 use crate::sink::{
     BATCH_BYTES, BATCH_ROWS, DeadLetterWriter, FinishedFile, FullDisk, SPLIT, ShardStore, ShardWriter, SinkError,
     Split, Spool, WriterSettings,
@@ -51,6 +51,7 @@ pub(super) struct OpenShard {
     sources: SourceCounts,
     counts: BTreeMap<CountsKind, ByTarget<NgramCounts>>,
     clusters: Option<ClusterAddition>,
+    edges: Option<EdgeTally>,
     /// What losses will be joined to, and the bytes of that.
     documents: Vec<(i64, DocumentFacts)>,
     document_bytes: usize,
@@ -68,6 +69,8 @@ pub(super) struct FinishedPublication {
     advances: Vec<Advance>,
     counts: BTreeMap<CountsKind, ByTarget<NgramCounts>>,
     clusters: Option<ClusterAddition>,
+    /// With what the numbers are.
+    edges: Option<(String, EdgeTally)>,
     documents: Vec<(i64, DocumentFacts)>,
 }
 
@@ -89,6 +92,7 @@ impl OpenShard {
             sources: SourceCounts::default(),
             counts: BTreeMap::new(),
             clusters: None,
+            edges: None,
             documents: Vec::new(),
             document_bytes: 0,
             scratch: Scratch::default(),
@@ -128,6 +132,10 @@ impl OpenShard {
         match (&mut self.clusters, window.clusters) {
             (Some(sum), Some(addition)) => sum.merge(addition),
             (none, addition) => *none = addition.or(none.take()),
+        }
+        match (&mut self.edges, window.edges) {
+            (Some(sum), Some(tally)) => sum.merge(&tally),
+            (none, tally) => *none = tally.or(none.take()),
         }
         self.sources.merge(&window.sources);
         self.windows.push(window.summary);
@@ -268,6 +276,7 @@ impl OpenShard {
             + self.dead_letters.as_ref().map_or(0, DeadLetterWriter::held_bytes)
             + self.document_bytes
             + self.clusters.as_ref().map_or(0, |addition| addition.tally.held_bytes())
+            + self.edges.as_ref().map_or(0, EdgeTally::held_bytes)
     }
 
     /// Ends the files and states what they hold.
@@ -280,7 +289,8 @@ impl OpenShard {
         };
         let tokenizer = columns.nothing_counted().map(counted);
         let OpenShard { id, writer, validation, full_disk, progress, epochs, windows, .. } = self;
-        let OpenShard { dead_letters, reasons, counts, clusters, documents, .. } = self;
+        let OpenShard { dead_letters, reasons, counts, clusters, edges, documents, .. } = self;
+        let edges = config.selector.sketched_numbers(model.id.as_str()).zip(edges);
         let advance =
             |(at, interval): (&TopicPartition, _)| Advance { at: at.clone(), interval, owner_epoch: epochs[at] };
         let advances: Vec<_> = progress.iter().map(advance).collect();
@@ -329,7 +339,7 @@ impl OpenShard {
             manifest.dead_letters = Some(published_file(path.clone(), &finished));
             files.push((path, finished));
         }
-        Ok(FinishedPublication { manifest, files, reasons, advances, counts, clusters, documents })
+        Ok(FinishedPublication { manifest, files, reasons, advances, counts, clusters, edges, documents })
     }
 }
 
@@ -355,7 +365,7 @@ impl FinishedPublication {
 
     pub fn request<'a>(&'a self, counts: &'a [CountsAddition<'a>], shared: &'a Shared) -> PublishRequest<'a> {
         let Shared { config, model, .. } = shared;
-        let FinishedPublication { manifest, advances, documents, clusters, .. } = self;
+        let FinishedPublication { manifest, advances, documents, clusters, edges, .. } = self;
         let feedback = config.feedback.as_ref().map(|feedback| FeedbackAddition {
             featuriser: model.model.featuriser,
             documents,
@@ -368,8 +378,14 @@ impl FinishedPublication {
             half_life_documents: config.clusters.half_life_documents,
             history_bytes: config.clusters.history_bytes,
         });
+        // Without a document there is no version without a change.
+        let edges = edges.as_ref().filter(|(_, tally)| tally.n_documents() > 0).map(|(numbers, tally)| EdgesAddition {
+            numbers,
+            tally,
+            half_life_documents: config.edges.half_life_documents,
+        });
         let forward_to = config.dead_letters.topic.as_deref();
-        PublishRequest { manifest, advances, counts, feedback, clusters, forward_to }
+        PublishRequest { manifest, advances, counts, feedback, clusters, edges, forward_to }
     }
 }
 

@@ -326,7 +326,7 @@ impl Publisher {
 
     /// After the transaction: show it, and tell the group. Nothing here can undo it.
     async fn published(&self, request: &PublishRequest<'_>, took: Duration) {
-        let PublishRequest { manifest, advances, counts, feedback, clusters, .. } = *request;
+        let PublishRequest { manifest, advances, counts, feedback, clusters, edges, .. } = *request;
         let Shared { config, catalog, telemetry, .. } = &*self.shared;
         let sum = |count: fn(&WindowSummary) -> u64| manifest.windows.iter().map(count).sum::<u64>();
         let (selected, rejected) = (sum(|w| w.n_selected), sum(|w| w.n_rejected));
@@ -368,7 +368,7 @@ impl Publisher {
             Ok(None) => {}
             Err(e) => tracing::info!("{e}; /metrics shows the sums of the publication before"),
         }
-        if !counts.is_empty() || feedback.is_some() || clusters.is_some() {
+        if !counts.is_empty() || feedback.is_some() || clusters.is_some() || edges.is_some() {
             let known = self.in_force.borrow().clone();
             match adaptive::newest(&self.shared, &known).await {
                 Ok(Some(newest)) => drop(self.in_force.send_replace(newest)),

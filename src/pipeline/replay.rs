@@ -28,7 +28,9 @@ use crate::config::{Config, SpoolConfig};
 use crate::manifest::{CountedTokens, DerivedSettings, ShardManifest};
 use crate::record::{Schemas, TextScratch, TopicPartition};
 use crate::score::{ModelId, SelectedVersion, VersionedWeight, WeightVersion};
-use crate::select::{CentresFrom, ClusterVersion, Division, FilterSettings, Noise, Quotas, StreamClusters, Unit};
+use crate::select::{
+    CentresFrom, ClusterVersion, Division, FilterSettings, FixedEdges, Noise, Quotas, StreamClusters, Unit,
+};
 use crate::sink::{BATCH_BYTES, GiveUp, SinkError, Spool, SpoolFolder};
 use crate::source::{Batch, Probe, RangeReader, SchemaRegistry, SourceError};
 use crate::tokenizer::Tokenizer;
@@ -60,6 +62,7 @@ struct Basis {
     weight: Arc<VersionedWeight>,
     division: Arc<Division>,
     clusters: Option<StreamClusters>,
+    edges: Option<Arc<FixedEdges>>,
 }
 
 /// What came of a question about records of a window.
@@ -252,7 +255,9 @@ impl Replay {
             Ok(clusters) => clusters,
             Err(forgotten) => return Ok(Err(forgotten)),
         };
-        Ok(Ok(Basis { model, weight, division, clusters }))
+        let (coverage, summary) = (manifest.selector.coverage.as_ref(), window.coverage.as_ref());
+        let edges = coverage.zip(summary).and_then(|(coverage, summary)| summary.fixed_edges(&coverage.settings));
+        Ok(Ok(Basis { model, weight, division, clusters, edges: edges.map(Arc::new) }))
     }
 
     /// `witness` is shown every record after it was scored, and the window before it is decided; `look` what is selected.
@@ -266,7 +271,7 @@ impl Replay {
         look_at: &mut dyn FnMut(&[SelectedDocument]),
     ) -> Result<ClosedWindow, DaemonError> {
         let WindowSummary { at, interval, closed_by, .. } = window;
-        let Basis { model, weight, division, clusters } = basis;
+        let Basis { model, weight, division, clusters, edges } = basis;
         let selector = &manifest.selector;
         // The extent is recorded: nothing else closes it.
         let policy = WindowPolicy {
@@ -275,7 +280,7 @@ impl Replay {
             max_age_ms: i64::MAX,
         };
         let buckets = model.model.featuriser.buckets as usize;
-        let opening = Opening { division, clusters: clusters.as_ref(), buckets };
+        let opening = Opening { division, clusters: clusters.as_ref(), edges: edges.as_ref(), buckets };
         let mut open = OpenWindow::new(at.clone(), interval.from, &policy, selector, opening);
         let SpoolConfig { folder, is_compressed, .. } = &self.config.spool;
         let mut spool = SpoolFolder::new(folder.clone(), *is_compressed, Arc::new(GiveUp)).open();

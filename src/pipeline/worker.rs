@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
-use super::adaptive::{InForce, version_of};
+use super::adaptive::{InForce, version_of, version_of_edges};
 use super::idleness::Idleness;
 use super::memory::InFlight;
 use super::publisher::ToPublisher;
@@ -18,7 +18,7 @@ use super::{DaemonError, Shared, schemas};
 use crate::config::DeadLetterConfig;
 use crate::record::{Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Division, Noise, StreamClusters, Unit};
+use crate::select::{Division, FixedEdges, Noise, StreamClusters, Unit};
 use crate::sink::{SinkError, Spool};
 use crate::source::{Assigned, Batch, QueueReceiver, SourceError, SourceEvent};
 use crate::telemetry::PartitionStatus;
@@ -88,6 +88,8 @@ pub(super) struct Worker {
     division: Arc<Division>,
     /// What they take of the clusters of the stream, where that is wanted.
     clusters: Option<StreamClusters>,
+    /// And of its sketches.
+    edges: Option<Arc<FixedEdges>>,
     dead_letters: DeadLetterRatio,
     spooling: Spooling,
     /// Ends of partitions that were told.
@@ -113,7 +115,7 @@ impl Worker {
         spooling: Spooling,
     ) -> Self {
         let quality = Quality::new(&shared.model.model, &shared.config.selector.quotas);
-        let InForce { division, clusters, .. } = in_force.borrow().clone();
+        let InForce { division, clusters, edges, .. } = in_force.borrow().clone();
         let mut scorer = Scorer::new(shared.config.decoder.clone(), shared.config.dead_letters.payload_bytes);
         scorer.filter_by(shared.filter.clone());
         if shared.config.selector.unit == Unit::Tokens {
@@ -130,6 +132,7 @@ impl Worker {
             in_force,
             division,
             clusters,
+            edges,
             dead_letters: DeadLetterRatio::default(),
             spooling,
             n_ends: 0,
@@ -221,8 +224,9 @@ impl Worker {
     fn on_batch(&mut self, batch: &Batch) -> Result<(), WorkerEnd> {
         let shared = self.shared.clone();
         let timer = shared.telemetry.metrics.score_seconds.start_timer();
-        let InForce { weight: newest, division, clusters, .. } = self.in_force.borrow_and_update().clone();
-        self.open_with(division, clusters);
+        let in_force = self.in_force.borrow_and_update().clone();
+        let newest = in_force.weight.clone();
+        self.open_with(in_force);
         let scored = self.scorer.score(batch, self.destinations(batch, &newest));
         timer.observe_duration();
         let ScoredBatch { records, of_records, weights, mut tallies } = scored;
@@ -247,11 +251,14 @@ impl Worker {
     }
 
     /// Opens windows so from now on, also those that still wait for their first record.
-    fn open_with(&mut self, division: Arc<Division>, clusters: Option<StreamClusters>) {
-        if division.version() == self.division.version() && version_of(&clusters) == version_of(&self.clusters) {
+    fn open_with(&mut self, InForce { division, clusters, edges, .. }: InForce) {
+        if division.version() == self.division.version()
+            && version_of(&clusters) == version_of(&self.clusters)
+            && version_of_edges(&edges) == version_of_edges(&self.edges)
+        {
             return;
         }
-        (self.division, self.clusters) = (division, clusters);
+        (self.division, self.clusters, self.edges) = (division, clusters, edges);
         let waiting = self.partitions.iter().filter(|(_, partition)| partition.window.is_empty());
         let waiting: Vec<_> = waiting.map(|(at, partition)| (at.clone(), partition.window.next_offset())).collect();
         for (at, from) in waiting {
@@ -481,7 +488,8 @@ impl Worker {
     fn open_window(&self, at: &TopicPartition, from: i64) -> OpenWindow {
         let config = &self.shared.config;
         let buckets = self.shared.model.model.featuriser.buckets as usize;
-        let opening = Opening { division: &self.division, clusters: self.clusters.as_ref(), buckets };
+        let (clusters, edges) = (self.clusters.as_ref(), self.edges.as_ref());
+        let opening = Opening { division: &self.division, clusters, edges, buckets };
         OpenWindow::new(at.clone(), from, &config.window, &config.selector, opening)
     }
 

@@ -12,10 +12,14 @@
 //!    ([`water_fill`]).
 //! 5. *Noise.* Inside a stratum the best keys are selected: uniform noise, or Gumbel noise on the log weights.
 //!
+//! Edges are those of the documents at hand, or were taken from a stream before they came, as was the score of the cut-off: then each
+//! document is looked at once ([`StratumReservoirs`]).
+//!
 //! The published code loses the highest scores when all are negative, selects nothing when all are 0, and gives fewer
 //! documents than were asked for without a word. Here every score has a stratum, and what is missing is said.
 
 mod edges;
+mod follow;
 mod plan;
 mod selector;
 mod sketch;
@@ -26,10 +30,11 @@ use serde::{Deserialize, Serialize};
 use super::{BudgetRounding, BudgetedSelection, Fraction, SelectorSettings};
 
 pub use edges::Edges;
+pub use follow::{EdgeSketches, EdgeTally, EdgesVersion, MIN_SKETCHED};
 pub use plan::{CoveragePlan, PlannedCell, plan_coverage};
-pub use selector::{CoverageSelector, Criterion, warning_of_weight};
+pub use selector::{CoverageSelector, Criterion, EdgesFrom, warning_of_weight};
 pub use sketch::{QuantileSketch, QuantileSketchError};
-pub use stream::{CoveredWindow, FixedCutoff, StratumReservoirs, StratumSelection};
+pub use stream::{CoveredWindow, FixedCutoff, FixedEdges, SketchVersion, StratumReservoirs};
 
 /// Strata, as the paper has them.
 pub const DEFAULT_STRATA: u32 = 50;

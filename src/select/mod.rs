@@ -31,9 +31,9 @@ pub use apportion::{Rounding, apportion};
 pub use budget::{BudgetRounding, BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
 pub use coverage::{
     CoveragePlan, CoverageRequest, CoverageSelector, CoverageSettings, Covered, CoveredPool, CoveredWindow, Criterion,
-    Cutoff, DEFAULT_CLIP, DEFAULT_STRATA, DocumentScores, Edges, FixedCutoff, PlannedCell, QuantileSketch,
-    QuantileSketchError, Stratum, StratumReservoirs, StratumSelection, Tail, Within, plan_coverage, select_coverage,
-    warning_of_weight, water_fill,
+    Cutoff, DEFAULT_CLIP, DEFAULT_STRATA, DocumentScores, EdgeSketches, EdgeTally, Edges, EdgesFrom, EdgesVersion,
+    FixedCutoff, FixedEdges, MIN_SKETCHED, PlannedCell, QuantileSketch, QuantileSketchError, SketchVersion, Stratum,
+    StratumReservoirs, Tail, Within, plan_coverage, select_coverage, warning_of_weight, water_fill,
 };
 pub use diagnostics::{
     Diagnostics, JudgedDraw, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size,
@@ -158,7 +158,17 @@ impl SelectorSettings {
         }
     }
 
-    /// Whether nobody can say what is selected of a window before all its documents have come, so that they wait elsewhere.
+    /// What the numbers are that sketches of the stream are of, where strata take their edges from these.
+    pub fn sketched_numbers(&self, model: &str) -> Option<String> {
+        let weight = if self.length_normalise { format!("a n-gram by {model}") } else { format!("by {model}") };
+        let numbers = self.coverage.as_ref()?.numbers(&weight)?;
+        // Pools of another field may have the same names.
+        let pools = self.quotas.field.as_ref().map(|field| format!(" by {field}"));
+        Some(numbers + &pools.unwrap_or_default())
+    }
+
+    /// Whether there may be windows of which nobody can say what is selected before all their documents have come, so that these wait
+    /// elsewhere.
     pub fn sees_whole_windows(&self) -> bool {
         self.coverage.is_some() || self.sensitivity.is_some() || self.unit == Unit::Tokens
     }

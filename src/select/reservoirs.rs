@@ -58,13 +58,8 @@ impl<T> BudgetedReservoirs<T> {
     /// If a key is not a number.
     pub fn offer(&mut self, pool: usize, offset: i64, key: impl Fn(usize) -> f64, item: T, mut out: impl FnMut(T)) {
         self.sizes[pool] += 1;
-        let item = Arc::new(item);
         let n_targets = self.division.n_targets();
-        for (target, reservoir) in self.reservoirs[pool * n_targets..][..n_targets].iter_mut().enumerate() {
-            let beaten = reservoir.offer(offset, key(target), item.clone());
-            beaten.and_then(Arc::into_inner).into_iter().for_each(&mut out);
-        }
-        Arc::into_inner(item).into_iter().for_each(&mut out);
+        offer_to_targets(&mut self.reservoirs[pool * n_targets..][..n_targets], offset, key, item, &mut out);
         if self.sizes.iter().sum::<u64>().is_multiple_of(NARROW_EVERY) {
             self.narrow(out);
         }
@@ -88,33 +83,51 @@ impl<T> BudgetedReservoirs<T> {
     pub fn select(self, budgets: &[Vec<u64>]) -> (Vec<ChosenFor<T>>, Vec<Turn>) {
         let n_chosen: u64 = budgets.iter().flatten().sum();
         assert!(n_chosen <= self.at_most, "{n_chosen} chosen of reservoirs for {}", self.at_most);
-        let (mut chosen, mut turns) = (Vec::with_capacity(n_chosen as usize), Vec::new());
-        let mut taken = BTreeSet::new();
-        let counts = budgets.iter().enumerate();
-        let counts =
-            counts.flat_map(|(pool, of_targets)| of_targets.iter().enumerate().map(move |(t, n)| (pool, t, *n)));
-        for (reservoir, (pool, target, count)) in self.reservoirs.into_iter().zip(counts) {
-            let mut left = reservoir.into_ranked().into_iter().filter(|candidate| !taken.contains(&candidate.offset));
-            let best: Vec<Chosen<Arc<T>>> = left.by_ref().take(count as usize).collect();
-            let threshold = left.next().filter(|_| count > 0).map(|first_out| first_out.key);
-            drop(left);
-            turns.push(Turn { pool, target, count, threshold });
-            taken.extend(best.iter().map(|best| best.offset));
-            chosen.extend(best.into_iter().map(|Chosen { offset, key, item }| ChosenFor {
-                offset,
-                pool,
-                target,
-                key,
-                item,
-            }));
-        }
-        chosen.sort_unstable_by_key(|chosen| chosen.offset);
-        let only = |ChosenFor { offset, pool, target, key, item }| {
-            let item = Arc::into_inner(item).expect("all reservoirs are gone");
-            ChosenFor { offset, pool, target, key, item }
-        };
-        (chosen.into_iter().map(only).collect(), turns)
+        take_turns(self.reservoirs, budgets)
     }
+}
+
+/// Offers an item to the reservoirs of all targets; what none of them holds any more goes to `out`.
+pub(super) fn offer_to_targets<T>(
+    reservoirs: &mut [Reservoir<Arc<T>>],
+    offset: i64,
+    key: impl Fn(usize) -> f64,
+    item: T,
+    mut out: impl FnMut(T),
+) {
+    let item = Arc::new(item);
+    for (target, reservoir) in reservoirs.iter_mut().enumerate() {
+        let beaten = reservoir.offer(offset, key(target), item.clone());
+        beaten.and_then(Arc::into_inner).into_iter().for_each(&mut out);
+    }
+    Arc::into_inner(item).into_iter().for_each(&mut out);
+}
+
+/// Targets choose in turn, pool by pool, from reservoirs that hold enough for all up to each.
+pub(super) fn take_turns<T>(
+    reservoirs: Vec<Reservoir<Arc<T>>>,
+    budgets: &[Vec<u64>],
+) -> (Vec<ChosenFor<T>>, Vec<Turn>) {
+    let (mut chosen, mut turns) = (Vec::new(), Vec::new());
+    let mut taken = BTreeSet::new();
+    let counts = budgets.iter().enumerate();
+    let counts = counts.flat_map(|(pool, of_targets)| of_targets.iter().enumerate().map(move |(t, n)| (pool, t, *n)));
+    for (reservoir, (pool, target, count)) in reservoirs.into_iter().zip(counts) {
+        let mut left = reservoir.into_ranked().into_iter().filter(|candidate| !taken.contains(&candidate.offset));
+        let best: Vec<Chosen<Arc<T>>> = left.by_ref().take(count as usize).collect();
+        let threshold = left.next().filter(|_| count > 0).map(|first_out| first_out.key);
+        drop(left);
+        turns.push(Turn { pool, target, count, threshold });
+        taken.extend(best.iter().map(|best| best.offset));
+        let of_turn = |Chosen { offset, key, item }| ChosenFor { offset, pool, target, key, item };
+        chosen.extend(best.into_iter().map(of_turn));
+    }
+    chosen.sort_unstable_by_key(|chosen| chosen.offset);
+    let only = |ChosenFor { offset, pool, target, key, item }| {
+        let item = Arc::into_inner(item).expect("all reservoirs are gone");
+        ChosenFor { offset, pool, target, key, item }
+    };
+    (chosen.into_iter().map(only).collect(), turns)
 }
 
 #[cfg(test)]

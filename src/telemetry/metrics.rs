@@ -108,6 +108,7 @@ pub struct Metrics {
     pub raw_version: IntGauge,
     pub selected_version: IntGauge,
     pub clusters_version: IntGauge,
+    pub edges_documents: IntGauge,
     pub raw_drift: LateGauge,
     pub window_raw_drift: LateGauge,
     pub ready: IntGauge,
@@ -419,6 +420,11 @@ impl Default for Metrics {
                 &r,
                 "clusters_version",
                 "Version of the stream's clusters in force; 0 where windows find their own.",
+            ),
+            edges_documents: gauge(
+                &r,
+                "edges_documents",
+                "Documents that the stream's edges of strata rest on, taken from 1,000 on; 0 where windows cut their own.",
             ),
             raw_drift: LateGauge::new(
                 &r,

@@ -12,7 +12,7 @@ use crate::catalog::{Gap, Totals};
 use crate::feedback::FeedbackSummary;
 use crate::record::TopicPartition;
 use crate::score::{BatchWeights, Why};
-use crate::select::{AcceptanceBySource, Quantiles};
+use crate::select::{AcceptanceBySource, Quantiles, SketchVersion};
 use crate::source::PollHeartbeat;
 use crate::window::{SpreadSummary, WindowSummary};
 
@@ -47,6 +47,8 @@ pub struct Status {
     pub selected_version: Option<i64>,
     /// Version of the stream's clusters; `null` where windows find their own.
     pub clusters_version: Option<i64>,
+    /// Version of the sketches for edges of strata, taken from 1,000 documents on; `null` where windows cut their own.
+    pub edges: Option<SketchVersion>,
     pub readiness: Readiness,
     pub totals: Totals,
     #[serde(serialize_with = "partitions_as_list")]

@@ -1,18 +1,17 @@
 //! What can still be selected of a window: one reservoir, or one for each part where quotas or several targets divide it.
 
-use std::sync::Arc;
-
 use super::columns;
 use super::covered::CoveredCandidates;
+use super::one_pass::OnePassCandidates;
 use super::sensitive::SensitiveCandidates;
 use super::tokens::TokenCandidates;
-use super::{CoverageSummary, SensitivitySummary, TurnSummary};
+use super::{CoverageSummary, Opening, SensitivitySummary, TurnSummary};
 use crate::features::BucketList;
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    self, BudgetRounding, BudgetedReservoirs, ChosenFor, ClusterAddition, Division, Noise, Reservoir, SelectorSettings,
-    StreamClusters, Turn, Unit,
+    self, BudgetRounding, BudgetedReservoirs, ChosenFor, ClusterAddition, Division, EdgeTally, Noise, Reservoir,
+    SelectorSettings, Turn, Unit,
 };
 
 #[derive(Debug)]
@@ -54,6 +53,8 @@ impl Candidate {
 pub(super) enum Candidates {
     Whole(Reservoir<Candidate>),
     Divided(Box<Divided>),
+    /// Each of the strata, whose edges are known.
+    OnePass(Box<OnePassCandidates>),
     /// Only numbers are held; the documents wait elsewhere until all have come.
     Covered(Box<CoveredCandidates>),
     /// So are these.
@@ -95,8 +96,9 @@ pub(super) struct Choice {
     pub targets: Vec<String>,
     pub coverage: Option<CoverageSummary>,
     pub sensitivity: Option<SensitivitySummary>,
-    /// What it adds to the clusters of the stream.
+    /// What it adds to the clusters of the stream, and to its sketches.
     pub clusters: Option<ClusterAddition>,
+    pub edges: Option<EdgeTally>,
 }
 
 /// What is decided of a candidate.
@@ -114,12 +116,12 @@ pub(super) struct Chosen {
 
 impl Candidates {
     /// From which at most `at_most` will be chosen.
-    pub fn new(
-        division: &Arc<Division>,
-        clusters: Option<&StreamClusters>,
-        at_most: u64,
-        selector: &SelectorSettings,
-    ) -> Self {
+    pub fn new(opening: Opening<'_>, at_most: u64, selector: &SelectorSettings) -> Self {
+        let Opening { division, clusters, edges, .. } = opening;
+        if let (Some(coverage), Some(edges)) = (&selector.coverage, edges) {
+            let one_pass = OnePassCandidates::new(division, edges, coverage, selector, at_most);
+            return Candidates::OnePass(Box::new(one_pass));
+        }
         if let Some(coverage) = &selector.coverage {
             return Candidates::Covered(Box::new(CoveredCandidates::new(division, coverage, selector)));
         }
@@ -154,8 +156,8 @@ impl Candidates {
                 reservoir.offer(offset, key(total_log_weight), candidate).into_iter().for_each(out);
             }
             Candidates::Divided(divided) => divided.offer(offset, candidate, of_score, key, out),
-            Candidates::Covered(_) | Candidates::Sensitive(_) | Candidates::Tokens(_) => {
-                unreachable!("these documents wait elsewhere")
+            Candidates::OnePass(_) | Candidates::Covered(_) | Candidates::Sensitive(_) | Candidates::Tokens(_) => {
+                unreachable!("these documents wait elsewhere, or have further numbers")
             }
         }
     }
@@ -164,7 +166,16 @@ impl Candidates {
     pub fn might_hold(&self, key: f64) -> bool {
         match self {
             Candidates::Whole(reservoir) => reservoir.might_hold(key),
-            Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Sensitive(_) | Candidates::Tokens(_) => true,
+            Candidates::Divided(_) | Candidates::OnePass(_) => true,
+            Candidates::Covered(_) | Candidates::Sensitive(_) | Candidates::Tokens(_) => true,
+        }
+    }
+
+    /// Whether the documents are not here, so that they have to be shown when it is decided.
+    pub fn wait_elsewhere(&self) -> bool {
+        match self {
+            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::OnePass(_) => false,
+            Candidates::Covered(_) | Candidates::Sensitive(_) | Candidates::Tokens(_) => true,
         }
     }
 
@@ -173,6 +184,7 @@ impl Candidates {
         match self {
             Candidates::Whole(_) => 0,
             Candidates::Divided(divided) => divided.other_log_weights.iter().map(columns::held_bytes).sum(),
+            Candidates::OnePass(one_pass) => one_pass.held_bytes(),
             Candidates::Covered(covered) => covered.held_bytes(),
             Candidates::Sensitive(sensitive) => sensitive.held_bytes(),
             Candidates::Tokens(in_tokens) => in_tokens.held_bytes(),
@@ -183,6 +195,7 @@ impl Candidates {
         match self {
             Candidates::Whole(reservoir) => whole(reservoir, by),
             Candidates::Divided(divided) => divided.choose(by),
+            Candidates::OnePass(one_pass) => one_pass.choose(by),
             Candidates::Covered(covered) => covered.choose(by),
             Candidates::Sensitive(sensitive) => sensitive.choose(by),
             Candidates::Tokens(in_tokens) => in_tokens.choose(by),
@@ -213,6 +226,7 @@ fn whole(candidates: Reservoir<Candidate>, by: &Deciding<'_>) -> Choice {
         coverage: None,
         sensitivity: None,
         clusters: None,
+        edges: None,
     }
 }
 
@@ -279,6 +293,7 @@ impl Divided {
             coverage: None,
             sensitivity: None,
             clusters: None,
+            edges: None,
         }
     }
 }

@@ -14,7 +14,8 @@ use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, TopicPartition};
 use crate::score::{ExpectedLossVersion, NgramCounts, Score, SelectedVersion, TargetDistribution, WeightVersion};
 use crate::select::{
-    ClusterAddition, Diagnostics, JudgedDraw, Noise, SelectorKind, SelectorSettings, SourceCounts, WeightHistogram,
+    ClusterAddition, Diagnostics, EdgeTally, JudgedDraw, Noise, SelectorKind, SelectorSettings, SourceCounts,
+    WeightHistogram,
 };
 
 /// A document of the selection.
@@ -68,8 +69,9 @@ pub struct ClosedWindow {
     pub sources: SourceCounts,
     /// For each target, of the same candidates by its weights; `None` without candidates.
     pub weights: Vec<Option<WeightHistogram>>,
-    /// What its documents add to the clusters of the stream, where those are followed.
+    /// What its documents add to the clusters of the stream, and to its sketches, where those are followed.
     pub clusters: Option<ClusterAddition>,
+    pub edges: Option<EdgeTally>,
 }
 
 /// What the catalog and the manifest say of a window. Every record is selected, rejected or a dead letter:
@@ -230,10 +232,11 @@ impl OpenWindow {
             ..
         } = self;
         let by = Deciding { selector, noise, from, n_documents, n_tokens: window_tokens, log_weights: &log_weights };
+        let wait_elsewhere = candidates.wait_elsewhere();
         let choice = candidates.choose(&by);
         let Choice { chosen, candidates, threshold, turns, other_log_weights, .. } = choice;
-        let (names, coverage, sensitivity, clusters) =
-            (choice.targets, choice.coverage, choice.sensitivity, choice.clusters);
+        let (names, coverage, sensitivity) = (choice.targets, choice.coverage, choice.sensitivity);
+        let (clusters, edges) = (choice.clusters, choice.edges);
         let n_targets = names.len().max(1);
         let mut by_target = vec![Vec::new(); n_targets];
         chosen.iter().for_each(|chosen| by_target[chosen.target as usize].push(chosen.number as usize));
@@ -255,7 +258,7 @@ impl OpenWindow {
             scratch: Scratch::default(),
         };
         let n_selected = decisions.len() as u64;
-        let (selected, waiting) = match selector.sees_whole_windows() {
+        let (selected, waiting) = match wait_elsewhere {
             false => (counter.whole(candidates, decisions), Vec::new()),
             true => {
                 counter.waiting(&numbers, &decisions, rows)?;
@@ -318,6 +321,7 @@ impl OpenWindow {
             sources,
             weights,
             clusters,
+            edges,
         })
     }
 }
@@ -336,6 +340,7 @@ impl ClosedWindow {
             + self.waiting.capacity() * size_of::<Decision>()
             + self.dead_letters.iter().map(DeadLetter::size_bytes).sum::<usize>()
             + self.clusters.as_ref().map_or(0, |addition| addition.tally.held_bytes())
+            + self.edges.as_ref().map_or(0, EdgeTally::held_bytes)
     }
 }
 

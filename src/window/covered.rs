@@ -10,8 +10,9 @@ use super::columns::{self, Offsets};
 use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
-    BudgetRounding, CoverageRequest, CoverageSelector, Covered, Criterion, Division, DocumentScores, Fraction, Pick,
-    SelectorSettings, select_coverage,
+    BudgetRounding, CoverageRequest, CoverageSelector, CoverageSettings, Covered, Criterion, Division, DocumentScores,
+    EdgeTally, Edges, EdgesFrom, FixedCutoff, FixedEdges, Fraction, Pick, QuantileSketch, SelectorSettings,
+    SketchVersion, Stratum, select_coverage,
 };
 
 /// What deciding allocates for a candidate meanwhile, at most: its number in its pool and its stratum, or among those that are cut
@@ -36,13 +37,25 @@ pub struct SpooledRow {
 pub struct CoverageSummary {
     /// Documents that are long enough but lack a number. They are rejected.
     pub n_without_number: u64,
-    /// Documents that the cut-off removed, and the score of the last one.
+    /// Documents that the cut-off removed, and the score of the last one; where that was known before, it is what all reach that go.
     pub n_cut: u64,
     pub cut_at: Option<f64>,
     /// How many documents fewer than requested there are.
     pub shortfall: u64,
     /// One of all documents, or one a pool where sources, or values of another field, have shares.
     pub pools: Vec<PoolStrata>,
+    /// The sketches of the stream that edges and cut-off were taken from when it opened; `None`: from its own documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edges: Option<SketchVersion>,
+}
+
+impl CoverageSummary {
+    /// What it took of the stream when it opened, as it is recorded.
+    pub fn fixed_edges(&self, settings: &CoverageSettings) -> Option<FixedEdges> {
+        let cutoff = settings.cutoff.zip(self.cut_at).map(|(cutoff, at)| FixedCutoff { tail: cutoff.tail, at });
+        let edges = |pool: &PoolStrata| pool.range.map(|(low, high)| Edges::new(low, high, settings.strata));
+        Some(FixedEdges { of: self.edges?, cutoff, pools: self.pools.iter().map(edges).collect::<Option<_>>()? })
+    }
 }
 
 /// The strata of one pool.
@@ -50,7 +63,7 @@ pub struct CoverageSummary {
 pub struct PoolStrata {
     /// The source, or value of [`crate::select::Quotas::field`], that is a pool of its own; `None`: the pool of all others.
     pub source: Option<String>,
-    /// Where the first stratum begins and the last one ends; `None` of a pool without documents.
+    /// Where the first stratum begins and the last one ends; `None` of a pool without documents, unless it was known before.
     pub range: Option<(f64, f64)>,
     /// Those that have documents.
     pub strata: Vec<StratumSummary>,
@@ -72,8 +85,8 @@ pub struct StratumSummary {
 pub(super) struct CoveredCandidates {
     division: Arc<Division>,
     fraction: Fraction,
-    /// Which of a document's numbers are needed, and which are held: no field twice.
-    needed: [bool; 2],
+    needed: NeededNumbers,
+    /// Which of a document's numbers are held: no field twice.
     held: [bool; 2],
     offsets: Offsets,
     /// Importance and score of the cut-off: empty where that is the weight, not wanted, or the other one.
@@ -81,7 +94,26 @@ pub(super) struct CoveredCandidates {
     /// Empty where there is only one.
     pools: Vec<u16>,
     other_log_weights: Vec<Vec<f64>>,
-    n_without_number: u64,
+}
+
+/// Which of its numbers a document must have, and how many lack one.
+#[derive(Debug)]
+pub(super) struct NeededNumbers {
+    needed: [bool; 2],
+    pub n_without: u64,
+}
+
+impl NeededNumbers {
+    pub fn of(coverage: &CoverageSelector) -> Self {
+        NeededNumbers { needed: coverage.fields().map(|field| field.is_some()), n_without: 0 }
+    }
+
+    /// Whether a document has the numbers that it needs; counts it if not.
+    pub fn accept(&mut self, numbers: &[f64; 2]) -> bool {
+        let lacks = self.needed.iter().zip(numbers).any(|(needed, number)| *needed && !number.is_finite());
+        self.n_without += u64::from(lacks);
+        !lacks
+    }
 }
 
 impl CoveredCandidates {
@@ -89,22 +121,19 @@ impl CoveredCandidates {
         let [importance, cutoff] = coverage.fields();
         CoveredCandidates {
             fraction: selector.fraction,
-            needed: [importance.is_some(), cutoff.is_some()],
+            needed: NeededNumbers::of(coverage),
             held: [importance.is_some(), cutoff.is_some() && cutoff != importance],
             offsets: Offsets::default(),
             numbers: [Vec::new(), Vec::new()],
             pools: Vec::new(),
             other_log_weights: vec![Vec::new(); division.n_targets() - 1],
             division: division.clone(),
-            n_without_number: 0,
         }
     }
 
-    /// Whether a document has the numbers that it needs; counts it if not.
+    /// See [`NeededNumbers::accept`].
     pub fn accepts(&mut self, numbers: &[f64; 2]) -> bool {
-        let lacks = self.needed.iter().zip(numbers).any(|(needed, number)| *needed && !number.is_finite());
-        self.n_without_number += u64::from(lacks);
-        !lacks
+        self.needed.accept(numbers)
     }
 
     /// Keeps the numbers of the next candidate, and gives the rest away.
@@ -179,14 +208,21 @@ impl CoveredCandidates {
             let (target, inclusion_probability) = (target as u32, chances[pool] * probability);
             Chosen { number, offset, target, key, inclusion_probability, ratio: 1.0 }
         });
+        let is_sketched = coverage.edges_from == EdgesFrom::Stream;
+        let edges = is_sketched.then(|| {
+            let has_cutoff = coverage.settings.cutoff.is_some();
+            self.tally(&covered.cut, has_cutoff.then_some(&cutoff), &importance, &pool_of)
+        });
+        let n_cut = covered.cut.len() as u64;
         Choice {
             chosen: chosen.collect(),
             candidates: Vec::new(),
             threshold: None,
             turns: Vec::new(),
-            coverage: Some(self.summary(&covered)),
+            coverage: Some(summary(&self.division, &covered, self.needed.n_without, n_cut, None)),
             sensitivity: None,
             clusters: None,
+            edges,
             targets: self.division.targets().to_vec(),
             other_log_weights: self.other_log_weights,
         }
@@ -205,32 +241,59 @@ impl CoveredCandidates {
         pools
     }
 
-    fn summary(&self, covered: &Covered) -> CoverageSummary {
-        let of_pool = |(pool, strata): (usize, &crate::select::CoveredPool)| {
-            let occupied = strata.strata.iter().enumerate().filter(|(_, stratum)| stratum.documents > 0);
-            let of_stratum = |(number, stratum): (usize, &crate::select::Stratum)| {
-                let cell = pool * strata.strata.len() + number;
-                let turns = &covered.selection.turns;
-                let turns = turns[turns.partition_point(|turn| turn.pool < cell)..].iter();
-                StratumSummary {
-                    stratum: number as u32,
-                    n_documents: stratum.documents,
-                    n_selected: stratum.budget,
-                    thresholds: turns.take_while(|turn| turn.pool == cell).map(|turn| turn.threshold).collect(),
-                }
-            };
-            PoolStrata {
-                source: self.division.source_of(pool).map(str::to_owned),
-                range: strata.edges.map(|edges| edges.range()),
-                strata: occupied.map(of_stratum).collect(),
+    /// What sketches of the stream are made of. `cut`: by ascending numbers.
+    fn tally(
+        &self,
+        cut: &[u32],
+        cutoff: Option<&impl Fn(u32) -> f64>,
+        importance: &impl Fn(u32) -> f64,
+        pool_of: &impl Fn(u32) -> usize,
+    ) -> EdgeTally {
+        let mut of_cutoff = QuantileSketch::default();
+        let mut pools = vec![QuantileSketch::default(); self.division.n_pools()];
+        let mut cut = cut.iter().peekable();
+        for document in 0..self.offsets.len() as u32 {
+            cutoff.iter().for_each(|cutoff| of_cutoff.add(cutoff(document)));
+            if cut.next_if_eq(&&document).is_none() {
+                pools[pool_of(document)].add(importance(document));
+            }
+        }
+        EdgeTally::new(&self.division, of_cutoff, pools)
+    }
+}
+
+pub(super) fn summary(
+    division: &Division,
+    covered: &Covered,
+    n_without_number: u64,
+    n_cut: u64,
+    edges: Option<SketchVersion>,
+) -> CoverageSummary {
+    let of_pool = |(pool, strata): (usize, &crate::select::CoveredPool)| {
+        let occupied = strata.strata.iter().enumerate().filter(|(_, stratum)| stratum.documents > 0);
+        let of_stratum = |(number, stratum): (usize, &Stratum)| {
+            let cell = pool * strata.strata.len() + number;
+            let turns = &covered.selection.turns;
+            let turns = turns[turns.partition_point(|turn| turn.pool < cell)..].iter();
+            StratumSummary {
+                stratum: number as u32,
+                n_documents: stratum.documents,
+                n_selected: stratum.budget,
+                thresholds: turns.take_while(|turn| turn.pool == cell).map(|turn| turn.threshold).collect(),
             }
         };
-        CoverageSummary {
-            n_without_number: self.n_without_number,
-            n_cut: covered.cut.len() as u64,
-            cut_at: covered.cut_at,
-            shortfall: covered.shortfall,
-            pools: covered.pools.iter().enumerate().map(of_pool).collect(),
+        PoolStrata {
+            source: division.source_of(pool).map(str::to_owned),
+            range: strata.edges.map(|edges| edges.range()),
+            strata: occupied.map(of_stratum).collect(),
         }
+    };
+    CoverageSummary {
+        n_without_number,
+        n_cut,
+        cut_at: covered.cut_at,
+        shortfall: covered.shortfall,
+        pools: covered.pools.iter().enumerate().map(of_pool).collect(),
+        edges,
     }
 }

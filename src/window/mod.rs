@@ -9,6 +9,7 @@ mod closed;
 mod columns;
 mod covered;
 mod extent;
+mod one_pass;
 mod sensitive;
 mod spread;
 mod statistics;
@@ -31,7 +32,7 @@ use crate::checkpoint::Interval;
 use crate::features::{BucketList, Featuriser, Scratch};
 use crate::record::{Document, Reject, TopicPartition};
 use crate::score::{Score, VersionedWeight};
-use crate::select::{Division, Noise, SelectorSettings, StreamClusters};
+use crate::select::{Division, FixedEdges, Noise, SelectorSettings, StreamClusters};
 use candidates::{Candidate, Candidates};
 use spread::Sample;
 use statistics::Statistics;
@@ -199,6 +200,8 @@ pub struct Opening<'a> {
     pub division: &'a Arc<Division>,
     /// Of a sensitivity selection by the clusters of the stream.
     pub clusters: Option<&'a StreamClusters>,
+    /// Of strata with edges of the stream, of the same division; `None`: it cuts its own.
+    pub edges: Option<&'a Arc<FixedEdges>>,
     /// Of the featuriser.
     pub buckets: usize,
 }
@@ -236,7 +239,7 @@ impl OpenWindow {
         selector: &SelectorSettings,
         opening: Opening<'_>,
     ) -> Self {
-        let Opening { division, clusters, buckets } = opening;
+        let Opening { division, buckets, .. } = opening;
         let at_most = selector.fraction.at_most(policy.max_documents);
         OpenWindow {
             at,
@@ -249,7 +252,7 @@ impl OpenWindow {
             n_filtered: 0,
             held_bytes: 0,
             dead_letters: Vec::new(),
-            candidates: Candidates::new(division, clusters, at_most, selector),
+            candidates: Candidates::new(opening, at_most, selector),
             quota_version: division.version(),
             statistics: Statistics::new(buckets, selector),
             sample: Sample::new(selector),
@@ -287,7 +290,7 @@ impl OpenWindow {
     pub fn clusters_held(&self) -> Option<(i64, usize)> {
         match &self.candidates {
             Candidates::Sensitive(sensitive) => sensitive.clusters_held(),
-            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Tokens(_) => None,
+            _ => None,
         }
     }
 
@@ -362,9 +365,12 @@ impl OpenWindow {
             self.n_too_short += 1;
             return None;
         }
-        if let Candidates::Covered(covered) = &mut self.candidates
-            && !covered.accepts(&numbers)
-        {
+        let has_numbers = match &mut self.candidates {
+            Candidates::Covered(covered) => covered.accepts(&numbers),
+            Candidates::OnePass(one_pass) => one_pass.accepts(&numbers),
+            _ => true,
+        };
+        if !has_numbers {
             return None;
         }
         if let Candidates::Sensitive(sensitive) = &mut self.candidates
@@ -392,7 +398,11 @@ impl OpenWindow {
         self.held_bytes += candidate.size_bytes();
         let key = |total_log_weight| selector.key(noise, offset, total_log_weight);
         let Self { candidates, held_bytes, .. } = self;
-        candidates.offer(offset, candidate, total_log_weight, of_score, key, |out| *held_bytes -= out.size_bytes());
+        let out = |out: Candidate| *held_bytes -= out.size_bytes();
+        match candidates {
+            Candidates::OnePass(one_pass) => one_pass.offer(offset, candidate, numbers, of_score, key, out),
+            candidates => candidates.offer(offset, candidate, total_log_weight, of_score, key, out),
+        }
         None
     }
 
@@ -407,7 +417,7 @@ impl OpenWindow {
     ) -> Result<(), E> {
         match &mut self.candidates {
             Candidates::Sensitive(sensitive) => sensitive.place(selector, noise, points),
-            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Tokens(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 
@@ -415,7 +425,7 @@ impl OpenWindow {
     pub fn placed(&self, offset: i64, point: &[f32]) -> Option<PlacedDocument> {
         match &self.candidates {
             Candidates::Sensitive(sensitive) => sensitive.placed(offset, point),
-            Candidates::Whole(_) | Candidates::Divided(_) | Candidates::Covered(_) | Candidates::Tokens(_) => None,
+            _ => None,
         }
     }
 

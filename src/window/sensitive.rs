@@ -269,6 +269,7 @@ impl SensitiveCandidates {
             coverage: None,
             sensitivity: Some(self.summary(&placed, &drawn)),
             clusters,
+            edges: None,
             targets: Vec::new(),
             other_log_weights: Vec::new(),
         }

@@ -17,7 +17,7 @@ use crate::select::{Quotas, SelectorKind};
 const BUCKETS: u32 = 64;
 
 fn opening(division: &Arc<Division>) -> Opening<'_> {
-    Opening { division, clusters: None, buckets: BUCKETS as usize }
+    Opening { division, clusters: None, edges: None, buckets: BUCKETS as usize }
 }
 
 fn model() -> Model {

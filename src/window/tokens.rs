@@ -103,6 +103,7 @@ impl TokenCandidates {
             coverage: None,
             sensitivity: None,
             clusters: None,
+            edges: None,
             targets: Vec::new(),
             other_log_weights: Vec::new(),
         }

@@ -64,16 +64,17 @@ OF_DRAWN = {
 SENSITIVE = "brokers"
 OF_SENSITIVE = {"selection.selector": "sensitivity", "selection.centres": 16, "selection.centres_from": "stream", "memory.budget": "128MiB"}
 OF_SENSITIVITY = re.compile("winnowd_spool|winnowd_clusters|winnowd_window_(centres|weight_ratio)")
-# The same of strata and shares of sources. Its documents have losses.
+# What only strata, their edges of the stream and shares of sources tell. The documents have losses.
 COVERED = "catalog"
 OF_COVERED = {
     "selection.selector": "coverage",
     "selection.importance": "loss",
     "selection.cutoff": 0.05,
     "selection.strata": 4,
+    "selection.edges_from": "stream",
     'selection.sources."postgresql-doc"': 0.3,
 }
-OF_COVERAGE = re.compile("winnowd_(window_strata|cut_off|shortfall|source_share)")
+OF_COVERAGE = re.compile("winnowd_(window_strata|cut_off|shortfall|source_share|edges)")
 # Words between blanks; none is known, and each is one token.
 TOKENIZER = {
     "version": "1.0",

@@ -37,6 +37,7 @@ async fn publish_clusters<C: Catalog>(
         counts: &[],
         feedback: None,
         clusters: Some(clusters),
+        edges: None,
         forward_to: None,
     };
     catalog.publish(&request).await

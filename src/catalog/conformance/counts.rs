@@ -67,6 +67,7 @@ async fn publish<C: Catalog>(
         counts: &[addition],
         feedback: None,
         clusters: None,
+        edges: None,
         forward_to: None,
     };
     catalog.publish(&request).await

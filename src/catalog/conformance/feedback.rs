@@ -115,6 +115,7 @@ async fn publish_documents_of(
         counts: &[],
         feedback,
         clusters: None,
+        edges: None,
         forward_to: None,
     };
     catalog.publish(&request).await

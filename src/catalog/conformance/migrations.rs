@@ -58,6 +58,7 @@ async fn a_catalog_of_the_schema_before_targets_is_migrated() {
             counts: &additions,
             feedback: None,
             clusters: None,
+            edges: None,
             forward_to: None,
         };
         catalog.publish(&request).await.unwrap();

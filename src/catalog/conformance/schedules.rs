@@ -376,6 +376,7 @@ async fn ask(catalog: &SqlCatalog, pipeline: &str, call: &Call) -> Answer {
                     counts: &[],
                     feedback: None,
                     clusters: None,
+                    edges: None,
                     forward_to: None,
                 })
                 .await

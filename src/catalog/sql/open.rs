@@ -33,6 +33,7 @@ const SQLITE: &Migrations = &[
     (13, "coverage", include_str!("../../../migrations/sqlite/0013_coverage.sql")),
     (14, "sensitivity", include_str!("../../../migrations/sqlite/0014_sensitivity.sql")),
     (15, "clusters", include_str!("../../../migrations/sqlite/0015_clusters.sql")),
+    (16, "edges", include_str!("../../../migrations/sqlite/0016_edges.sql")),
 ];
 const POSTGRES: &Migrations = &[
     (1, "catalog", include_str!("../../../migrations/postgres/0001_catalog.sql")),
@@ -50,6 +51,7 @@ const POSTGRES: &Migrations = &[
     (13, "coverage", include_str!("../../../migrations/postgres/0013_coverage.sql")),
     (14, "sensitivity", include_str!("../../../migrations/postgres/0014_sensitivity.sql")),
     (15, "clusters", include_str!("../../../migrations/postgres/0015_clusters.sql")),
+    (16, "edges", include_str!("../../../migrations/postgres/0016_edges.sql")),
 ];
 
 const MAX_CONNECTIONS: u32 = 4;

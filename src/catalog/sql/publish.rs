@@ -86,6 +86,12 @@ impl SqlCatalog {
             tx.rollback().await?;
             return Ok(Err(error));
         }
+        if let Some(addition) = &request.edges
+            && let Err(error) = self.add_edges(&mut tx, manifest, addition).await?
+        {
+            tx.rollback().await?;
+            return Ok(Err(error));
+        }
         if let Some(entry) = sequence.and_then(|sequence| manifest.entry(sequence)) {
             tx.execute(
                 "INSERT INTO manifest_entries (pipeline, sequence, entry) VALUES ($1, $2, $3)",

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::manifest::rfc3339;
 use crate::pipeline::{ExplainedDocument, ExplainedQuota, ExplainedSensitivity, Explanation, Outcome};
-use crate::select::SelectorKind;
+use crate::select::{SelectorKind, SketchVersion};
 
 pub fn of(explanation: &Explanation) -> String {
     let mut text = String::new();
@@ -56,6 +56,9 @@ fn write(explanation: &Explanation, text: &mut String) -> std::fmt::Result {
         )?;
         let n = (competition.n_documents, competition.n_candidates, competition.n_selected);
         line("documents", format!("{}, of which {} could be selected and {} were", n.0, n.1, n.2))?;
+        if let Some(SketchVersion { version, n_documents }) = competition.edges {
+            line("version of edges", format!("{version}, of {n_documents} documents of the stream"))?;
+        }
         for (what, version) in [
             ("version of raw", competition.raw_version),
             ("version of selected", competition.selected_version),

@@ -291,6 +291,7 @@ mod tests {
             sources,
             weights,
             clusters: None,
+            edges: None,
         };
         (window, row)
     }

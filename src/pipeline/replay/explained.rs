@@ -11,7 +11,7 @@ use crate::features::Featuriser;
 use crate::manifest::ShardManifest;
 use crate::record::{Reject, TopicPartition};
 use crate::score::{LossTerm, Score};
-use crate::select::{Division, Noise, Quotas, SelectorKind, SelectorSettings};
+use crate::select::{Division, Noise, Quotas, SelectorKind, SelectorSettings, SketchVersion};
 use crate::window::{ClosedWindow, PoolStrata, TokenTurn, WindowSummary};
 
 /// What became of a record.
@@ -168,6 +168,8 @@ pub struct Competition {
     pub raw_version: Option<i64>,
     pub selected_version: Option<i64>,
     pub clusters_version: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edges: Option<SketchVersion>,
     pub quota_version: Option<i64>,
     /// One, or for each target in turn what it chose from the pool of the document.
     pub turns: Vec<ExplainedTurn>,
@@ -310,6 +312,7 @@ impl Asked<'_> {
             raw_version,
             selected_version: self.closed.summary.against_selected.map(|selected| selected.version),
             clusters_version: self.closed.summary.sensitivity.as_ref().and_then(|of| of.clusters_version),
+            edges: self.closed.summary.coverage.as_ref().and_then(|of| of.edges),
             quota_version: self.closed.summary.quota_version,
             turns: self.turns(seen),
         }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::witness::{Contenders, SeenDocument};
-use crate::select::{CoverageSelector, Criterion, Cutoff, Edges, SelectorSettings, Tail, Within};
+use crate::select::{CoverageSelector, Criterion, Cutoff, Edges, FixedCutoff, SelectorSettings, Tail, Within};
 use crate::window::{CoverageSummary, PoolStrata, StratumSummary};
 
 /// What strata say of one document.
@@ -66,7 +66,7 @@ impl<'a> Strata<'a> {
         pool: usize,
         contenders: &Contenders,
     ) -> ExplainedStrata {
-        let CoverageSelector { settings, importance, cutoff_by } = self.selector;
+        let CoverageSelector { settings, importance, cutoff_by, .. } = self.selector;
         let value = |criterion: &Criterion, which: usize| match criterion {
             Criterion::Weight => Some(weight),
             Criterion::Field(_) => Some(document.numbers[which]).filter(|number| number.is_finite()),
@@ -74,14 +74,17 @@ impl<'a> Strata<'a> {
         let of_importance = value(importance, 0);
         let cutoff = settings.cutoff.map(|Cutoff { tail, .. }| {
             let value = value(cutoff_by, 1);
-            let is_first = |value| contenders.n_cut_before(offset, value, tail) < self.summary.n_cut;
+            let is_removed = |value| match (self.summary.edges, self.summary.cut_at) {
+                (Some(_), cut_at) => cut_at.is_some_and(|at| FixedCutoff { tail, at }.removes(value)),
+                (None, _) => contenders.n_cut_before(offset, value, tail) < self.summary.n_cut,
+            };
             ExplainedCutoff {
                 by: cutoff_by.to_string(),
                 value,
                 tail,
                 n_cut: self.summary.n_cut,
                 cut_at: self.summary.cut_at,
-                is_cut: value.is_some_and(is_first),
+                is_cut: value.is_some_and(is_removed),
             }
         });
         let is_in_one = of_importance.is_some() && cutoff.as_ref().is_none_or(|cut| cut.value.is_some() && !cut.is_cut);
@@ -220,7 +223,12 @@ mod tests {
             filter: None,
             holdout: None,
             coverage_sample: 0,
-            coverage: Some(CoverageSelector { settings, cutoff_by: importance.clone(), importance }),
+            coverage: Some(CoverageSelector {
+                settings,
+                cutoff_by: importance.clone(),
+                importance,
+                edges_from: Default::default(),
+            }),
             sensitivity: None,
         }
     }
@@ -242,7 +250,7 @@ mod tests {
         let weight = VersionedWeight::of_targets(WeightVersion::default(), ImportanceWeight::of_targets(&model), None);
         let (noise, division) = (Noise::new(selector.seed, &at), Arc::new(Division::of(&selector.quotas, &model)));
         let policy = WindowPolicy { max_documents: 100, max_bytes: u64::MAX, max_age_ms: i64::MAX };
-        let opening = Opening { division: &division, clusters: None, buckets: BUCKETS };
+        let opening = Opening { division: &division, clusters: None, edges: None, buckets: BUCKETS };
         let mut window = OpenWindow::new(at, 0, &policy, selector, opening);
         let mut rows = Vec::new();
         for (offset, (hard, weights)) in (0..).zip(documents) {

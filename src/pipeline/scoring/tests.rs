@@ -72,7 +72,7 @@ impl Setting {
         let Config { selector, window: policy, decoder, .. } = &self.config;
         let buckets = self.target.featuriser().buckets as usize;
         let open = |at: &TopicPartition| {
-            let opening = Opening { division: &self.division, clusters: None, buckets };
+            let opening = Opening { division: &self.division, clusters: None, edges: None, buckets };
             OpenWindow::new(at.clone(), 0, policy, selector, opening)
         };
         let mut windows: Vec<_> = self.at.iter().map(open).collect();

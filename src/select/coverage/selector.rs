@@ -33,6 +33,25 @@ pub struct CoverageSelector {
     pub importance: Criterion,
     /// What the cut-off looks at, if there is one.
     pub cutoff_by: Criterion,
+    #[serde(default, skip_serializing_if = "EdgesFrom::is_window")]
+    pub edges_from: EdgesFrom,
+}
+
+/// Where the edges of strata come from, and the score at which the cut-off lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EdgesFrom {
+    /// From the documents of the window.
+    #[default]
+    Window,
+    /// From those that the stream had before it opened: see [`super::EdgeSketches`].
+    Stream,
+}
+
+impl EdgesFrom {
+    fn is_window(&self) -> bool {
+        *self == EdgesFrom::Window
+    }
 }
 
 impl fmt::Display for Criterion {
@@ -43,13 +62,17 @@ impl fmt::Display for Criterion {
 
 impl fmt::Display for CoverageSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let CoverageSelector { settings, importance, cutoff_by } = self;
+        let CoverageSelector { settings, importance, cutoff_by, edges_from } = self;
         if let Some(Cutoff { rate, tail }) = settings.cutoff {
             let tail = if tail == Tail::Low { "lowest" } else { "highest" };
             write!(f, "without the {rate} of {tail} {cutoff_by}, ")?;
         }
         let within = if settings.within == Within::Uniform { "all alike" } else { "by weight" };
-        write!(f, "over {} strata of {importance}, {within} inside", settings.strata)
+        write!(f, "over {} strata of {importance}, {within} inside", settings.strata)?;
+        match edges_from {
+            EdgesFrom::Window => Ok(()),
+            EdgesFrom::Stream => write!(f, ", with edges that follow the stream"),
+        }
     }
 }
 
@@ -58,6 +81,20 @@ impl CoverageSelector {
     pub fn fields(&self) -> [Option<&str>; 2] {
         let cutoff_by = self.settings.cutoff.and_then(|_| self.cutoff_by.field());
         [self.importance.field(), cutoff_by]
+    }
+
+    /// What the numbers are that sketches of the stream are of, where edges come from there: fields, and the cut-off that decides whose
+    /// importance counts. `weight`: what a weight is made by. Other numbers have sketches of their own.
+    pub fn numbers(&self, weight: &str) -> Option<String> {
+        let name = |criterion: &Criterion| match criterion {
+            Criterion::Weight => format!("weight {weight}"),
+            Criterion::Field(name) => format!("field {name}"),
+        };
+        let cutoff = self.settings.cutoff.map(|Cutoff { rate, tail }| {
+            let tail = if tail == Tail::Low { "lowest" } else { "highest" };
+            format!(" without the {rate} of {tail} {}", name(&self.cutoff_by))
+        });
+        (self.edges_from == EdgesFrom::Stream).then(|| name(&self.importance) + &cutoff.unwrap_or_default())
     }
 
     /// Whether a document with these numbers, in the order of [`CoverageSelector::fields`], lacks one: it is no candidate.

@@ -64,13 +64,29 @@ impl QuantileSketch {
 
     /// Sketches of two sets of scores become that of their union.
     pub fn merge(&mut self, other: &QuantileSketch) {
+        self.merge_times(other, 1);
+    }
+
+    /// The same with each of the other's scores so many times.
+    pub fn merge_times(&mut self, other: &QuantileSketch, times: u64) {
         for (cell, count) in &other.cells {
-            *self.cells.entry(*cell).or_default() += count;
+            *self.cells.entry(*cell).or_default() += times * count;
         }
-        self.n += other.n;
+        self.n += times * other.n;
         if let Some((low, high)) = other.range {
             self.widen(low, high);
         }
+    }
+
+    /// Keeps this share of every count, rounded down, and no cell that has fewer than `least` then. The smallest and the largest score
+    /// go with their cells.
+    pub fn fade(&mut self, kept: f64, least: u64) {
+        self.cells.values_mut().for_each(|count| *count = (*count as f64 * kept) as u64);
+        self.cells.retain(|_, count| *count >= least.max(1));
+        self.n = self.cells.values().sum();
+        let ends = self.cells.keys().next().zip(self.cells.keys().next_back());
+        let ends = ends.map(|(first, last)| (ends_of(*first).0, ends_of(*last).1));
+        self.range = self.range.zip(ends).map(|(range, (low, high))| (range.0.max(low), range.1.min(high)));
     }
 
     fn widen(&mut self, low: f64, high: f64) {
@@ -106,6 +122,23 @@ impl QuantileSketch {
             below > rank
         };
         self.cells.iter().find(is_it).map(|(cell, _)| middle_of(*cell).clamp(low, high))
+    }
+
+    /// The highest number that at most so many scores do not exceed, as far as cells tell; `None` where the lowest has more.
+    pub fn end_of_lowest(&self, most: u64) -> Option<f64> {
+        let cell = last_within(self.cells.iter(), most)?;
+        Some(ends_of(cell).1)
+    }
+
+    /// The lowest number that at most so many scores reach.
+    pub fn end_of_highest(&self, most: u64) -> Option<f64> {
+        let cell = last_within(self.cells.iter().rev(), most)?;
+        Some(ends_of(cell).0)
+    }
+
+    /// Bytes that it takes, about.
+    pub fn held_bytes(&self) -> usize {
+        size_of::<QuantileSketch>() + self.cells.len() * 2 * size_of::<(i32, u64)>()
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -179,6 +212,28 @@ fn cell_of(score: f64) -> i32 {
     if score < 0.0 { -cell } else { cell }
 }
 
+/// The last of the cells that have no more scores than this together.
+fn last_within<'a>(cells: impl Iterator<Item = (&'a i32, &'a u64)>, most: u64) -> Option<i32> {
+    let mut sum = 0;
+    let fits = |(_, count): &(&i32, &u64)| {
+        sum += **count;
+        sum <= most
+    };
+    cells.take_while(fits).last().map(|(cell, _)| *cell)
+}
+
+/// The lowest and the highest number of a cell.
+fn ends_of(cell: i32) -> (f64, f64) {
+    let first = |cell: i64| f64::from_bits(((cell - 1 - (EXPONENTS << BITS) + ONE) as u64) << (52 - BITS));
+    let magnitude = i64::from(cell.abs());
+    let highest = if magnitude == LAST { f64::MAX } else { first(magnitude + 1).next_down() };
+    match cell.signum() {
+        0 => (-highest, highest),
+        1 => (first(magnitude), highest),
+        _ => (-highest, -first(magnitude)),
+    }
+}
+
 fn middle_of(cell: i32) -> f64 {
     if cell == 0 {
         return 0.0;
@@ -247,6 +302,52 @@ mod tests {
         #[test]
         fn cells_are_in_the_order_of_the_scores(a in score(), b in score()) {
             prop_assert!(a > b || cell_of(a) <= cell_of(b));
+        }
+
+        /// Both ends of a cell belong to it, and what is beyond them does not.
+        #[test]
+        fn cells_end_where_others_begin(score in score()) {
+            let cell = cell_of(score);
+            let (low, high) = ends_of(cell);
+            prop_assert!(low <= score && score <= high);
+            prop_assert_eq!((cell_of(low), cell_of(high)), (cell, cell));
+            if high < f64::MAX && low > f64::MIN {
+                prop_assert_eq!((cell_of(low.next_down()), cell_of(high.next_up())), (cell - 1, cell + 1));
+            }
+        }
+
+        /// No more scores than are allowed lie beyond an end, and with those of the next cell there would be more.
+        #[test]
+        fn ends_leave_no_more_beyond_than_is_said(scores in proptest::collection::vec(score(), 1..200), most in 0usize..220) {
+            let sketch = sketch(&scores);
+            let mirrored = self::sketch(&scores.iter().map(|score| -score).collect::<Vec<_>>());
+            let lowest = sketch.end_of_lowest(most as u64);
+            prop_assert_eq!(mirrored.end_of_highest(most as u64), lowest.map(|end| -end));
+            let beyond = |end: f64| scores.iter().filter(|score| **score <= end).count();
+            let next = scores.iter().copied().filter(|score| lowest.is_none_or(|end| *score > end)).min_by(f64::total_cmp);
+            prop_assert!(lowest.is_none_or(|end| beyond(end) <= most));
+            prop_assert!(next.is_none_or(|next| beyond(ends_of(cell_of(next)).1) > most));
+        }
+
+        /// Half of a half is a quarter, and what is forgotten is no end any more.
+        #[test]
+        fn what_fades_is_forgotten(scores in proptest::collection::vec(score(), 0..200), outlier in 1e9f64..1e12) {
+            let mut faded = QuantileSketch::default();
+            faded.add(outlier);
+            let mut scaled = QuantileSketch::default();
+            scaled.merge_times(&faded, 4);
+            scaled.merge_times(&sketch(&scores), 1024);
+            scaled.fade(0.5, 4);
+            let mut expected = QuantileSketch::default();
+            expected.merge_times(&sketch(&scores), 512);
+            prop_assert_eq!(scaled.len(), expected.len());
+            prop_assert_eq!(&scaled.cells, &expected.cells);
+            let (range, whole) = (scaled.range, expected.range);
+            prop_assert_eq!(range.map(|range| range.0), whole.map(|range| range.0));
+            prop_assert!(range.zip(whole).is_none_or(|(range, whole)| cell_of(range.1) == cell_of(whole.1) && range.1 >= whole.1));
+            prop_assert_eq!(QuantileSketch::from_bytes(&scaled.to_bytes()), Ok(scaled.clone()));
+            scaled.fade(0.001, 4);
+            prop_assert_eq!(scaled.is_empty(), scaled.cells.is_empty() && scaled.range.is_none());
         }
     }
 

@@ -1,9 +1,16 @@
-//! The one-pass form: strata with edges that are known before the documents come.
+//! The one-pass form: strata with edges, and a cut-off with a threshold, that are known before the documents come.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{Reservoir, Selection};
-use super::{Cutoff, Edges, QuantileSketch, Stratum, Tail, water_fill};
+use super::super::budget::split_among_targets;
+use super::super::reservoirs::{offer_to_targets, take_turns};
+use super::super::{BudgetRounding, BudgetedSelection, ChosenFor, Division, Reservoir};
+use super::{Covered, CoveredPool, Cutoff, Edges, QuantileSketch, Stratum, Tail, water_fill};
+
+/// Candidates between two looks at what the strata can still give, at least.
+const NARROW_EVERY: u64 = 64;
 
 /// A cut-off at a score that is known before the documents come. Of documents with just this score all go, of which
 /// [`select_coverage`](super::select_coverage) removes no more than its rate allows: where no others share the score of the
@@ -16,16 +23,16 @@ pub struct FixedCutoff {
 }
 
 impl FixedCutoff {
-    /// Where the cut-off of as many scores as were sketched lies, to within the sketch's error; `None` if it would remove
-    /// nothing.
+    /// Where the cut-off of as many scores as were sketched lies, to within the sketch's error, such that no more of these go than
+    /// its rate allows: equal scores stay together. `None` if it would remove nothing.
     pub fn of_sketch(sketch: &QuantileSketch, cutoff: Cutoff) -> Option<Self> {
         // As in the exact form: a part of a document is none.
-        let last = cutoff.rate.of(sketch.len(), 1.0).checked_sub(1)?;
-        let rank = match cutoff.tail {
-            Tail::Low => last,
-            Tail::High => sketch.len() - 1 - last,
+        let most = cutoff.rate.of(sketch.len(), 1.0);
+        let at = match cutoff.tail {
+            Tail::Low => sketch.end_of_lowest(most),
+            Tail::High => sketch.end_of_highest(most),
         };
-        Some(FixedCutoff { tail: cutoff.tail, at: sketch.at_rank(rank)? })
+        Some(FixedCutoff { tail: cutoff.tail, at: at? })
     }
 
     pub fn removes(&self, score: f64) -> bool {
@@ -36,112 +43,174 @@ impl FixedCutoff {
     }
 }
 
-/// A count and a reservoir for every stratum. Holds at most k · (m + 1) items, and equals
-/// [`select_coverage`](super::select_coverage) with the same edges: budgets depend on the counts, and a stratum never gives
-/// more than the m that are selected in all.
-///
-/// Parts of a window may be offered to several of these, which are then merged: the order and the division of the
-/// documents do not matter.
-#[derive(Debug)]
-pub struct StratumReservoirs<T> {
-    edges: Edges,
-    capacity: usize,
-    cutoff: Option<FixedCutoff>,
-    cut: u64,
-    documents: Vec<u64>,
-    reservoirs: Vec<Reservoir<T>>,
+/// Sketches by their number in the catalog, and how many documents they remember.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SketchVersion {
+    pub version: i64,
+    pub n_documents: u64,
 }
 
-/// What a stratum gave, and what it was.
+/// What a window takes of the sketches of its stream when it opens.
 #[derive(Debug, Clone, PartialEq)]
-pub struct StratumSelection<T> {
-    pub stratum: Stratum,
-    pub selection: Selection<T>,
+pub struct FixedEdges {
+    pub of: SketchVersion,
+    /// `None`: nothing is cut off.
+    pub cutoff: Option<FixedCutoff>,
+    /// Of each pool, with the same number of strata.
+    pub pools: Vec<Edges>,
+}
+
+/// Sizes and reservoirs of all strata. Equals [`select_coverage`](super::select_coverage) with the same edges and the same cut-off,
+/// and holds no more than can still be selected: about as many documents for each target as are selected in all, since a stratum
+/// with more than the others leave it never gives more, however many come.
+#[derive(Debug)]
+pub struct StratumReservoirs<T> {
+    division: Arc<Division>,
+    edges: Arc<FixedEdges>,
+    /// Of all that will be selected.
+    at_most: u64,
+    n_cut: u64,
+    n_offered: u64,
+    /// Documents of every stratum, pool by pool.
+    sizes: Vec<u64>,
+    /// Of every stratum one for each target.
+    reservoirs: Vec<Reservoir<Arc<T>>>,
 }
 
 /// A selection of a window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CoveredWindow<T> {
-    pub strata: Vec<StratumSelection<T>>,
+    /// By ascending offset. The pool of each is a cell, see [`Covered::cell`].
+    pub chosen: Vec<ChosenFor<T>>,
     /// Documents that the cut-off removed.
-    pub cut: u64,
-    /// How many documents fewer than requested there are.
-    pub shortfall: u64,
+    pub n_cut: u64,
+    /// Strata, turns, shortfall. Documents have no numbers here: none is among those that are cut, or picked.
+    pub covered: Covered,
 }
 
 impl<T> StratumReservoirs<T> {
-    /// For a selection of at most `capacity`.
-    pub fn new(edges: Edges, capacity: usize) -> Self {
-        let reservoirs = (0..edges.n_strata()).map(|_| Reservoir::new(capacity)).collect();
-        let documents = vec![0; edges.n_strata()];
-        StratumReservoirs { edges, capacity, cutoff: None, cut: 0, documents, reservoirs }
-    }
-
-    /// The same after a cut-off, which must be known before the first document.
-    pub fn with_cutoff(self, cutoff: Option<FixedCutoff>) -> Self {
-        StratumReservoirs { cutoff, ..self }
-    }
-
-    /// Offers a document unless its score for the cut-off removes it; gives back the item that can no longer be selected, which
-    /// may be this one.
+    /// For a selection of at most so many.
     ///
     /// # Panics
-    /// If a score or the key is not a number.
-    pub fn offer_unless_cut(
+    /// If the edges are of other pools.
+    pub fn new(division: Arc<Division>, edges: Arc<FixedEdges>, at_most: u64) -> Self {
+        assert_eq!(edges.pools.len(), division.n_pools(), "edges of other pools");
+        let n_cells: usize = edges.pools.iter().map(Edges::n_strata).sum();
+        let n_reservoirs = n_cells * division.n_targets();
+        let reservoirs = (0..n_reservoirs).map(|_| Reservoir::new(at_most as usize)).collect();
+        StratumReservoirs { division, edges, at_most, n_cut: 0, n_offered: 0, sizes: vec![0; n_cells], reservoirs }
+    }
+
+    pub fn division(&self) -> &Division {
+        &self.division
+    }
+
+    pub fn edges(&self) -> &FixedEdges {
+        &self.edges
+    }
+
+    /// Whether the cut-off removes a document with this score, which is then counted and must not be offered.
+    pub fn cuts(&mut self, score: f64) -> bool {
+        let is_cut = self.edges.cutoff.is_some_and(|cutoff| cutoff.removes(score));
+        self.n_cut += u64::from(is_cut);
+        is_cut
+    }
+
+    /// Offers a document with its key for every target; gives what can no longer be selected, itself perhaps among it, to `out`.
+    ///
+    /// # Panics
+    /// If importance or a key is not a number.
+    pub fn offer(
         &mut self,
-        offset: i64,
-        cutoff_score: f64,
+        (pool, offset): (usize, i64),
         importance: f64,
-        key: f64,
+        key: impl Fn(usize) -> f64,
         item: T,
-    ) -> Option<T> {
-        assert!(!cutoff_score.is_nan(), "the score of offset {offset} for the cut-off is not a number");
-        if self.cutoff.is_some_and(|cutoff| cutoff.removes(cutoff_score)) {
-            self.cut += 1;
-            return Some(item);
+        mut out: impl FnMut(T),
+    ) {
+        let edges = &self.edges.pools[pool];
+        let cell = pool * edges.n_strata() + edges.stratum(importance);
+        self.sizes[cell] += 1;
+        self.n_offered += 1;
+        let n_targets = self.division.n_targets();
+        offer_to_targets(&mut self.reservoirs[cell * n_targets..][..n_targets], offset, key, item, &mut out);
+        if self.n_offered.is_multiple_of(NARROW_EVERY.max(self.sizes.len() as u64)) {
+            self.narrow(out);
         }
-        self.offer(offset, importance, key, item)
     }
 
-    /// Offers a document that no cut-off looks at; gives back the item that can no longer be selected, which may be this one.
+    /// Lets go of what can no longer be selected since other strata have documents enough.
+    fn narrow(&mut self, mut out: impl FnMut(T)) {
+        let most = self.division.most(self.at_most, &self.of_pools());
+        let (n_strata, n_targets) = (self.n_strata(), self.division.n_targets());
+        let pools = self.sizes.chunks(n_strata).zip(self.reservoirs.chunks_mut(n_strata * n_targets)).zip(most);
+        for ((sizes, reservoirs), most) in pools {
+            let Some(level) = level(most, sizes) else { continue };
+            // One with fewer may still grow, and give all of it.
+            let full = reservoirs.chunks_mut(n_targets).zip(sizes).filter(|(_, size)| **size > level);
+            for reservoir in full.flat_map(|(of_targets, _)| of_targets) {
+                reservoir.narrow(level as usize).into_iter().filter_map(Arc::into_inner).for_each(&mut out);
+            }
+        }
+    }
+
+    fn n_strata(&self) -> usize {
+        self.edges.pools[0].n_strata()
+    }
+
+    /// Documents of every pool.
+    fn of_pools(&self) -> Vec<u64> {
+        self.sizes.chunks(self.n_strata()).map(|sizes| sizes.iter().sum()).collect()
+    }
+
+    /// Bytes of all but the items.
+    pub fn held_bytes(&self) -> usize {
+        size_of_val(&self.sizes[..]) + size_of_val(&self.reservoirs[..])
+    }
+
+    /// Selects so many, or all if there are fewer. `rounding`: of the shares of pools and targets.
     ///
     /// # Panics
-    /// If importance or key is not a number.
-    pub fn offer(&mut self, offset: i64, importance: f64, key: f64, item: T) -> Option<T> {
-        let stratum = self.edges.stratum(importance);
-        self.documents[stratum] += 1;
-        self.reservoirs[stratum].offer(offset, key, item)
-    }
-
-    /// Whether a document might be held: spares making items that would come back at once.
-    pub fn might_hold(&self, importance: f64, key: f64) -> bool {
-        self.reservoirs[self.edges.stratum(importance)].might_hold(key)
-    }
-
-    /// Adds another part of the window.
-    ///
-    /// # Panics
-    /// If it has other edges, another capacity or another cut-off.
-    pub fn merge(&mut self, other: StratumReservoirs<T>) {
-        let form = |of: &Self| (of.edges, of.capacity, of.cutoff);
-        assert_eq!(form(self), form(&other), "parts of different windows");
-        self.cut += other.cut;
-        self.documents.iter_mut().zip(&other.documents).for_each(|(mine, documents)| *mine += documents);
-        self.reservoirs.iter_mut().zip(other.reservoirs).for_each(|(mine, other)| mine.merge(other));
-    }
-
-    /// Selects `count` documents, or all if there are fewer.
-    ///
-    /// # Panics
-    /// If `count` is above the capacity.
-    pub fn select(self, count: usize) -> CoveredWindow<T> {
-        let budgets = water_fill(count as u64, &self.documents);
-        let shortfall = count as u64 - budgets.iter().sum::<u64>();
-        let of_stratum = |((documents, budget), reservoir): ((u64, u64), Reservoir<T>)| StratumSelection {
-            stratum: Stratum { documents, budget },
-            selection: reservoir.select(budget as usize),
+    /// If more than it was made for: documents that it would need are gone.
+    pub fn select(self, count: u64, rounding: BudgetRounding<'_>) -> CoveredWindow<T> {
+        assert!(count <= self.at_most, "{count} selected of strata for {}", self.at_most);
+        let of_pools = self.of_pools();
+        let StratumReservoirs { division, edges, n_cut, sizes, reservoirs, .. } = self;
+        let budgets = division.budgets(count, &of_pools, rounding);
+        let shortfall = count - budgets.iter().flatten().sum::<u64>();
+        let (mut pools, mut of_cells) = (Vec::new(), Vec::new());
+        let pools_of_strata = edges.pools.iter().zip(sizes.chunks(edges.pools[0].n_strata()));
+        for ((edges, sizes), of_targets) in pools_of_strata.zip(budgets) {
+            let budgets = water_fill(of_targets.iter().sum(), sizes);
+            of_cells.extend(split_among_targets(&budgets, &of_targets));
+            let stratum = |(documents, budget): (&u64, u64)| Stratum { documents: *documents, budget };
+            let strata = sizes.iter().zip(budgets).map(stratum).collect();
+            pools.push(CoveredPool { edges: Some(*edges), strata });
+        }
+        let (chosen, turns) = take_turns(reservoirs, &of_cells);
+        let covered = Covered {
+            cut: Vec::new(),
+            cut_at: edges.cutoff.map(|cutoff| cutoff.at),
+            pools,
+            selection: BudgetedSelection { picks: Vec::new(), turns },
+            shortfall,
         };
-        let strata = self.documents.into_iter().zip(budgets).zip(self.reservoirs).map(of_stratum).collect();
-        CoveredWindow { strata, cut: self.cut, shortfall }
+        CoveredWindow { chosen, n_cut, covered }
     }
+}
+
+/// The most that a stratum with more documents than this can ever give, where `total` are selected of all: an equal share of what those
+/// with fewer leave, which is the less the more come to them. `None`: each may still give all that it has.
+fn level(total: u64, sizes: &[u64]) -> Option<u64> {
+    let mut ascending = sizes.to_vec();
+    ascending.sort_unstable();
+    let mut left = total;
+    for (n_before, size) in ascending.iter().enumerate() {
+        let n = (ascending.len() - n_before) as u64;
+        if size * n > left {
+            return Some(left.div_ceil(n));
+        }
+        left -= size;
+    }
+    None
 }

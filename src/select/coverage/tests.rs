@@ -1,9 +1,14 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::features::Featuriser;
 use crate::record::TopicPartition;
+use crate::score::{Model, NgramCounts, Side, Target};
 use crate::select::budget::split_among_targets;
-use crate::select::{Noise, Quotas, Rounding, Schedule, SelectorKind, apportion, budgets};
+use crate::select::{Division, Noise, Quotas, Rounding, Schedule, SelectorKind, apportion, budgets};
 
 /// A document: its pool, scores that are whole numbers (so that the oracle can do without rounding), and its log weight.
 #[derive(Debug, Clone)]
@@ -56,6 +61,20 @@ impl Window {
             Within::Uniform => 0.0,
             Within::Weighted => self.documents[document as usize].weight * (1.0 - target as f64),
         }
+    }
+
+    fn division(&self) -> Arc<Division> {
+        let side = || Side::of(NgramCounts::from_vec(vec![1, 1]));
+        let one = Model::of_one_target(Featuriser { buckets: 2, ..Featuriser::default() }, side(), side()).unwrap();
+        let named = |shares: &[f64], from: usize| -> BTreeMap<String, f64> {
+            shares.iter().enumerate().skip(from).map(|(i, share)| (format!("p{i}"), *share)).collect()
+        };
+        let targets = named(&self.target_shares, 0);
+        let targets = targets.into_iter().map(|(name, proportion)| Target { name, proportion, side: side() }).collect();
+        let quotas = Quotas { sources: named(&self.pool_shares, 1), ..Quotas::default() };
+        let division = Division::of(&quotas, &Model { targets, ..one });
+        assert_eq!((division.n_pools(), division.target_shares()), (self.pool_shares.len(), &self.target_shares[..]));
+        Arc::new(division)
     }
 
     fn pools(&self) -> Vec<Vec<u32>> {
@@ -277,11 +296,19 @@ proptest! {
         }
     }
 
-    /// Whoever has the score at which the exact form cuts goes in one pass; where the exact form keeps some of them, it is
-    /// compared with itself after they have gone.
+    /// Whoever has the edges of the exact form and the score at which it cuts goes in one pass, whatever the order, and holds no more than
+    /// can be selected; where the exact form keeps some documents of that score, it is compared with itself after they have gone.
     #[test]
-    fn one_pass_with_the_same_edges_and_cutoff_is_the_same_selection(window in window(), cut in 0usize..60, m in 0usize..5) {
-        let window = Window { pool_shares: vec![1.0], target_shares: vec![1.0], ..window };
+    fn one_pass_with_the_same_edges_and_cutoff_is_the_same_selection(
+        window in window(),
+        times in 1usize..14,
+        rotate in 0usize..60,
+        more in 0u64..5,
+    ) {
+        // Often so many that strata are full long before all have come.
+        let documents = std::iter::repeat_n(&window.documents, times).flatten().cloned().collect();
+        let division = window.division();
+        let window = Window { documents, pool_shares: division.pool_shares().to_vec(), ..window };
         let exact = window.select_from(window.pools());
         let fixed = window.settings.cutoff.zip(exact.cut_at).map(|(cutoff, at)| FixedCutoff { tail: cutoff.tail, at });
         let score = |document: u32| window.documents[document as usize].cutoff as f64;
@@ -290,51 +317,53 @@ proptest! {
         prop_assert!(exact.cut.iter().all(is_cut));
         let exact = if gone == exact.cut { exact } else {
             let mut pools = window.pools();
-            pools[0].retain(|document| !is_cut(document));
+            pools.iter_mut().for_each(|pool| pool.retain(|document| !is_cut(document)));
             let settings = CoverageSettings { cutoff: None, ..window.settings };
             Window { settings, ..window.clone() }.select_from(pools)
         };
-        let Some(edges) = exact.pools[0].edges else { return Ok(()) };
-        let capacity = window.count as usize + m;
-        let part = || StratumReservoirs::new(edges, capacity).with_cutoff(fixed);
-        let mut parts = [part(), part()];
-        let mut held = 0;
-        for (document, doc) in (0..).zip(&window.documents) {
-            let importance = doc.importance as f64 * window.unit;
-            let part = &mut parts[usize::from(document as usize >= cut)];
-            let key = window.key(document, 0);
-            held += 1 - usize::from(part.offer_unless_cut(document.into(), score(document), importance, key, ()).is_some());
+        let any = Edges::new(-1.0, 1.0, window.settings.strata);
+        let pools = exact.pools.iter().map(|pool| pool.edges.unwrap_or(any)).collect();
+        let edges = FixedEdges { of: SketchVersion { version: 0, n_documents: 0 }, cutoff: fixed, pools };
+        let mut reservoirs = StratumReservoirs::new(division, Arc::new(edges), window.count + more);
+        let mut order: Vec<u32> = (0..window.documents.len() as u32).collect();
+        order.rotate_left(rotate.min(window.documents.len()));
+        let mut held = 0u64;
+        for document in order {
+            let doc = &window.documents[document as usize];
+            if reservoirs.cuts(score(document)) {
+                continue;
+            }
+            held += 1;
+            let place = (doc.pool % window.pool_shares.len(), document.into());
+            let key = |target| window.key(document, target);
+            reservoirs.offer(place, doc.importance as f64 * window.unit, key, document, |_| held -= 1);
         }
-        prop_assert!(held <= 2 * edges.n_strata() * (capacity + 1));
-        let [second, mut first] = parts;
-        first.merge(second);
-        let covered = first.select(window.count as usize);
-        prop_assert_eq!((covered.shortfall, covered.cut), (exact.shortfall, gone.len() as u64));
-        let strata: Vec<Stratum> = covered.strata.iter().map(|s| s.stratum).collect();
-        prop_assert_eq!(&strata, &exact.pools[0].strata);
-        let mut picks: Vec<_> = covered.strata.iter().flat_map(|s| &s.selection.chosen).map(|c| (c.offset, c.key)).collect();
-        picks.sort_by_key(|pick| pick.0);
-        let expected: Vec<_> = exact.selection.picks.iter().map(|p| (i64::from(p.document), p.key)).collect();
-        prop_assert_eq!(picks, expected);
-        let thresholds: Vec<_> = covered.strata.iter().filter(|s| s.stratum.budget > 0).map(|s| s.selection.threshold).collect();
-        let of_turns = exact.selection.turns.iter().filter(|turn| turn.count > 0).map(|turn| turn.threshold);
-        prop_assert_eq!(thresholds, of_turns.collect::<Vec<_>>());
+        let CoveredWindow { chosen, n_cut, covered } = reservoirs.select(window.count, BudgetRounding::Nearest);
+        prop_assert_eq!((covered.shortfall, n_cut), (exact.shortfall, gone.len() as u64));
+        let strata = |of: &Covered| of.pools.iter().map(|pool| pool.strata.clone()).collect::<Vec<_>>();
+        prop_assert_eq!(strata(&covered), strata(&exact));
+        let found: Vec<_> = chosen.iter().map(|c| (c.item, c.target, c.key)).collect();
+        let expected: Vec<_> = exact.selection.picks.iter().map(|p| (p.document, p.target, p.key)).collect();
+        prop_assert_eq!(found, expected);
+        prop_assert_eq!(covered.selection.turns, exact.selection.turns);
+        prop_assert!(chosen.iter().all(|c| c.offset == i64::from(c.item)));
     }
 
+    /// Two passes would cut the sketched scores at most as far; one more cell, and more than the rate allows would go.
     #[test]
-    fn a_cutoff_of_a_sketch_is_that_of_the_scores_but_for_its_error(mut scores in proptest::collection::vec(0.1f64..20.0, 0..300), rate in 1u32..1000, is_low in any::<bool>()) {
+    fn a_cutoff_of_a_sketch_removes_no_more_than_its_rate(scores in proptest::collection::vec(0.1f64..20.0, 0..300), rate in 1u32..1000, is_low in any::<bool>()) {
         let mut sketch = QuantileSketch::default();
         scores.iter().for_each(|score| sketch.add(*score));
-        scores.sort_by(f64::total_cmp);
         let cutoff = Cutoff { rate: format!("0.{rate:03}").parse().unwrap(), tail: if is_low { Tail::Low } else { Tail::High } };
         let n = scores.len() * rate as usize / 1000;
         let found = FixedCutoff::of_sketch(&sketch, cutoff);
-        prop_assert_eq!(found.is_some(), n > 0);
-        if let Some(found) = found {
-            let exact = if is_low { scores[n - 1] } else { scores[scores.len() - n] };
-            prop_assert!((found.at - exact).abs() <= QuantileSketch::RELATIVE_ERROR * exact, "{} for {}", found.at, exact);
-            prop_assert_eq!(found.tail, cutoff.tail);
-        }
+        let n_cut = |at: f64| scores.iter().filter(|score| FixedCutoff { tail: cutoff.tail, at }.removes(**score)).count();
+        prop_assert!(found.is_none_or(|found| n_cut(found.at) <= n && found.tail == cutoff.tail));
+        let width = 1.0 + 2.0 * QuantileSketch::RELATIVE_ERROR;
+        let further = |score: f64| if is_low { score * width } else { score / width };
+        let next = scores.iter().filter(|score| found.is_none_or(|found| !found.removes(**score)));
+        let next = if is_low { next.copied().min_by(f64::total_cmp) } else { next.copied().max_by(f64::total_cmp) };
+        prop_assert!(next.is_none_or(|next| n_cut(further(next)) > n));
     }
 
     /// Whatever the windows are: every cell spends its budgets, no window owes more than it has, and what is selected of a pool
@@ -532,4 +561,125 @@ fn documents_of_a_stratum_are_drawn_alike() {
         let seen = f64::from(count) / n_draws as f64;
         assert!((seen - expected).abs() < 0.0174, "document {document}: {seen} for {expected}");
     }
+}
+
+/// Strata with documents enough hold about what they will give, not what each might have given alone.
+#[test]
+fn no_more_is_held_than_strata_can_still_give() {
+    let edges = |strata| FixedEdges {
+        of: SketchVersion { version: 0, n_documents: 0 },
+        cutoff: None,
+        pools: vec![Edges::new(0.0, 1.0, strata)],
+    };
+    let held = |strata: u32, n: u64, importance: &dyn Fn(u64) -> f64| {
+        let mut reservoirs = StratumReservoirs::new(Arc::new(Division::whole()), Arc::new(edges(strata)), 1_000);
+        let (mut held, mut most) = (0u64, 0);
+        for i in 0..n {
+            held += 1;
+            let key = (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 11) as f64;
+            reservoirs.offer((0, i as i64), importance(i), |_| key, (), |()| held -= 1);
+            most = most.max(held);
+        }
+        (held, most, reservoirs.select(1_000, BudgetRounding::Nearest).chosen.len())
+    };
+    // All alike; nearly all easy; the rare ones come last.
+    for importance in [
+        &(|i: u64| i.wrapping_mul(7919) as f64 % 10_007.0 / 10_007.0) as &dyn Fn(u64) -> f64,
+        &|i| if i % 100 == 0 { (i / 100 % 50) as f64 / 50.0 } else { 0.01 },
+        &|i| if i < 19_000 { 0.01 } else { (i % 50) as f64 / 50.0 },
+    ] {
+        let (held, most, n) = held(50, 20_000, importance);
+        assert_eq!(n, 1_000);
+        // One above the budget of each stratum for its threshold, one as budgets round, and those of the last look.
+        assert!(held <= 1_000 + 2 * 50 + 64 && most <= 1_000 + 2 * 50 + 64, "{held} held, {most} at the most");
+    }
+}
+
+#[test]
+fn edges_rest_on_enough_documents_and_sources_on_their_own() {
+    let window = Window {
+        documents: Vec::new(),
+        unit: 1.0,
+        count: 0,
+        pool_shares: vec![0.5, 0.25, 0.25],
+        target_shares: vec![1.0],
+        settings: CoverageSettings { strata: 4, cutoff: None, within: Within::Uniform, clip: 0.0 },
+        seed: 0,
+    };
+    let division = window.division();
+    let cutoff = Some(Cutoff { rate: "0.5".parse().unwrap(), tail: Tail::High });
+    let settings = CoverageSettings { cutoff, ..window.settings };
+    let sketch = |numbers: std::ops::Range<u32>| {
+        let mut sketch = QuantileSketch::default();
+        numbers.for_each(|number| sketch.add(f64::from(number)));
+        sketch
+    };
+    let tally = |of_others: u32, of_first: u32| {
+        let pools = vec![sketch(10..10 + of_others), sketch(5000..5000 + of_first), sketch(90_000..90_010)];
+        EdgeTally::new(&division, sketch(0..100), pools)
+    };
+    let mut sketches = EdgeSketches::default();
+    let fixed = |sketches: &EdgeSketches| {
+        EdgesVersion { version: 3, sketches: Arc::new(sketches.clone()) }.fixed(&settings, &division)
+    };
+    assert_eq!(fixed(&sketches), None);
+    sketches.add(&tally(400, 500), 1 << 40);
+    assert_eq!((sketches.n_documents(), fixed(&sketches)), (910, None));
+    sketches.add(&tally(400, 500), 1 << 40);
+    let found = fixed(&sketches).unwrap();
+    assert!((1_815..=1_820).contains(&found.of.n_documents) && found.of.version == 3, "{:?}", found.of);
+    // Of no source enough are known: of the first a little less than 1,000, as the former ones have begun to fade.
+    assert!(found.pools.iter().all(|edges| edges.range() == (10.0, 90_009.0)), "{:?}", found.pools);
+    let cut = found.cutoff.unwrap();
+    assert!(cut.removes(51.0) && !cut.removes(48.0) && cut.tail == Tail::High, "{cut:?}");
+    sketches.add(&tally(400, 600), 1 << 40);
+    let found = fixed(&sketches).unwrap();
+    assert_eq!(found.pools[1].range(), (5_000.0, 5_599.0));
+    assert_eq!((found.pools[0].range(), found.pools[2].range()), ((10.0, 409.0), (10.0, 90_009.0)));
+
+    // Half as much after the half-life, and what nobody sends any more is no pool.
+    let before = sketches.n_documents();
+    let other = EdgeTally::new(&Division::whole(), QuantileSketch::default(), vec![sketch(0..10_000)]);
+    let mut later = sketches.clone();
+    later.add(&other, 10_000);
+    assert!(later.n_documents().abs_diff(10_000 + before / 2) <= 1, "{} after {before}", later.n_documents());
+    (0..12).for_each(|_| later.add(&other, 10_000));
+    assert_eq!(fixed(&later).unwrap().pools[1], fixed(&later).unwrap().pools[0]);
+
+    let mut bytes = sketches.to_bytes();
+    assert_eq!(EdgeSketches::from_bytes(&bytes), Ok(sketches));
+    for at in (0..bytes.len()).step_by(bytes.len() / 40) {
+        assert!(EdgeSketches::from_bytes(&bytes[..at]).is_err());
+        bytes[at] ^= 1;
+        assert!(EdgeSketches::from_bytes(&bytes).is_err(), "byte {at}");
+        bytes[at] ^= 1;
+    }
+    assert_eq!(EdgeSketches::from_bytes(&EdgeSketches::default().to_bytes()), Ok(EdgeSketches::default()));
+}
+
+/// Whatever makes the numbers others makes them other numbers.
+#[test]
+fn sketches_are_of_numbers_that_are_named() {
+    let of = |importance: Criterion, cutoff: Option<&str>, edges_from| {
+        let cutoff = cutoff.map(|rate| Cutoff { rate: rate.parse().unwrap(), tail: Tail::Low });
+        let settings = CoverageSettings { strata: 4, cutoff, within: Within::Uniform, clip: 0.0 };
+        let coverage = Some(CoverageSelector { settings, importance, cutoff_by: Criterion::Weight, edges_from });
+        SelectorSettings { coverage, ..selector() }.sketched_numbers("m")
+    };
+    let loss = || Criterion::Field("loss".to_owned());
+    assert_eq!(of(loss(), None, EdgesFrom::Window), None);
+    assert_eq!(of(loss(), None, EdgesFrom::Stream).as_deref(), Some("field loss"));
+    assert_eq!(of(Criterion::Weight, None, EdgesFrom::Stream).as_deref(), Some("weight by m"));
+    assert_eq!(
+        of(loss(), Some("0.2"), EdgesFrom::Stream).as_deref(),
+        Some("field loss without the 0.2 of lowest weight by m")
+    );
+    assert_eq!(selector().sketched_numbers("m"), None);
+    // A source and a language may be called the same.
+    let settings = CoverageSettings { strata: 4, cutoff: None, within: Within::Uniform, clip: 0.0 };
+    let (cutoff_by, edges_from) = (Criterion::Weight, EdgesFrom::Stream);
+    let coverage = Some(CoverageSelector { settings, importance: loss(), cutoff_by, edges_from });
+    let quotas = Quotas { field: Some("language".to_owned()), ..Quotas::default() };
+    let of_languages = SelectorSettings { coverage, quotas, ..selector() };
+    assert_eq!(of_languages.sketched_numbers("m").as_deref(), Some("field loss by language"));
 }

@@ -74,6 +74,7 @@ fn window(texts: impl IntoIterator<Item = String>) -> ClosedWindow {
         sources,
         weights: vec![],
         clusters: None,
+        edges: None,
     }
 }
 

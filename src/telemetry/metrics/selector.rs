@@ -138,7 +138,8 @@ mod tests {
             strata,
         };
         let pools = vec![pool(None, vec![stratum(0, 3), stratum(7, 0)]), pool(Some("web"), vec![stratum(2, 3)])];
-        let summary = CoverageSummary { n_without_number: 0, n_cut: 4, cut_at: Some(0.9), shortfall: 2, pools };
+        let summary =
+            CoverageSummary { n_without_number: 0, n_cut: 4, cut_at: Some(0.9), shortfall: 2, pools, edges: None };
         let shown = text(coverage, Some(&summary));
         for expected in [
             "winnowd_window_strata{of=\"documents\"} 3",

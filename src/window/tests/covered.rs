@@ -3,9 +3,10 @@
 use std::convert::Infallible;
 
 use super::*;
+use crate::score::Target;
 use crate::select::{
-    BudgetRounding, CoverageRequest, CoverageSelector, CoverageSettings, Criterion, Cutoff, DocumentScores, Tail,
-    Within, select_coverage,
+    BudgetRounding, CoverageRequest, CoverageSelector, CoverageSettings, Criterion, Cutoff, DocumentScores, EdgeTally,
+    Edges, EdgesFrom, FixedCutoff, FixedEdges, QuantileSketch, SketchVersion, Tail, Within, select_coverage,
 };
 
 /// `cutoff`: by the weight, by the importance itself or by another field.
@@ -14,7 +15,7 @@ pub(super) fn covering(within: Within, cutoff: Option<Criterion>, strata: u32, f
     let cutoff = cutoff.map(|_| Cutoff { rate: "0.2".parse().unwrap(), tail });
     let settings = CoverageSettings { strata, cutoff, within, clip: 0.0 };
     let importance = Criterion::Field("hard".to_owned());
-    let coverage = Some(CoverageSelector { settings, importance, cutoff_by });
+    let coverage = Some(CoverageSelector { settings, importance, cutoff_by, edges_from: EdgesFrom::Window });
     SelectorSettings { coverage, ..selector(fraction) }
 }
 
@@ -183,6 +184,213 @@ fn a_small_share_is_kept_over_many_windows() {
     // One in four windows selects one of its 17 documents. Five standard errors: 0.0137 of the number, 0.93 of the sum.
     assert!((selected - 0.25f64).abs() < 0.0685, "{selected} a window instead of 0.25");
     assert!((estimated - 17.0f64).abs() < 4.65, "{estimated} instead of 17");
+}
+
+/// How the documents of a window are, and what divides it.
+#[derive(Debug, Clone)]
+struct Case {
+    hard: Vec<Option<f64>>,
+    selector: SelectorSettings,
+    has_pools: bool,
+    n_targets: usize,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let hard = proptest::collection::vec(proptest::option::weighted(0.9, (-30i32..90).prop_map(f64::from)), 0..100);
+    let cutoff = proptest::option::of(criterion());
+    let shape = (any::<bool>(), any::<bool>(), 1usize..3, 1u32..6, 1u32..=10);
+    let importance = prop_oneof![3 => Just(Criterion::Field("hard".to_owned())), 1 => Just(Criterion::Weight)];
+    (hard, cutoff, importance, shape, any::<bool>(), 0.0f64..0.4).prop_map(
+        |(hard, cutoff, importance, (is_uniform, has_pools, n_targets, strata, tenths), is_held_out, clip)| {
+            let within = if is_uniform { Within::Uniform } else { Within::Weighted };
+            let mut selector = covering(within, cutoff, strata, &format!("{}.{}", tenths / 10, tenths % 10));
+            let coverage = selector.coverage.as_mut().unwrap();
+            (coverage.importance, coverage.settings.clip, coverage.edges_from) = (importance, clip, EdgesFrom::Stream);
+            // As the daemon refuses it.
+            let n_targets = if coverage.problem_of_targets().is_some() { 1 } else { n_targets };
+            selector.holdout = is_held_out.then(|| "0.3".parse().unwrap());
+            Case { hard, selector, has_pools, n_targets }
+        },
+    )
+}
+
+impl Case {
+    fn model(&self) -> Model {
+        let model = model();
+        let target = |i: usize| Target { name: format!("t{i}"), proportion: [0.3, 0.7][i], ..model.targets[0].clone() };
+        match self.n_targets {
+            1 => model,
+            n => Model { targets: (0..n).map(target).collect(), ..model },
+        }
+    }
+
+    fn division(&self) -> Arc<Division> {
+        let shares = if self.has_pools { vec![("s1".to_owned(), 0.5)] } else { vec![] };
+        let quotas = Quotas { sources: shares.into_iter().collect(), ..Quotas::default() };
+        Arc::new(Division::of(&quotas, &self.model()))
+    }
+
+    fn noise(&self) -> Noise {
+        Noise::new(self.selector.seed, &TopicPartition::new("docs", 1))
+    }
+
+    /// The window, and what it has selected, wherever that has waited.
+    fn decide(&self, edges: Option<&Arc<FixedEdges>>) -> (ClosedWindow, Vec<SelectedDocument>) {
+        let (model, division, noise, selector) = (self.model(), self.division(), self.noise(), &self.selector);
+        let weights = ImportanceWeight::of_targets(&model);
+        let weight = VersionedWeight::of_targets(WeightVersion::default(), weights, None);
+        let policy = WindowPolicy { max_documents: 100, ..policy() };
+        let opening = Opening { edges, ..opening(&division) };
+        let mut window = OpenWindow::new(TopicPartition::new("docs", 1), 100, &policy, selector, opening);
+        let mut rows = Vec::new();
+        let fields = selector.coverage.as_ref().unwrap().fields();
+        for (offset, hard) in (100..).zip(&self.hard) {
+            let mut record = record(offset, &"good bad noise ".repeat(1 + offset as usize % 4), &model);
+            let scored = record.outcome.as_mut().unwrap();
+            let of_field =
+                |field: &str| if field == "hard" { hard.unwrap_or(f64::NAN) } else { (offset * 37 % 101) as f64 };
+            scored.numbers = fields.map(|field| field.map_or(f64::NAN, of_field));
+            scored.other_weights = vec![-1.0 / offset as f64; self.n_targets - 1];
+            scored.refused_by = (offset % 11 == 3).then_some(0);
+            rows.extend(window.push(record, &weight, selector, &noise));
+        }
+        assert!(window.is_divided() && window.held_bytes() > 0);
+        assert!(edges.is_none() || rows.is_empty());
+        let mut kept = Vec::new();
+        let show = |numbers: &[u32], look: &mut dyn FnMut(&SpooledRow)| -> Result<_, Infallible> {
+            kept = numbers.iter().map(|number| rows[*number as usize].clone()).collect();
+            kept.iter().for_each(look);
+            Ok(())
+        };
+        let Ok(mut closed) = window.close_with(CloseReason::Idle, selector, &noise, &model.target_distribution(), show);
+        let mut selected = std::mem::take(&mut closed.selected);
+        selected.extend(closed.waiting.drain(..).zip(kept).map(|(decision, row)| decision.of(row, selector)));
+        (closed, selected)
+    }
+
+    /// What the exact window has come to, as if it had been known before; any edges of pools without documents.
+    fn edges_of(&self, summary: &CoverageSummary) -> Arc<FixedEdges> {
+        let of = SketchVersion { version: 7, n_documents: 5_000 };
+        let mut summary = CoverageSummary { edges: Some(of), ..summary.clone() };
+        summary.pools.iter_mut().for_each(|pool| pool.range = pool.range.or(Some((0.0, 1.0))));
+        Arc::new(summary.fixed_edges(&self.selector.coverage.as_ref().unwrap().settings).unwrap())
+    }
+}
+
+proptest! {
+    /// Decided in one pass, with the edges and the cut-off that the exact form has: the same documents, keys, probabilities, splits,
+    /// counts and strata, and the same addition to the sketches. Documents with the score of the cut-off stay together in one pass:
+    /// such windows are left out.
+    #[test]
+    fn one_pass_with_the_edges_of_the_exact_form_is_the_exact_form(case in case()) {
+        let (exact, expected) = case.decide(None);
+        let summary = exact.summary.coverage.clone().unwrap();
+        prop_assert_eq!(summary.edges, None);
+        let edges = case.edges_of(&summary);
+        let (one_pass, selected) = case.decide(Some(&edges));
+        let now = one_pass.summary.coverage.clone().unwrap();
+        prop_assert_eq!(now.edges, Some(edges.of));
+        prop_assume!(now.n_cut == summary.n_cut);
+        prop_assert_eq!(&selected, &expected);
+        prop_assert_eq!(&one_pass.selected_counts, &exact.selected_counts);
+        prop_assert_eq!(&one_pass.edges, &exact.edges);
+        let n_placed = now.pools.iter().flat_map(|pool| &pool.strata).map(|stratum| stratum.n_documents).sum::<u64>();
+        prop_assert_eq!(one_pass.edges.map(|tally| tally.n_documents()), Some(now.n_cut + n_placed));
+        let with_ranges = |of: &CoverageSummary| {
+            let mut of = CoverageSummary { edges: None, ..of.clone() };
+            of.pools.iter_mut().for_each(|pool| pool.range = pool.range.or(Some((0.0, 1.0))));
+            of
+        };
+        prop_assert_eq!(with_ranges(&now), with_ranges(&summary));
+        let without = |summary: &WindowSummary| WindowSummary { coverage: None, ..summary.clone() };
+        prop_assert_eq!(without(&one_pass.summary), without(&exact.summary));
+        // What is recorded is enough to decide it again.
+        let recorded = now.fixed_edges(&case.selector.coverage.as_ref().unwrap().settings).unwrap();
+        prop_assert_eq!(&recorded, &*edges);
+        prop_assert_eq!(&case.decide(Some(&Arc::new(recorded))).1, &selected);
+    }
+
+    /// Whatever the edges are: documents beyond them are in the outermost strata, as if their numbers ended there.
+    #[test]
+    fn documents_beyond_the_edges_are_in_the_outermost_strata(case in case(), low in -30i32..90, width in 0i32..60) {
+        let mut case = case;
+        let coverage = case.selector.coverage.as_mut().unwrap();
+        coverage.importance = Criterion::Field("hard".to_owned());
+        coverage.settings.clip = 0.0;
+        if coverage.settings.cutoff.is_some() {
+            coverage.cutoff_by = Criterion::Field("noisy".to_owned());
+        }
+        let (low, high) = (f64::from(low), f64::from(low + width));
+        let ended = Case { hard: case.hard.iter().map(|hard| hard.map(|hard| hard.clamp(low, high))).collect(), ..case.clone() };
+        let (exact, expected) = ended.decide(None);
+        let edges = case.edges_of(exact.summary.coverage.as_ref().unwrap());
+        let (one_pass, selected) = case.decide(Some(&edges));
+        prop_assert_eq!(selected, expected);
+        let strata = |of: &ClosedWindow| of.summary.coverage.as_ref().unwrap().pools.iter().map(|pool| pool.strata.clone()).collect::<Vec<_>>();
+        prop_assert_eq!(strata(&one_pass), strata(&exact));
+    }
+}
+
+/// As of a plain selector: what is beaten in its stratum is given up at once, and what the cut-off removes never held.
+#[test]
+fn one_pass_holds_what_may_still_be_selected() {
+    let model = model();
+    let weight = weight(&model);
+    let mut selector = covering(Within::Weighted, Some(Criterion::Field("noisy".to_owned())), 3, "0.05");
+    selector.coverage.as_mut().unwrap().edges_from = EdgesFrom::Stream;
+    let noise = Noise::new(selector.seed, &TopicPartition::new("docs", 1));
+    let division = Arc::new(Division::whole());
+    let edges = Arc::new(FixedEdges {
+        of: SketchVersion { version: 0, n_documents: 1_000 },
+        cutoff: Some(FixedCutoff { tail: Tail::Low, at: 10.0 }),
+        pools: vec![Edges::new(0.0, 9.0, 3)],
+    });
+    let opening = Opening { edges: Some(&edges), ..opening(&division) };
+    let at = TopicPartition::new("docs", 1);
+    let mut window = OpenWindow::new(at, 100, &policy(), &selector, opening);
+    let empty = window.held_bytes();
+    let text = "good words ".repeat(2_000);
+    for offset in 100..120 {
+        let mut record = record(offset, &text, &model);
+        let scored = record.outcome.as_mut().unwrap();
+        (scored.numbers, scored.buckets) = ([offset as f64 % 9.0, (offset - 100) as f64], None);
+        assert!(window.push(record, &weight, &selector, &noise).is_none());
+        assert!(offset > 110 || window.held_bytes() - empty < 20 * 200, "what is cut off is held");
+    }
+    // One can be selected and one sets the threshold, of each stratum.
+    let held = window.held_bytes() - empty;
+    assert!((2 * text.len()..7 * text.len()).contains(&held), "{held} bytes are held, a text has {}", text.len());
+    let closed = window.close(CloseReason::Idle, &selector, &noise, &model.target_distribution());
+    let summary = closed.summary.coverage.unwrap();
+    assert_eq!((closed.selected.len(), summary.n_cut, summary.cut_at), (1, 11, Some(10.0)));
+}
+
+/// The sketches of two windows with the same edges say what one of all their documents would.
+#[test]
+fn windows_add_all_that_they_have_seen() {
+    let case = |hard: &[f64]| Case {
+        hard: hard.iter().copied().map(Some).collect(),
+        selector: {
+            let mut selector = covering(Within::Uniform, Some(Criterion::Field("hard".to_owned())), 3, "0.5");
+            selector.coverage.as_mut().unwrap().edges_from = EdgesFrom::Stream;
+            selector
+        },
+        has_pools: false,
+        n_targets: 1,
+    };
+    // The third of them is refused by the filter.
+    let (closed, _) = case(&[1.0, 2.0, 99.0, 3.0, 4.0, 5.0]).decide(None);
+    let sketch = |numbers: &[f64]| {
+        let mut sketch = QuantileSketch::default();
+        numbers.iter().for_each(|number| sketch.add(*number));
+        sketch
+    };
+    let all = sketch(&[1.0, 2.0, 3.0, 4.0, 5.0]);
+    let expected = EdgeTally::new(&Division::whole(), all, vec![sketch(&[2.0, 3.0, 4.0, 5.0])]);
+    assert_eq!((closed.summary.coverage.unwrap().cut_at, closed.edges), (Some(1.0), Some(expected)));
+    let mut window = case(&[1.0]);
+    window.selector.coverage.as_mut().unwrap().edges_from = EdgesFrom::Window;
+    assert_eq!(window.decide(None).0.edges, None);
 }
 
 /// Only numbers are held, open and closed.

@@ -1,0 +1,16 @@
+-- Sketches of the numbers that strata of a pipeline are cut by, which follow its publications. Only the newest state is kept: windows record
+-- the edges that they took.
+CREATE TABLE edges (
+    pipeline            TEXT    NOT NULL REFERENCES pipelines (name),
+    -- What the numbers are. Workers that are configured otherwise have sketches of their own.
+    numbers             TEXT    NOT NULL,
+    version             BIGINT  NOT NULL,
+    -- The publication that made it.
+    shard               TEXT    NOT NULL REFERENCES shards (id),
+    half_life_documents BIGINT  NOT NULL,
+    -- Added.
+    n_documents         BIGINT  NOT NULL,
+    state               BYTEA   NOT NULL,
+    updated_at_ms       BIGINT  NOT NULL,
+    PRIMARY KEY (pipeline, numbers)
+);
