@@ -17,8 +17,8 @@ async fn a_catalog_of_the_schema_before_targets_is_migrated() {
             100,
         );
         catalog.fill_schema_of_version_7(PIPELINE, &model_id(), &counts.to_bytes()).await;
-        assert_eq!(catalog.pending_migrations().await.unwrap(), 8);
-        assert_eq!(catalog.migrate().await.unwrap(), 8);
+        assert_eq!(catalog.pending_migrations().await.unwrap(), 9);
+        assert_eq!(catalog.migrate().await.unwrap(), 9);
         catalog.check_schema().await.unwrap();
 
         let [old] = &catalog.windows(PIPELINE).await.unwrap()[..] else { panic!("one window") };
