@@ -43,7 +43,7 @@ struct OfTarget {
     n_selected: u64,
 }
 
-/// What was selected of each source that has a share, and of all.
+/// What was selected of each source, or value of another field, that has a share, and of all.
 #[derive(Default)]
 struct SourceShares {
     selected: BTreeMap<String, u64>,

@@ -42,7 +42,7 @@ impl SelectorMetrics {
                 GaugeVec::new(
                     Opts::new(
                         "winnowd_source_share_ratio",
-                        "Share of the selection of each source that is configured to have one: wanted, and of all windows since the \
+                        "Share of the selection of each source, or value of selection.quota_field, that has one: wanted, and of all windows since the \
                          last beginning at the checkpoints.",
                     ),
                     &["source", "of"],
