@@ -224,8 +224,10 @@ impl Spool {
             Some(Portion { places, bytes })
         });
         let read = |portion: Portion<'_>| -> Vec<io::Result<Vec<T>>> {
-            let of_place = |(place, numbers): (Place<'_>, &[u32])| self.rows_of(place, numbers, &read);
-            portion.places.into_par_iter().map(of_place).collect()
+            let of_place = |from: &mut ChunkReader, (place, numbers): (Place<'_>, &[u32])| {
+                self.rows_of(from, place, numbers, &read)
+            };
+            portion.places.into_par_iter().map_init(ChunkReader::default, of_place).collect()
         };
         let mut give = |rows: Vec<io::Result<Vec<T>>>| {
             rows.into_iter()
@@ -271,12 +273,13 @@ impl Spool {
     /// Those of one place.
     fn rows_of<T>(
         &self,
+        from: &mut ChunkReader,
         place: Place<'_>,
         numbers: &[u32],
         read: &impl Fn(Encoded<'_>) -> io::Result<T>,
     ) -> io::Result<Vec<T>> {
         let bytes = match place {
-            Place::File(chunk) => &self.read(chunk)?,
+            Place::File(chunk) => from.read(self.file.as_ref(), chunk)?,
             Place::Memory(pending) => &pending.rows,
         };
         let (mut encoded, mut next) = (Encoded(bytes), place.first());
@@ -295,13 +298,6 @@ impl Spool {
             row
         };
         numbers.iter().map(row).collect()
-    }
-
-    fn read(&self, chunk: Chunk) -> io::Result<Vec<u8>> {
-        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let mut compressed = vec![0; chunk.compressed_bytes as usize];
-        file.file.read_exact_at(&mut compressed, chunk.start)?;
-        zstd::bulk::decompress(&compressed, chunk.bytes)
     }
 
     /// Writes what the full chunks were compressed to.
@@ -337,6 +333,30 @@ impl Place<'_> {
             Place::File(chunk) => chunk.bytes,
             Place::Memory(pending) => pending.rows.len(),
         }
+    }
+}
+
+/// Reads chunks one after the other into the same memory: there are very many of them.
+#[derive(Default)]
+struct ChunkReader {
+    decompressor: Option<zstd::bulk::Decompressor<'static>>,
+    compressed: Vec<u8>,
+    rows: Vec<u8>,
+}
+
+impl ChunkReader {
+    fn read(&mut self, file: Option<&SpoolFile>, chunk: Chunk) -> io::Result<&[u8]> {
+        let file = file.ok_or(io::ErrorKind::NotFound)?;
+        let decompressor = match &mut self.decompressor {
+            Some(decompressor) => decompressor,
+            none => none.insert(zstd::bulk::Decompressor::new()?),
+        };
+        self.compressed.resize(chunk.compressed_bytes as usize, 0);
+        file.file.read_exact_at(&mut self.compressed, chunk.start)?;
+        self.rows.clear();
+        self.rows.reserve(chunk.bytes);
+        decompressor.decompress_to_buffer(&self.compressed[..], &mut self.rows)?;
+        Ok(&self.rows)
     }
 }
 
