@@ -95,6 +95,15 @@ pub(super) fn offer_to_targets<T>(
     item: T,
     mut out: impl FnMut(T),
 ) {
+    let might_hold = |(target, reservoir): (usize, &Reservoir<Arc<T>>)| {
+        let key = key(target);
+        assert!(!key.is_nan(), "the key of offset {offset} is not a number");
+        reservoir.might_hold(key)
+    };
+    // Most are not held by any: they need not be shared.
+    if !reservoirs.iter().enumerate().any(might_hold) {
+        return out(item);
+    }
     let item = Arc::new(item);
     for (target, reservoir) in reservoirs.iter_mut().enumerate() {
         let beaten = reservoir.offer(offset, key(target), item.clone());
