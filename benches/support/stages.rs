@@ -12,8 +12,8 @@ use winnowd::manifest::DerivedSettings;
 use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
 use winnowd::select::{
-    BudgetRounding, DEFAULT_STRATA, Division, Edges, FilterSettings, FixedEdges, Noise, Reservoir, SelectorKind,
-    SelectorSettings, SketchVersion, StratumReservoirs,
+    BudgetRounding, DEFAULT_STRATA, Division, Edges, FilterSettings, FixedEdges, Noise, QuantileSketch, Reservoir,
+    SelectorKind, SelectorSettings, SketchVersion, StratumReservoirs,
 };
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
 use winnowd::sql::{DerivedColumns, DocumentFilter};
@@ -264,10 +264,13 @@ fn covering(settings: &SelectorSettings, noise: &Noise, scored: &[(f64, f64)]) {
     let of = SketchVersion { version: 0, n_documents: 0 };
     let edges = FixedEdges { of, cutoff: None, pools: vec![Edges::new(0.0, 6.0, DEFAULT_STRATA)] };
     let mut strata = StratumReservoirs::new(Arc::new(Division::whole()), Arc::new(edges), count as u64);
+    // What the windows to come take their edges from.
+    let mut sketch = QuantileSketch::default();
     for (offset, (weight, hard)) in (0..).zip(scored) {
+        sketch.add(*hard);
         strata.offer((0, offset), *hard, |_| settings.key(noise, offset, *weight), offset, drop);
     }
-    black_box(strata.select(count as u64, BudgetRounding::Nearest));
+    black_box((strata.select(count as u64, BudgetRounding::Nearest), sketch));
 }
 
 /// A window that selected every document.

@@ -9,8 +9,13 @@ use std::sync::Arc;
 
 use super::{Chosen, Division, Reservoir, Turn};
 
-/// Candidates between two looks at what the pools can still give.
-const NARROW_EVERY: u64 = 64;
+/// When it is looked again at what pools, or strata, can still give.
+#[derive(Debug)]
+pub(super) struct Narrowing {
+    least: u64,
+    n_offered: u64,
+    next: u64,
+}
 
 #[derive(Debug)]
 pub struct BudgetedReservoirs<T> {
@@ -21,6 +26,9 @@ pub struct BudgetedReservoirs<T> {
     sizes: Vec<u64>,
     /// Pool by pool, one for each target.
     reservoirs: Vec<Reservoir<Arc<T>>>,
+    narrowing: Narrowing,
+    /// Of the candidate that is offered, for every target.
+    keys: Vec<f64>,
 }
 
 /// One chosen item, with the pool that it came from and the target that chose it.
@@ -39,7 +47,8 @@ impl<T> BudgetedReservoirs<T> {
         let sizes = vec![0; division.n_pools()];
         let of_pool = |most: u64| division.most_up_to_targets(most).into_iter().map(|n| Reservoir::new(n as usize));
         let reservoirs = division.most(at_most, &sizes).into_iter().flat_map(of_pool).collect();
-        BudgetedReservoirs { division, at_most, sizes, reservoirs }
+        let (narrowing, keys) = (Narrowing::of_parts(sizes.len()), Vec::new());
+        BudgetedReservoirs { division, at_most, sizes, reservoirs, narrowing, keys }
     }
 
     pub fn division(&self) -> &Division {
@@ -59,8 +68,11 @@ impl<T> BudgetedReservoirs<T> {
     pub fn offer(&mut self, pool: usize, offset: i64, key: impl Fn(usize) -> f64, item: T, mut out: impl FnMut(T)) {
         self.sizes[pool] += 1;
         let n_targets = self.division.n_targets();
-        offer_to_targets(&mut self.reservoirs[pool * n_targets..][..n_targets], offset, key, item, &mut out);
-        if self.sizes.iter().sum::<u64>().is_multiple_of(NARROW_EVERY) {
+        self.keys.clear();
+        self.keys.extend((0..n_targets).map(key));
+        let reservoirs = &mut self.reservoirs[pool * n_targets..][..n_targets];
+        offer_to_targets(reservoirs, offset, &self.keys, item, &mut out);
+        if self.narrowing.is_due() {
             self.narrow(out);
         }
     }
@@ -87,26 +99,44 @@ impl<T> BudgetedReservoirs<T> {
     }
 }
 
-/// Offers an item to the reservoirs of all targets; what none of them holds any more goes to `out`.
+impl Narrowing {
+    /// A look costs as much as there are parts.
+    pub fn of_parts(n_parts: usize) -> Self {
+        let least = (n_parts as u64).max(64);
+        Narrowing { least, n_offered: 0, next: least }
+    }
+
+    /// Whether it is, with one candidate more. Looks are the rarer the more have come: what is held for nothing meanwhile
+    /// remains a small share.
+    pub fn is_due(&mut self) -> bool {
+        self.n_offered += 1;
+        let is_due = self.n_offered >= self.next;
+        if is_due {
+            self.next = self.n_offered + (self.n_offered / 256).min(1024).max(self.least);
+        }
+        is_due
+    }
+}
+
+/// Offers an item to the reservoirs of all targets, with its key for each; what none of them holds any more goes to `out`.
 pub(super) fn offer_to_targets<T>(
     reservoirs: &mut [Reservoir<Arc<T>>],
     offset: i64,
-    key: impl Fn(usize) -> f64,
+    keys: &[f64],
     item: T,
     mut out: impl FnMut(T),
 ) {
-    let might_hold = |(target, reservoir): (usize, &Reservoir<Arc<T>>)| {
-        let key = key(target);
+    let might_hold = |(reservoir, key): (&Reservoir<Arc<T>>, &f64)| {
         assert!(!key.is_nan(), "the key of offset {offset} is not a number");
-        reservoir.might_hold(key)
+        reservoir.might_hold(*key)
     };
     // Most are not held by any: they need not be shared.
-    if !reservoirs.iter().enumerate().any(might_hold) {
+    if !reservoirs.iter().zip(keys).any(might_hold) {
         return out(item);
     }
     let item = Arc::new(item);
-    for (target, reservoir) in reservoirs.iter_mut().enumerate() {
-        let beaten = reservoir.offer(offset, key(target), item.clone());
+    for (reservoir, key) in reservoirs.iter_mut().zip(keys) {
+        let beaten = reservoir.offer(offset, *key, item.clone());
         beaten.and_then(Arc::into_inner).into_iter().for_each(&mut out);
     }
     Arc::into_inner(item).into_iter().for_each(&mut out);

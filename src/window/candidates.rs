@@ -67,6 +67,8 @@ pub(super) struct Divided {
     reservoirs: BudgetedReservoirs<Candidate>,
     /// Total log weights of every candidate for the targets but the first, whose the statistics have.
     other_log_weights: Vec<Vec<f64>>,
+    /// Those of the candidate that is offered.
+    totals: Vec<f64>,
 }
 
 /// What a window is decided by, beside its candidates.
@@ -138,6 +140,7 @@ impl Candidates {
         Candidates::Divided(Box::new(Divided {
             other_log_weights: vec![Vec::new(); division.n_targets() - 1],
             reservoirs: BudgetedReservoirs::new(division.clone(), at_most),
+            totals: Vec::new(),
         }))
     }
 
@@ -239,7 +242,9 @@ impl Divided {
         key: impl Fn(f64) -> f64,
         out: impl FnMut(Candidate),
     ) {
-        let totals: Vec<f64> = candidate.total_log_weights(of_score).collect();
+        let totals = &mut self.totals;
+        totals.clear();
+        totals.extend(candidate.total_log_weights(of_score));
         self.other_log_weights.iter_mut().zip(&totals[1..]).for_each(|(weights, total)| columns::push(weights, *total));
         let pool = candidate.pool_in(self.reservoirs.division());
         // One document has one noise, whichever target looks at it.
@@ -248,7 +253,7 @@ impl Divided {
 
     fn choose(self, by: &Deciding<'_>) -> Choice {
         let Deciding { selector, noise, from, n_documents, log_weights, .. } = *by;
-        let Divided { reservoirs, other_log_weights } = self;
+        let Divided { reservoirs, other_log_weights, .. } = self;
         let count = selector.fraction.of(n_documents, noise.rounding(from));
         let sizes = reservoirs.sizes().to_vec();
         let division = reservoirs.division().clone();

@@ -23,6 +23,8 @@ pub(super) struct OnePassCandidates {
     is_uniform: bool,
     /// Total log weights of every candidate for the targets but the first, whose the statistics have.
     other_log_weights: Vec<Vec<f64>>,
+    /// Those of the candidate that is offered.
+    totals: Vec<f64>,
     /// What it adds to the sketches of the stream.
     of_cutoff: QuantileSketch,
     of_pools: Vec<QuantileSketch>,
@@ -45,6 +47,7 @@ impl OnePassCandidates {
             cutoff_is_weight: coverage.settings.cutoff.map(|_| is_weight(&coverage.cutoff_by)),
             is_uniform: selector.is_uniform(),
             other_log_weights: vec![Vec::new(); division.n_targets() - 1],
+            totals: Vec::new(),
             of_cutoff: QuantileSketch::default(),
             of_pools: vec![QuantileSketch::default(); division.n_pools()],
         }
@@ -65,7 +68,9 @@ impl OnePassCandidates {
         key: impl Fn(f64) -> f64,
         mut out: impl FnMut(Candidate),
     ) {
-        let totals: Vec<f64> = candidate.total_log_weights(of_score).collect();
+        let totals = &mut self.totals;
+        totals.clear();
+        totals.extend(candidate.total_log_weights(of_score));
         self.other_log_weights.iter_mut().zip(&totals[1..]).for_each(|(weights, total)| columns::push(weights, *total));
         if let Some(is_weight) = self.cutoff_is_weight {
             let score = if is_weight { totals[0] } else { cutoff };

@@ -15,8 +15,6 @@
 //! 32 bytes  SHA-256 of everything before
 //! ```
 
-use std::collections::BTreeMap;
-
 use sha2::{Digest, Sha256};
 
 const MAGIC: &[u8; 8] = b"WNWQUANT";
@@ -29,16 +27,28 @@ const EXPONENTS: i64 = 64;
 /// Cell of the numbers from 1 on, before the shift that makes 2^-64 the first.
 const ONE: i64 = 1023 << BITS;
 const LAST: i64 = (2 * EXPONENTS) << BITS;
+/// Cells of a page: those of a power of two, about.
+const PAGE_CELLS: usize = 1 << BITS;
+const PAGES: usize = (2 * LAST as usize) / PAGE_CELLS + 1;
 
 /// A mergeable sketch. Quantiles are off by at most [`QuantileSketch::RELATIVE_ERROR`] of their value (scores of
 /// magnitudes from 2^-64 to 2^64; smaller ones count as 0); the smallest and the largest score are exact.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct QuantileSketch {
-    /// At most twice 16,385 and one.
-    cells: BTreeMap<i32, u64>,
+    cells: Cells,
     n: u64,
     range: Option<(f64, f64)>,
 }
+
+/// Counts of at most twice 16,384 cells and one, in pages: every document of a stream adds to one, and the scores of a stream fall
+/// into few pages.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Cells {
+    /// By number; `None` without a count. All of them, unless there is none.
+    pages: Vec<Option<Box<Page>>>,
+}
+
+type Page = [u64; PAGE_CELLS];
 
 /// Why bytes are no sketch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +67,7 @@ impl QuantileSketch {
     /// If the score is not finite: such scores are rejected before.
     pub fn add(&mut self, score: f64) {
         assert!(score.is_finite(), "a score is not finite");
-        *self.cells.entry(cell_of(score)).or_default() += 1;
+        self.cells.add(cell_of(score), 1);
         self.n += 1;
         self.widen(score, score);
     }
@@ -69,9 +79,7 @@ impl QuantileSketch {
 
     /// The same with each of the other's scores so many times.
     pub fn merge_times(&mut self, other: &QuantileSketch, times: u64) {
-        for (cell, count) in &other.cells {
-            *self.cells.entry(*cell).or_default() += times * count;
-        }
+        other.cells.iter().for_each(|(cell, count)| self.cells.add(cell, times * count));
         self.n += times * other.n;
         if let Some((low, high)) = other.range {
             self.widen(low, high);
@@ -81,11 +89,11 @@ impl QuantileSketch {
     /// Keeps this share of every count, rounded down, and no cell that has fewer than `least` then. The smallest and the largest score
     /// go with their cells.
     pub fn fade(&mut self, kept: f64, least: u64) {
-        self.cells.values_mut().for_each(|count| *count = (*count as f64 * kept) as u64);
-        self.cells.retain(|_, count| *count >= least.max(1));
-        self.n = self.cells.values().sum();
-        let ends = self.cells.keys().next().zip(self.cells.keys().next_back());
-        let ends = ends.map(|(first, last)| (ends_of(*first).0, ends_of(*last).1));
+        let faded = |count: u64| Some((count as f64 * kept) as u64).filter(|count| *count >= least);
+        self.cells.set_all(|count| faded(count).unwrap_or(0));
+        self.n = self.cells.iter().map(|(_, count)| count).sum();
+        let ends = self.cells.iter().next().zip(self.cells.iter().next_back());
+        let ends = ends.map(|((first, _), (last, _))| (ends_of(first).0, ends_of(last).1));
         self.range = self.range.zip(ends).map(|(range, (low, high))| (range.0.max(low), range.1.min(high)));
     }
 
@@ -117,11 +125,11 @@ impl QuantileSketch {
             return Some(if rank == 0 { low } else { high });
         }
         let mut below = 0;
-        let is_it = |(_, count): &(&i32, &u64)| {
-            below += **count;
+        let is_it = |(_, count): &(i32, u64)| {
+            below += *count;
             below > rank
         };
-        self.cells.iter().find(is_it).map(|(cell, _)| middle_of(*cell).clamp(low, high))
+        self.cells.iter().find(is_it).map(|(cell, _)| middle_of(cell).clamp(low, high))
     }
 
     /// The highest number that at most so many scores do not exceed, as far as cells tell; `None` where the lowest has more.
@@ -138,11 +146,12 @@ impl QuantileSketch {
 
     /// Bytes that it takes, about.
     pub fn held_bytes(&self) -> usize {
-        size_of::<QuantileSketch>() + self.cells.len() * 2 * size_of::<(i32, u64)>()
+        size_of::<QuantileSketch>() + self.cells.held_bytes()
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(80 + 12 * self.cells.len());
+        let n_cells = self.cells.iter().count();
+        let mut bytes = Vec::with_capacity(80 + 12 * n_cells);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         bytes.extend_from_slice(&self.n.to_le_bytes());
@@ -150,8 +159,8 @@ impl QuantileSketch {
             bytes.extend_from_slice(&low.to_le_bytes());
             bytes.extend_from_slice(&high.to_le_bytes());
         }
-        bytes.extend_from_slice(&(self.cells.len() as u32).to_le_bytes());
-        for (cell, count) in &self.cells {
+        bytes.extend_from_slice(&(n_cells as u32).to_le_bytes());
+        for (cell, count) in self.cells.iter() {
             bytes.extend_from_slice(&cell.to_le_bytes());
             bytes.extend_from_slice(&count.to_le_bytes());
         }
@@ -178,17 +187,61 @@ impl QuantileSketch {
             _ => Some((f64::from_le_bytes(rest.take()?), f64::from_le_bytes(rest.take()?))),
         };
         let n_cells = u32::from_le_bytes(rest.take()?);
-        let mut cells = BTreeMap::new();
+        let (mut cells, mut sum, mut last) = (Cells::default(), Some(0u64), None);
         for _ in 0..n_cells {
-            cells.insert(i32::from_le_bytes(rest.take()?), u64::from_le_bytes(rest.take()?));
+            let (cell, count) = (i32::from_le_bytes(rest.take()?), u64::from_le_bytes(rest.take()?));
+            if i64::from(cell).abs() > LAST || last.is_some_and(|last| cell <= last) || count == 0 {
+                return Err(Damaged("they are not counts of cells in order"));
+            }
+            cells.add(cell, count);
+            (sum, last) = (sum.and_then(|sum| sum.checked_add(count)), Some(cell));
         }
-        let is_whole = rest.0.len() == CHECKSUM_BYTES && cells.len() == n_cells as usize;
-        let sum = cells.values().try_fold(0u64, |sum, count| sum.checked_add(*count));
+        let is_whole = rest.0.len() == CHECKSUM_BYTES;
         let is_in_order = range.is_none_or(|(low, high)| low.is_finite() && high.is_finite() && low <= high);
         if !is_whole || sum != Some(n) || !is_in_order {
             return Err(Damaged("they are not counts of scores"));
         }
         Ok(QuantileSketch { cells, n, range })
+    }
+}
+
+impl Cells {
+    fn add(&mut self, cell: i32, count: u64) {
+        if self.pages.is_empty() {
+            self.pages = vec![None; PAGES];
+        }
+        let index = (i64::from(cell) + LAST) as usize;
+        let page = self.pages[index / PAGE_CELLS].get_or_insert_with(|| Box::new([0; PAGE_CELLS]));
+        page[index % PAGE_CELLS] += count;
+    }
+
+    /// Those with a count, in order.
+    fn iter(&self) -> impl DoubleEndedIterator<Item = (i32, u64)> {
+        self.pages.iter().enumerate().filter_map(|(number, page)| Some((number, page.as_deref()?))).flat_map(
+            |(number, page)| {
+                let cell = move |i: usize| ((number * PAGE_CELLS + i) as i64 - LAST) as i32;
+                page.iter().enumerate().filter(|(_, count)| **count > 0).map(move |(i, count)| (cell(i), *count))
+            },
+        )
+    }
+
+    /// Makes every count another one; what has none left is as if it had never had any.
+    fn set_all(&mut self, change: impl Fn(u64) -> u64) {
+        for slot in &mut self.pages {
+            if let Some(page) = slot {
+                page.iter_mut().for_each(|count| *count = change(*count));
+                if page.iter().all(|count| *count == 0) {
+                    *slot = None;
+                }
+            }
+        }
+        if self.pages.iter().all(Option::is_none) {
+            self.pages = Vec::new();
+        }
+    }
+
+    fn held_bytes(&self) -> usize {
+        size_of_val(&self.pages[..]) + self.pages.iter().flatten().count() * size_of::<Page>()
     }
 }
 
@@ -213,13 +266,13 @@ fn cell_of(score: f64) -> i32 {
 }
 
 /// The last of the cells that have no more scores than this together.
-fn last_within<'a>(cells: impl Iterator<Item = (&'a i32, &'a u64)>, most: u64) -> Option<i32> {
+fn last_within(cells: impl Iterator<Item = (i32, u64)>, most: u64) -> Option<i32> {
     let mut sum = 0;
-    let fits = |(_, count): &(&i32, &u64)| {
-        sum += **count;
+    let fits = |(_, count): &(i32, u64)| {
+        sum += *count;
         sum <= most
     };
-    cells.take_while(fits).last().map(|(cell, _)| *cell)
+    cells.take_while(fits).last().map(|(cell, _)| cell)
 }
 
 /// The lowest and the highest number of a cell.
@@ -347,7 +400,7 @@ mod tests {
             prop_assert!(range.zip(whole).is_none_or(|(range, whole)| cell_of(range.1) == cell_of(whole.1) && range.1 >= whole.1));
             prop_assert_eq!(QuantileSketch::from_bytes(&scaled.to_bytes()), Ok(scaled.clone()));
             scaled.fade(0.001, 4);
-            prop_assert_eq!(scaled.is_empty(), scaled.cells.is_empty() && scaled.range.is_none());
+            prop_assert_eq!(scaled.is_empty(), scaled.cells == Cells::default() && scaled.range.is_none());
         }
     }
 
@@ -362,10 +415,30 @@ mod tests {
                 }
             }
         }
-        assert!(sketch.cells.len() as i64 <= 2 * LAST + 1);
-        assert_eq!(sketch.cells.keys().next(), Some(&(-LAST as i32)));
+        assert!(sketch.cells.iter().count() as i64 <= 2 * LAST + 1);
+        assert!(sketch.held_bytes() <= 300 << 10);
+        let ends = [sketch.cells.iter().next(), sketch.cells.iter().next_back()];
+        assert_eq!(ends.map(|end| end.map(|(cell, _)| i64::from(cell))), [Some(-LAST), Some(LAST)]);
         assert_eq!((cell_of(0.0), cell_of(-0.0), cell_of(1e-300)), (0, 0, 0));
         assert_eq!(QuantileSketch::default().quantile(0.5), None);
+    }
+
+    /// Beyond those that there are, twice, out of order, without a count: each with its own right checksum.
+    #[test]
+    fn counts_of_no_cells_are_damage() {
+        let of_cells = |cells: &[(i32, u64)]| {
+            let n: u64 = cells.iter().map(|(_, count)| count).sum();
+            let mut bytes = [&MAGIC[..], &FORMAT_VERSION.to_le_bytes(), &n.to_le_bytes()].concat();
+            bytes.extend([1.0f64, 2.0].iter().flat_map(|end| end.to_le_bytes()));
+            bytes.extend((cells.len() as u32).to_le_bytes());
+            bytes.extend(cells.iter().flat_map(|(cell, n)| [&cell.to_le_bytes()[..], &n.to_le_bytes()].concat()));
+            bytes.extend_from_slice(&Sha256::digest(&bytes.clone()));
+            QuantileSketch::from_bytes(&bytes)
+        };
+        assert_eq!(of_cells(&[(8193, 1), (8321, 1)]).map(|sketch| sketch.len()), Ok(2));
+        for wrong in [&[(16_385, 1)][..], &[(i32::MIN, 1)], &[(7, 1), (7, 1)], &[(8, 1), (7, 1)], &[(7, 0), (8, 2)]] {
+            assert!(matches!(of_cells(wrong), Err(QuantileSketchError::Damaged(_))), "{wrong:?}");
+        }
     }
 
     /// Golden: states that were kept can only be read while the cells stay.

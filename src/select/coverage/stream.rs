@@ -5,12 +5,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::super::budget::split_among_targets;
-use super::super::reservoirs::{offer_to_targets, take_turns};
+use super::super::reservoirs::{Narrowing, offer_to_targets, take_turns};
 use super::super::{BudgetRounding, BudgetedSelection, ChosenFor, Division, Reservoir};
 use super::{Covered, CoveredPool, Cutoff, Edges, QuantileSketch, Stratum, Tail, water_fill};
-
-/// Candidates between two looks at what the strata can still give, at least.
-const NARROW_EVERY: u64 = 64;
 
 /// A cut-off at a score that is known before the documents come. Of documents with just this score all go, of which
 /// [`select_coverage`](super::select_coverage) removes no more than its rate allows: where no others share the score of the
@@ -70,11 +67,13 @@ pub struct StratumReservoirs<T> {
     /// Of all that will be selected.
     at_most: u64,
     n_cut: u64,
-    n_offered: u64,
     /// Documents of every stratum, pool by pool.
     sizes: Vec<u64>,
     /// Of every stratum one for each target.
     reservoirs: Vec<Reservoir<Arc<T>>>,
+    narrowing: Narrowing,
+    /// Of the document that is offered, for every target.
+    keys: Vec<f64>,
 }
 
 /// A selection of a window.
@@ -98,7 +97,8 @@ impl<T> StratumReservoirs<T> {
         let n_cells: usize = edges.pools.iter().map(Edges::n_strata).sum();
         let n_reservoirs = n_cells * division.n_targets();
         let reservoirs = (0..n_reservoirs).map(|_| Reservoir::new(at_most as usize)).collect();
-        StratumReservoirs { division, edges, at_most, n_cut: 0, n_offered: 0, sizes: vec![0; n_cells], reservoirs }
+        let (sizes, narrowing, keys) = (vec![0; n_cells], Narrowing::of_parts(n_cells), Vec::new());
+        StratumReservoirs { division, edges, at_most, n_cut: 0, sizes, reservoirs, narrowing, keys }
     }
 
     pub fn division(&self) -> &Division {
@@ -131,10 +131,12 @@ impl<T> StratumReservoirs<T> {
         let edges = &self.edges.pools[pool];
         let cell = pool * edges.n_strata() + edges.stratum(importance);
         self.sizes[cell] += 1;
-        self.n_offered += 1;
         let n_targets = self.division.n_targets();
-        offer_to_targets(&mut self.reservoirs[cell * n_targets..][..n_targets], offset, key, item, &mut out);
-        if self.n_offered.is_multiple_of(NARROW_EVERY.max(self.sizes.len() as u64)) {
+        self.keys.clear();
+        self.keys.extend((0..n_targets).map(key));
+        let reservoirs = &mut self.reservoirs[cell * n_targets..][..n_targets];
+        offer_to_targets(reservoirs, offset, &self.keys, item, &mut out);
+        if self.narrowing.is_due() {
             self.narrow(out);
         }
     }
