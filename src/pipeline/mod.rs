@@ -244,7 +244,8 @@ struct Limits {
 }
 
 impl Limits {
-    /// A quarter to the client's prefetch, an eighth to the queue, a half to windows, an eighth to the shard. Where trainers are
+    /// A quarter to the client's prefetch, an eighth to the queue, a half to windows, an eighth to the shard: two thirds of that to the
+    /// row group that is open, a third to the one before it, and to rows that are not compressed yet. Where trainers are
     /// listened to, half of the shard's is for the documents that are remembered of it; where two files fill up at the same time, each
     /// has half.
     fn of_budget(budget_bytes: usize, row_group_bytes: usize, has_feedback: bool, n_files: usize) -> Self {
@@ -252,7 +253,7 @@ impl Limits {
             source: SourceLimits::of_budget(budget_bytes),
             queue_bytes: budget_bytes / 8,
             window_bytes: budget_bytes / 2,
-            row_group_bytes: row_group_bytes.min(budget_bytes / if has_feedback { 16 } else { 8 } / n_files),
+            row_group_bytes: row_group_bytes.min(budget_bytes / if has_feedback { 24 } else { 12 } / n_files),
             document_bytes: budget_bytes / 16,
             waiting_bytes: budget_bytes / 16,
         }

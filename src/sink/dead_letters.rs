@@ -11,6 +11,7 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::row_groups::Ahead;
 use super::scratch::{FinishedFile, ScratchParquet};
 use super::shard::{WriterSettings, properties};
 use super::{FullDisk, SinkError};
@@ -88,7 +89,8 @@ impl DeadLetterWriter {
     ) -> Result<Self, SinkError> {
         let settings =
             WriterSettings { row_group_rows: GROUP_ROWS, row_group_bytes: GROUP_BYTES, zstd_level, shuffle: None };
-        let file = ScratchParquet::create(shard, scratch_dir, dead_letter_schema(), properties(&settings), full_disk)?;
+        let (schema, properties) = (dead_letter_schema(), properties(&settings));
+        let file = ScratchParquet::create(shard, scratch_dir, schema, properties, Ahead::NONE, full_disk)?;
         Ok(DeadLetterWriter { file, rows: Rows::default(), total: 0 })
     }
 
@@ -143,7 +145,7 @@ impl DeadLetterWriter {
             Arc::new(rows.payload_bytes.finish()),
         ];
         self.file
-            .write(&RecordBatch::try_new(dead_letter_schema(), columns).expect("the builders follow the schema"))?;
+            .write(RecordBatch::try_new(dead_letter_schema(), columns).expect("the builders follow the schema"))?;
         self.file.end_row_group()
     }
 }

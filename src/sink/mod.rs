@@ -6,6 +6,7 @@
 mod dead_letters;
 mod patience;
 mod read;
+mod row_groups;
 mod selection;
 mod scratch;
 mod shard;

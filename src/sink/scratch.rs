@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use sha2::{Digest, Sha256};
 
 use super::patience::{Abandon, Patience};
+use super::row_groups::{Ahead, RowGroupWriter};
 use super::{FullDisk, SinkError};
 
 pub(super) struct ScratchParquet {
@@ -22,7 +22,7 @@ pub(super) struct ScratchParquet {
     shard: String,
     /// Dropped before the file.
     _abandon: Abandon,
-    writer: ArrowWriter<HashingFile>,
+    writer: RowGroupWriter<HashingFile>,
     scratch: File,
     folder: PathBuf,
 }
@@ -70,6 +70,7 @@ impl ScratchParquet {
         scratch_dir: Option<&Path>,
         schema: SchemaRef,
         properties: WriterProperties,
+        ahead: Ahead,
         full_disk: Arc<dyn FullDisk>,
     ) -> Result<Self, SinkError> {
         let folder = scratch_dir.map_or_else(std::env::temp_dir, PathBuf::from);
@@ -82,35 +83,33 @@ impl ScratchParquet {
             patience,
         };
         let parquet_error = |source| parquet_error(shard, &folder, source);
-        let writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(parquet_error)?;
+        let writer = RowGroupWriter::new(file, schema, properties, ahead).map_err(parquet_error)?;
         Ok(ScratchParquet { shard: shard.to_owned(), _abandon, writer, scratch, folder })
     }
 
-    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
+    pub fn write(&mut self, batch: RecordBatch) -> Result<(), SinkError> {
         self.writer.write(batch).map_err(|source| parquet_error(&self.shard, &self.folder, source))
     }
 
     pub fn end_row_group(&mut self) -> Result<(), SinkError> {
-        self.writer.flush().map_err(|source| parquet_error(&self.shard, &self.folder, source))
+        self.writer.end_row_group().map_err(|source| parquet_error(&self.shard, &self.folder, source))
     }
 
     /// Estimate of the file's size if it ended now.
     pub fn bytes(&self) -> usize {
-        self.writer.bytes_written() + self.writer.in_progress_size()
+        self.writer.bytes()
     }
 
     /// Bytes held in memory.
     pub fn held_bytes(&self) -> usize {
-        self.writer.memory_size()
+        self.writer.held_bytes()
     }
 
     /// Ends the file with `metadata` in its footer.
     pub fn finish(self, rows: u64, metadata: Vec<(String, String)>) -> Result<FinishedFile, SinkError> {
-        let ScratchParquet { shard, _abandon, mut writer, scratch, folder } = self;
-        for (key, value) in metadata {
-            writer.append_key_value_metadata(KeyValue::new(key, value));
-        }
-        let mut hashing = writer.into_inner().map_err(|source| parquet_error(&shard, &folder, source))?;
+        let ScratchParquet { shard, _abandon, writer, scratch, folder } = self;
+        let metadata = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value));
+        let mut hashing = writer.finish(metadata).map_err(|source| parquet_error(&shard, &folder, source))?;
         let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
         hashing.flush().map_err(io_error)?;
         let file = hashing.file.into_inner().map_err(|e| io_error(e.into_error()))?;
@@ -166,6 +165,7 @@ mod tests {
             Some(Path::new("/no/such/folder")),
             Arc::new(arrow::datatypes::Schema::empty()),
             WriterProperties::default(),
+            Ahead::NONE,
             Arc::new(crate::sink::GiveUp),
         );
         assert!(missing.err().unwrap().to_string().contains("/no/such/folder"));

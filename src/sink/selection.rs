@@ -9,10 +9,10 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Builder, StringBuilder, UInt32Builder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 
+use super::row_groups::{Ahead, RowGroupWriter};
 use super::shard::{WriterSettings, properties, weight_column};
 
 /// Rows of one file, at most.
@@ -23,6 +23,8 @@ const SETTINGS: WriterSettings =
     WriterSettings { row_group_rows: 8192, row_group_bytes: 16 << 20, zstd_level: 1, shuffle: None };
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
+/// Of row groups that wait for others, at most.
+const AHEAD_BYTES: usize = 64 << 20;
 
 /// One row.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,7 +64,8 @@ pub struct SelectionWriter {
     columns: SelectionColumns,
     metadata: Vec<KeyValue>,
     rows: Rows,
-    open: Option<ArrowWriter<BufWriter<File>>>,
+    ahead: Ahead,
+    open: Option<RowGroupWriter<BufWriter<File>>>,
     file_rows: usize,
     file_bytes: usize,
     group_rows: usize,
@@ -92,8 +95,8 @@ struct Rows {
 }
 
 impl SelectionWriter {
-    /// `metadata` goes into the footer of every file.
-    pub fn new(folder: &Path, columns: SelectionColumns, metadata: Vec<(String, String)>) -> Self {
+    /// `metadata` goes into the footer of every file. Compression takes no more than so many threads.
+    pub fn new(folder: &Path, columns: SelectionColumns, metadata: Vec<(String, String)>, threads: usize) -> Self {
         let by_target = columns.targets.iter().map(|_| Float64Builder::new()).collect();
         let rows = Rows { by_target, loss: columns.has_losses.then(Default::default), ..Rows::default() };
         let rows = Rows { counted_tokens: columns.tokenizer.as_ref().map(|_| Default::default()), ..rows };
@@ -103,6 +106,7 @@ impl SelectionWriter {
             columns,
             metadata: metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect(),
             rows,
+            ahead: Ahead::of_threads(threads, AHEAD_BYTES),
             open: None,
             file_rows: 0,
             file_bytes: 0,
@@ -123,7 +127,7 @@ impl SelectionWriter {
         {
             self.write_batch()?;
             if let Some(writer) = &mut self.open {
-                writer.flush()?;
+                writer.end_row_group()?;
             }
             (self.group_rows, self.group_bytes) = (0, 0);
         }
@@ -152,20 +156,21 @@ impl SelectionWriter {
             Some(writer) => writer,
             None => {
                 let file = BufWriter::with_capacity(256 << 10, File::create(self.folder.join(self.name()))?);
-                ArrowWriter::try_new(file, self.schema.clone(), Some(properties(&SETTINGS)))?
+                RowGroupWriter::new(file, self.schema.clone(), properties(&SETTINGS), self.ahead)?
             }
         };
-        let batch = self.rows.take(&self.schema)?;
-        writer.write(&batch)?;
+        if self.rows.n > 0 {
+            writer.write(self.rows.take(&self.schema)?)?;
+        }
         self.open = Some(writer);
         Ok(())
     }
 
     fn end_file(&mut self) -> Result<(), ParquetError> {
         self.write_batch()?;
-        if let Some(mut writer) = self.open.take() {
-            self.metadata.iter().for_each(|pair| writer.append_key_value_metadata(pair.clone()));
-            let file = writer.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        if let Some(writer) = self.open.take() {
+            let file =
+                writer.finish(self.metadata.clone())?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
             file.sync_all()?;
         }
         self.written.push((self.name(), self.file_rows as u64));

@@ -17,6 +17,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
+use super::row_groups::Ahead;
 use super::scratch::{FinishedFile, ScratchParquet};
 use super::{FullDisk, SinkError};
 use crate::record::TopicPartition;
@@ -143,7 +144,8 @@ impl ShardWriter {
         let schema = schema(targets, derived);
         let spool = || Spool::create(scratch_dir, settings.zstd_level, full_disk.clone());
         let spool = settings.shuffle.map(|_| spool()).transpose()?;
-        let file = ScratchParquet::create(shard, scratch_dir, schema.clone(), properties(&settings), full_disk)?;
+        let (properties, ahead) = (properties(&settings), Ahead::of_threads(2, settings.row_group_bytes / 2));
+        let file = ScratchParquet::create(shard, scratch_dir, schema.clone(), properties, ahead, full_disk)?;
         let (batch, group) = (Batch::of_targets(targets), RowGroup::default());
         Ok(ShardWriter { file, settings, schema, derived: values_of(derived), batch, group, spool, rows: 0 })
     }
@@ -222,8 +224,7 @@ impl ShardWriter {
         if self.batch.rows == 0 {
             return Ok(());
         }
-        let batch = self.batch.take(&self.schema, self.derived.as_ref());
-        self.file.write(&batch)
+        self.file.write(self.batch.take(&self.schema, self.derived.as_ref()))
     }
 
     fn end_row_group(&mut self) -> Result<(), SinkError> {

@@ -59,10 +59,15 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan) -> anyhow::Res
     let noise = noise(plan.seed);
     let pools = pools(scores, plan, &candidates);
     let target_shares: Vec<f64> = model.targets.iter().map(|target| target.proportion).collect();
-    let key = |document: u32, target: usize| {
+    let made = |document: u32, target: usize| {
         let weight = total_weight(scores, model, &settings, document, scores.weight(document, target));
         settings.key(&noise, i64::from(document), weight)
     };
+    // The choice for one target looks at each twice.
+    let is_one = scores.n_targets == 1;
+    let mut keys = vec![f64::NAN; if is_one { scores.len() } else { 0 }];
+    candidates.iter().filter(|_| is_one).for_each(|&document| keys[document as usize] = made(document, 0));
+    let key = |document: u32, target: usize| if is_one { keys[document as usize] } else { made(document, target) };
     let available: Vec<u64> = pools.iter().map(|pool| pool.len() as u64).collect();
     let budgets = budgets(requested, &pool_shares(plan), &target_shares, &available, BudgetRounding::Nearest);
     let selection = select_within_budgets(pools, &budgets, key);

@@ -117,9 +117,16 @@ pub enum Output {
 }
 
 impl Output {
-    pub fn new(folder: &Folder, format: Format, columns: SelectionColumns, footer: Vec<(String, String)>) -> Self {
+    /// `footer`: of Parquet files. `threads`: that compress them, at most.
+    pub fn new(
+        folder: &Folder,
+        format: Format,
+        columns: SelectionColumns,
+        footer: Vec<(String, String)>,
+        threads: usize,
+    ) -> Self {
         match format {
-            Format::Parquet => Output::Parquet(Box::new(SelectionWriter::new(folder.path(), columns, footer))),
+            Format::Parquet => Output::Parquet(Box::new(SelectionWriter::new(folder.path(), columns, footer, threads))),
             Format::Jsonl | Format::JsonlZst => Output::Lines(Lines {
                 folder: folder.path().to_owned(),
                 is_compressed: format == Format::JsonlZst,

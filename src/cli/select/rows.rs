@@ -80,7 +80,7 @@ impl Writing<'_> {
         weights: &Weights,
         model_id: &ModelId,
     ) -> anyhow::Result<Written> {
-        let mut output = Output::new(folder, format, self.columns(), self.footer(model_id)?);
+        let mut output = Output::new(folder, format, self.columns(), self.footer(model_id)?, self.files.threads());
         let buckets = self.model.featuriser.buckets as usize;
         let states = self.files.states(|| Counting {
             scratch: Scratch::default(),
