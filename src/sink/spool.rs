@@ -9,12 +9,14 @@
 
 mod rows;
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -33,6 +35,13 @@ const ZSTD_LEVEL: i32 = -3;
 const PLAIN_LEVEL: i32 = -(128 << 10);
 /// Rows that are read together, at most, unless they are of one chunk. Beside more of them than that no others are held.
 const READ_BYTES: usize = 4 << 20;
+/// So many times that are asked for from the disk before they are read.
+const PREPARED: usize = 3;
+/// How far back what was read is forgotten, more than once: some of it may be in use the first time.
+const FORGET_BYTES: u64 = 16 << 20;
+/// A file of so many bytes may be more than the page cache holds, and takes its time to be deleted. Smaller ones may be gone before
+/// anything of them reaches the disk.
+const LARGE_BYTES: u64 = 1 << 30;
 
 /// Where rows wait, and how much of them.
 pub struct SpoolFolder {
@@ -42,6 +51,19 @@ pub struct SpoolFolder {
     n_files: AtomicU64,
     n_errors: AtomicU64,
     full_disk: Arc<dyn FullDisk>,
+    large_bytes: u64,
+    /// For those who come next: making them takes as long as using them once.
+    compressors: Spare<zstd::bulk::Compressor<'static>>,
+    readers: Spare<ChunkReader>,
+}
+
+/// What is used again by whoever needs it next, and by one at a time.
+struct Spare<T>(Mutex<Vec<T>>);
+
+/// Goes back to the others.
+struct Borrowed<'a, T> {
+    one: Option<T>,
+    of: &'a Spare<T>,
 }
 
 /// The rows of one window.
@@ -81,6 +103,20 @@ struct Chunk {
     bytes: usize,
 }
 
+/// Whether rows that are read now are expected to be read once more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    Yes,
+    No,
+}
+
+/// What will be done with a part of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    Soon,
+    Never,
+}
+
 /// Where rows are that are wanted.
 #[derive(Clone, Copy)]
 enum Place<'a> {
@@ -100,8 +136,17 @@ impl SpoolFolder {
     pub fn new(folder: Option<PathBuf>, is_compressed: bool, full_disk: Arc<dyn FullDisk>) -> Arc<Self> {
         let folder = folder.unwrap_or_else(std::env::temp_dir);
         let zstd_level = if is_compressed { ZSTD_LEVEL } else { PLAIN_LEVEL };
-        let (used_bytes, n_files, n_errors) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(SpoolFolder { folder, zstd_level, used_bytes, n_files, n_errors, full_disk })
+        Arc::new(SpoolFolder {
+            folder,
+            zstd_level,
+            used_bytes: AtomicU64::new(0),
+            n_files: AtomicU64::new(0),
+            n_errors: AtomicU64::new(0),
+            full_disk,
+            large_bytes: LARGE_BYTES,
+            compressors: Spare::default(),
+            readers: Spare::default(),
+        })
     }
 
     /// On disk, of all windows.
@@ -157,10 +202,13 @@ impl Spool {
     /// Moves full chunks to the files of their spools, which are of one folder.
     pub fn write<'a>(spools: impl Iterator<Item = &'a mut Spool>) -> Result<(), SinkError> {
         let mut spools: Vec<&mut Spool> = spools.filter(|spool| !spool.full.is_empty()).collect();
-        let Some(level) = spools.first().map(|spool| spool.of.zstd_level) else { return Ok(()) };
+        let Some(of) = spools.first().map(|spool| spool.of.clone()) else { return Ok(()) };
         let full: Vec<&Pending> = spools.iter().flat_map(|spool| &spool.full).collect();
+        let compress = |by: &mut Borrowed<'_, _>, pending: &Pending| -> io::Result<Vec<u8>> {
+            by.get_or_try(|| compressor(of.zstd_level))?.compress(&pending.rows)
+        };
         let compressed: Vec<io::Result<Vec<u8>>> =
-            full.into_par_iter().map_init(|| compressor(level), compress).collect();
+            full.into_par_iter().map_init(|| of.compressors.borrow(), compress).collect();
         let mut compressed = compressed.into_iter();
         for spool in &mut spools {
             let compressed = compressed.by_ref().take(spool.full.len()).collect::<io::Result<Vec<_>>>();
@@ -185,19 +233,20 @@ impl Spool {
         self.n_rows
     }
 
-    /// Gives the rows with these numbers, which ascend, one after the other to `each`.
+    /// Gives the rows with these numbers, which ascend, one after the other to `each`. They are expected to be read once only.
     pub fn rows<E: From<SinkError>>(
         &self,
         numbers: &[u32],
         each: impl FnMut(SpooledRow) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.visit(numbers, |mut row| row.row(), each)
+        self.visit(numbers, Again::No, |mut row| row.row(), each)
     }
 
     /// The same of their scores and points alone.
     pub fn points<E: From<SinkError>>(&self, numbers: &[u32], mut each: impl FnMut(&Score, &[f32])) -> Result<(), E> {
         self.visit(
             numbers,
+            Again::Yes,
             |mut row| row.numbers(),
             |row| {
                 each(&row.score, &row.point);
@@ -210,6 +259,7 @@ impl Spool {
     fn visit<T: Send, E: From<SinkError>>(
         &self,
         numbers: &[u32],
+        again: Again,
         read: impl Fn(Encoded<'_>) -> io::Result<T> + Sync,
         mut each: impl FnMut(T) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -221,13 +271,23 @@ impl Spool {
                 bytes += next.0.bytes();
                 places.push(next);
             }
-            Some(Portion { places, bytes })
+            let portion = Portion { places, bytes };
+            self.prepare(&portion);
+            Some(portion)
+        });
+        let mut coming = VecDeque::with_capacity(PREPARED);
+        let mut portions = std::iter::from_fn(|| {
+            coming.extend(portions.by_ref().take(PREPARED - coming.len()));
+            coming.pop_front()
         });
         let read = |portion: Portion<'_>| -> Vec<io::Result<Vec<T>>> {
-            let of_place = |from: &mut ChunkReader, (place, numbers): (Place<'_>, &[u32])| {
-                self.rows_of(from, place, numbers, &read)
+            if again == Again::No {
+                self.forget(&portion);
+            }
+            let of_place = |from: &mut Borrowed<'_, _>, (place, numbers): (Place<'_>, &[u32])| {
+                self.rows_of(from.get_or_try(ChunkReader::new)?, place, numbers, &read)
             };
-            portion.places.into_par_iter().map_init(ChunkReader::default, of_place).collect()
+            portion.places.into_par_iter().map_init(|| self.of.readers.borrow(), of_place).collect()
         };
         let mut give = |rows: Vec<io::Result<Vec<T>>>| {
             rows.into_iter()
@@ -252,6 +312,37 @@ impl Spool {
             rows = ahead;
         }
         give(rows)
+    }
+
+    /// Has the disk read what will be wanted of a large file.
+    fn prepare(&self, portion: &Portion<'_>) {
+        let Some(file) = self.large_file() else { return };
+        let chunks = portion.places.iter().filter_map(|(place, _)| place.chunk());
+        // Most follow each other.
+        let mut range = 0..0;
+        for chunk in chunks {
+            if range.end != chunk.start {
+                file.advise(range, Plan::Soon);
+                range = chunk.start..chunk.start;
+            }
+            range.end += u64::from(chunk.compressed_bytes);
+        }
+        file.advise(range, Plan::Soon);
+    }
+
+    /// Lets the page cache forget what is not read again of a large file, rather than what is still to be read: of a window larger than
+    /// memory it would hold nothing any more when it is wanted. But not the end, which may not have been written out: to be
+    /// forgotten it would have to be.
+    fn forget(&self, portion: &Portion<'_>) {
+        let chunk = portion.places.first().and_then(|(place, _)| place.chunk());
+        if let Some((file, chunk)) = self.large_file().zip(chunk) {
+            let end = chunk.start.min(self.bytes - self.bytes / 4);
+            file.advise(end.saturating_sub(FORGET_BYTES)..end, Plan::Never);
+        }
+    }
+
+    fn large_file(&self) -> Option<&SpoolFile> {
+        self.file.as_ref().filter(|_| self.bytes >= self.of.large_bytes)
     }
 
     /// The places of these rows, with those that are wanted of each.
@@ -319,6 +410,13 @@ impl Spool {
 }
 
 impl Place<'_> {
+    fn chunk(&self) -> Option<Chunk> {
+        match self {
+            Place::File(chunk) => Some(*chunk),
+            Place::Memory(_) => None,
+        }
+    }
+
     /// Number of the first row.
     fn first(&self) -> u32 {
         match self {
@@ -337,25 +435,28 @@ impl Place<'_> {
 }
 
 /// Reads chunks one after the other into the same memory: there are very many of them.
-#[derive(Default)]
 struct ChunkReader {
-    decompressor: Option<zstd::bulk::Decompressor<'static>>,
+    decompressor: zstd::bulk::Decompressor<'static>,
     compressed: Vec<u8>,
     rows: Vec<u8>,
 }
 
 impl ChunkReader {
+    fn new() -> io::Result<Self> {
+        Ok(ChunkReader { decompressor: zstd::bulk::Decompressor::new()?, compressed: Vec::new(), rows: Vec::new() })
+    }
+
     fn read(&mut self, file: Option<&SpoolFile>, chunk: Chunk) -> io::Result<&[u8]> {
         let file = file.ok_or(io::ErrorKind::NotFound)?;
-        let decompressor = match &mut self.decompressor {
-            Some(decompressor) => decompressor,
-            none => none.insert(zstd::bulk::Decompressor::new()?),
-        };
+        // One that was large is no measure of the next ones.
+        [&mut self.compressed, &mut self.rows].into_iter().for_each(|buffer| {
+            buffer.clear();
+            buffer.shrink_to(4 * CHUNK_BYTES);
+        });
         self.compressed.resize(chunk.compressed_bytes as usize, 0);
         file.file.read_exact_at(&mut self.compressed, chunk.start)?;
-        self.rows.clear();
         self.rows.reserve(chunk.bytes);
-        decompressor.decompress_to_buffer(&self.compressed[..], &mut self.rows)?;
+        self.decompressor.decompress_to_buffer(&self.compressed[..], &mut self.rows)?;
         Ok(&self.rows)
     }
 }
@@ -366,14 +467,53 @@ fn compressor(level: i32) -> io::Result<zstd::bulk::Compressor<'static>> {
     Ok(compressor)
 }
 
-fn compress(by: &mut io::Result<zstd::bulk::Compressor<'static>>, pending: &Pending) -> io::Result<Vec<u8>> {
-    match by {
-        Ok(compressor) => compressor.compress(&pending.rows),
-        Err(e) => Err(io::Error::new(e.kind(), e.to_string())),
+impl<T> Spare<T> {
+    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn borrow(&self) -> Borrowed<'_, T> {
+        Borrowed { one: self.lock().pop(), of: self }
+    }
+}
+
+impl<T> Default for Spare<T> {
+    fn default() -> Self {
+        Spare(Mutex::default())
+    }
+}
+
+impl<T> Borrowed<'_, T> {
+    /// The one that there is, or a new one.
+    fn get_or_try<E>(&mut self, make: impl FnOnce() -> Result<T, E>) -> Result<&mut T, E> {
+        Ok(match &mut self.one {
+            Some(one) => one,
+            none => none.insert(make()?),
+        })
+    }
+}
+
+impl<T> Drop for Borrowed<'_, T> {
+    fn drop(&mut self) {
+        self.of.lock().extend(self.one.take());
     }
 }
 
 impl SpoolFile {
+    /// Tells the page cache what will be done with a part of the file; where that cannot be said, reading takes longer.
+    fn advise(&self, range: Range<u64>, plan: Plan) {
+        // No length would be all of it.
+        let Some(bytes) = std::num::NonZeroU64::new(range.end - range.start) else { return };
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::Advice::{DontNeed, WillNeed};
+            let advice = if plan == Plan::Soon { WillNeed } else { DontNeed };
+            let _ = rustix::fs::fadvise(&self.file, range.start, Some(bytes), advice);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (&self.file, bytes, plan);
+    }
+
     fn create(of: &SpoolFolder) -> io::Result<Self> {
         let (patience, _abandon) = Patience::new(of.folder.clone(), of.full_disk.clone());
         let file = patience.with(|| tempfile::tempfile_in(&of.folder))?;
@@ -398,8 +538,15 @@ impl SpoolFile {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.of.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.of.n_files.fetch_sub(u64::from(self.file.is_some()), Ordering::Relaxed);
+        let Some(file) = self.file.take() else { return };
+        let (of, bytes) = (self.of.clone(), self.bytes);
+        let delete = move || {
+            drop(file);
+            of.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            of.n_files.fetch_sub(1, Ordering::Relaxed);
+        };
+        // To give back the blocks of very many takes seconds, in which others can be filled.
+        if bytes >= self.of.large_bytes { rayon::spawn(delete) } else { delete() }
     }
 }
 
