@@ -15,11 +15,12 @@ use parquet::file::properties::WriterProperties;
 
 use super::files::{Files, LossFieldArguments, ReadArguments, persist, scratch_file_for, total_bytes};
 use super::progress::Progress;
+use super::select::significant;
 use super::tokenizer::TokenizerArguments;
 use super::{UsageError, print};
 use crate::features::Scratch;
 use crate::score::ModelId;
-use crate::select::Quantiles;
+use crate::select::QuantileSketch;
 use crate::source::files::{ChunkReader, FileError, Wanted};
 use crate::tokenizer::Tokenizer;
 
@@ -58,7 +59,7 @@ pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
     };
     let mut out = Out::new(&arguments.out, scratch.reopen()?, &columns, &id)?;
     let is_parquet = matches!(out, Out::Parquet(_));
-    let mut losses = Vec::new();
+    let mut losses = QuantileSketch::default();
 
     let progress = Progress::new("score", total_bytes(&inputs));
     let (mut documents, mut bad_lines) = (0, 0);
@@ -69,7 +70,7 @@ pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
         |scored| {
             documents += scored.documents;
             bad_lines += scored.bad_lines;
-            losses.extend(scored.losses);
+            losses.merge(&scored.losses);
             progress.add(scored.documents, scored.file_bytes);
             out.write(&scored.rows)
         },
@@ -79,10 +80,10 @@ pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
     persist(scratch, &arguments.out).map_err(unwritable)?;
     progress.finish();
     let bad = if bad_lines > 0 { format!(", {bad_lines} bad lines passed over") } else { String::new() };
-    let with_losses = losses.len();
-    let range = match Quantiles::of(losses) {
-        Some(Quantiles { p01, p99, .. }) => {
-            format!("{with_losses} have a loss: 1 % are below {p01} nats, 99 % below {p99}\n")
+    let range = match losses.quantile(0.01).zip(losses.quantile(0.99)) {
+        Some(ends) => {
+            let (low, high) = (significant(ends.0), significant(ends.1));
+            format!("{} have a loss: 1 % are below about {low} nats, 99 % below about {high}\n", losses.len())
         }
         None if arguments.losses.has_losses() => "none has a loss\n".to_owned(),
         None => String::new(),
@@ -103,8 +104,8 @@ struct Scored {
     documents: u64,
     bad_lines: u64,
     file_bytes: u64,
-    /// Of the documents that have one.
-    losses: Vec<f64>,
+    /// Of the documents that have one; of all of them together too many to be held.
+    losses: QuantileSketch,
     rows: Rows,
 }
 
@@ -137,7 +138,9 @@ impl Scored {
         })?;
         let documents = n_tokens.len() as u64;
         let (ids, sources) = (ids.finish(), sources.finish());
-        let present = losses.iter().flatten().copied().collect();
+        // All of them are finite.
+        let mut present = QuantileSketch::default();
+        losses.iter().flatten().for_each(|loss| present.add(*loss));
         let rows = if is_parquet {
             let mut columns: Vec<ArrayRef> =
                 vec![Arc::new(ids), Arc::new(sources), Arc::new(UInt32Array::from(n_tokens))];

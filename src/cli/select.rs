@@ -40,6 +40,7 @@ use output::Folder;
 use plan::{Quota, SelectionArguments, SelectionPlan, Temperature};
 
 pub use output::Format;
+pub use report::significant;
 
 /// Options that say how a model is fitted: one that exists has been.
 const FITTING: [&str; 10] = [

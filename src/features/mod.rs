@@ -80,9 +80,24 @@ impl Scratch {
     }
 
     /// The buckets that [`Featuriser::for_each_chunk`] has given last: all of a text that is no longer than
-    /// [`Featuriser::CHUNK_BYTES`].
+    /// [`Featuriser::CHUNK_BYTES`]. Those of a longer one may be gone.
     pub fn last_chunk(&self) -> &[u32] {
         &self.buckets[self.first..]
+    }
+
+    /// More than this is given back after a text that could not be cut: every thread would hold it as long as it lives.
+    const KEPT_BYTES: usize = 4 << 20;
+
+    fn held_bytes(&self) -> usize {
+        self.tokens.held_bytes() + self.buckets.capacity() * size_of::<u32>()
+    }
+
+    fn give_back(&mut self) {
+        if self.held_bytes() > Self::KEPT_BYTES {
+            self.tokens = Tokens::default();
+            self.buckets = Vec::new();
+            self.first = 0;
+        }
     }
 }
 
@@ -168,6 +183,9 @@ impl Featuriser {
             scratch.first = self.hash(n_context, scratch);
             chunk(scratch.last_chunk());
         }
+        if text.len() > Self::CHUNK_BYTES {
+            scratch.give_back();
+        }
         n_tokens
     }
 
@@ -192,18 +210,42 @@ impl Featuriser {
 /// Bytes after which a text is cut where it can be, so that buffers stay small.
 const SEGMENT_BYTES: usize = 32 << 10;
 
-/// Cuts a text behind ASCII white space, into pieces of at least so many bytes: no token and no rule of lower-casing looks
-/// across a space.
+/// Cuts a text into pieces of at least so many bytes, behind ASCII white space if there is any near, otherwise wherever
+/// [`may_cut`] allows it.
 fn segments(text: &str, least_bytes: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
-        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
-        let end = rest.as_bytes().get(least_bytes..).and_then(|tail| tail.iter().position(is_space));
-        let end = end.map_or(rest.len(), |space| least_bytes + space + 1);
-        let (segment, tail) = rest.split_at(end);
+        // It stands behind a byte of ASCII, so that no character is cut.
+        let (segment, tail) = rest.split_at(segment_end(rest.as_bytes(), least_bytes));
         rest = tail;
         (!segment.is_empty()).then_some(segment)
     })
+}
+
+fn segment_end(text: &[u8], least_bytes: usize) -> usize {
+    let Some(tail) = text.get(least_bytes..) else { return text.len() };
+    let near = &tail[..tail.len().min(least_bytes)];
+    if let Some(space) = near.iter().position(|&byte| is_space(byte)) {
+        return least_bytes + space + 1;
+    }
+    let cut = tail.windows(2).position(|pair| may_cut(pair[0], pair[1]));
+    cut.map_or(text.len(), |last| least_bytes + last + 1)
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// Whether a text may be cut between two bytes that follow each other: no token goes on there, and lower-casing sees the
+/// same. Only its rule of the final sigma looks at neighbours: from a sigma to the next character that it does not ignore,
+/// and the end of a text is to it as one without case. So one of the two bytes must be without case and not ignored: no
+/// look that comes so far goes beyond it, and one that ends at the cut instead finds no case, either.
+fn may_cut(left: u8, right: u8) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let is_other = |byte: u8| byte.is_ascii_punctuation() && byte != b'_';
+    let is_end = |byte: u8| !byte.is_ascii_alphabetic() && !matches!(byte, b'\'' | b'.' | b':' | b'^' | b'`');
+    let changes_class = (is_word(left) && is_other(right)) || (is_other(left) && is_word(right));
+    is_space(left) || (changes_class && (is_end(left) || is_end(right)))
 }
 
 /// The first sixteen bytes of a token as two little-endian words, zeros behind its end.

@@ -166,6 +166,8 @@ fn awkward_texts() -> impl Strategy<Value = String> {
         1 => "[ΑΒΓΣασς.']{1,5}|İ|K|Å|ẞ|Ⱥ|ﬀ|Ǆ|\u{345}|Ი",
         1 => "[\u{1F600}-\u{1F64F}\u{10400}-\u{10427}\u{1D400}]{1,3}|\u{300}|\u{200d}|\0",
         1 => "[a-z]{14,18}|[A-Z]{50,70}|[!]{30,70}|[Ѐ-Џ]{25,40}",
+        // Without white space: cut between classes, or not at all.
+        2 => "[0-9a-zA_Σ.,:'^`/]{2,80}|([0-9],){5,60}|(Σ[.,'7]){5,40}",
         1 => any::<String>(),
     ];
     proptest::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
@@ -229,13 +231,79 @@ fn kernels_agree_on_every_character() {
     }
 }
 
-/// Memory follows the segments, not the text; only a text without any white space must be held whole.
+/// Memory follows the segments, not the text, also where there is no white space.
 #[test]
 fn long_texts_are_cut() {
-    let text = "lorem ipsum dolor ".repeat(20_000);
-    let mut largest = 0;
     let mut scratch = Scratch::default();
-    Featuriser::with_hash(NgramHash::Fast)
-        .for_each_chunk(&text, &mut scratch, |chunk| largest = largest.max(chunk.len()));
-    assert!((1..SEGMENT_BYTES).contains(&largest), "{largest} buckets at a time");
+    for text in ["lorem ipsum dolor ".repeat(20_000), "{\"a\":0.1,\"b\":[]},".repeat(20_000)] {
+        let mut largest = 0;
+        Featuriser::with_hash(NgramHash::Fast)
+            .for_each_chunk(&text, &mut scratch, |chunk| largest = largest.max(chunk.len()));
+        assert!((1..2 * SEGMENT_BYTES).contains(&largest), "{largest} buckets at a time");
+    }
+}
+
+#[test]
+fn texts_without_white_space_are_cut_between_classes() {
+    for text in ["0.1,".repeat(1 << 20), "a/b".repeat(1 << 18), "x=\"1\";".repeat(1 << 18)] {
+        let pieces: Vec<&str> = segments(&text, SEGMENT_BYTES).collect();
+        assert!(pieces.iter().all(|piece| piece.len() <= SEGMENT_BYTES + 8), "of {}…", &text[..8]);
+        assert!(pieces.concat() == text);
+    }
+    // White space is where a text is cut as long as it comes soon.
+    assert_eq!(segments("1,2,3 4,5", 4).collect::<Vec<_>>(), ["1,2,3 ", "4,5"]);
+    assert_eq!(segments("1,2,3,4,5,6,7,8 9", 4).collect::<Vec<_>>(), ["1,2,3", ",4,5,", "6,7,8 ", "9"]);
+    // A sigma looks through these at what is behind them, and one token is one token.
+    for whole in ["a.b:c'd^e`f".repeat(9), "a".repeat(99), "!?".repeat(50), "é,".repeat(50)] {
+        assert_eq!(segments(&whole, 4).collect::<Vec<_>>(), [whole.as_str()]);
+    }
+}
+
+/// For each two bytes of ASCII between which a text may be cut: its parts have the tokens and the lower case of the whole,
+/// whatever else stands there.
+#[test]
+fn cuts_change_neither_tokens_nor_lower_case() {
+    let lower = |text: &str| {
+        let mut lowered = String::new();
+        lowercase_into(text, &mut lowered);
+        lowered
+    };
+    let tokens = |text: &str| {
+        let (lowered, mut tokens) = (lower(text), Vec::new());
+        for_each_token(&lowered, |range| tokens.push(lowered[range].to_owned()));
+        tokens
+    };
+    let mut n_cuts = 0;
+    for (left, right) in (0..128u8).flat_map(|left| (0..128u8).map(move |right| (left, right))) {
+        if !may_cut(left, right) {
+            continue;
+        }
+        n_cuts += 1;
+        for before in ["", "Σ", "ΑΣ", "ΑΣ'", "ΑΣ.a"] {
+            for after in ["", "Σ", "Σ Α", "'Σ", "a:Σ", "'Α"] {
+                let (first, second) = (format!("{before}{}", left as char), format!("{}{after}", right as char));
+                let whole = format!("{first}{second}");
+                assert_eq!(lower(&first) + &lower(&second), lower(&whole), "{whole:?}");
+                assert_eq!([tokens(&first), tokens(&second)].concat(), tokens(&whole), "{whole:?}");
+            }
+        }
+    }
+    assert!(n_cuts > 3_000, "{n_cuts} cuts");
+}
+
+/// A text that cannot be cut takes many times its size, which must not stay with every thread.
+#[test]
+fn a_long_text_leaves_no_large_buffers_behind() {
+    let text = "é,".repeat(1 << 19);
+    for hash in [NgramHash::Reference, NgramHash::Fast] {
+        let (featuriser, mut scratch) = (Featuriser::with_hash(hash), Scratch::default());
+        let mut largest = 0;
+        featuriser.for_each_chunk(&text, &mut scratch, |chunk| largest = largest.max(chunk.len()));
+        assert!(largest * size_of::<u32>() > Scratch::KEPT_BYTES, "{largest} buckets at a time");
+        assert!(scratch.held_bytes() <= Scratch::KEPT_BYTES, "{} bytes after it", scratch.held_bytes());
+        let found = by_kernel(&featuriser, "Select the night", SEGMENT_BYTES, &mut scratch);
+        assert_eq!(found, specification(&featuriser, "Select the night"));
+        assert_eq!(scratch.last_chunk(), found.1);
+        assert!((1..=Scratch::KEPT_BYTES).contains(&scratch.held_bytes()), "{} bytes", scratch.held_bytes());
+    }
 }

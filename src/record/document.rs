@@ -56,8 +56,9 @@ impl Document {
     }
 }
 
-/// The members of a JSON object, in their order, whatever stands twice.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a str)>);
+/// The members of a JSON object, in their order, whatever stands twice: name, and the bytes of the value.
+#[derive(Debug)]
+pub struct Members<'a>(pub Vec<(Cow<'a, str>, &'a str)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

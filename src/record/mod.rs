@@ -20,7 +20,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use decode::{Decoder, FieldNames};
-pub use document::{Document, DocumentRef};
+pub use document::{Document, DocumentRef, Members};
 pub use embedding::{Base64Floats, EmbeddingField, embedding, embedding_of_base64, is_embedding};
 pub use formats::{Format, Parts, RawRecord, RecordPart, TextFormat};
 pub use losses::{BadLoss, BadLossReason, BadReport, BadReportReason, LossDecoder, LossReport, SampleLoss};

@@ -15,7 +15,7 @@ use crate::cli::files::{Files, total_bytes};
 use crate::cli::progress::Progress;
 use crate::cli::weights::Weights;
 use crate::features::Scratch;
-use crate::record::{DocumentRef, TextScratch};
+use crate::record::{DocumentRef, Members, TextScratch};
 use crate::score::{Model, ModelId, NgramCounts};
 use crate::select::{NearestDistances, Pick};
 use crate::sink::{SelectedRow, SelectionColumns};
@@ -283,9 +283,20 @@ impl Writing<'_> {
                 let target = several.then(|| self.model.targets[pick.target].name.as_str());
                 let mut fields = fields(&row, target, weights);
                 fields.extend(tokenizer.map(|tokenizer| (tokenizer.column(), counted_tokens.into())));
+                fields.extend(self.missing_id(content, &fields));
                 add_fields(lines, json, &fields);
             }
         }
+    }
+
+    /// The id by which the decisions and scores know a document without one, unless what is `added` has its name.
+    fn missing_id(
+        &self,
+        content: &DocumentRef<'_>,
+        added: &[(String, serde_json::Value)],
+    ) -> Option<(String, serde_json::Value)> {
+        let name = self.files.settings.decoder.fields.id.as_ref().filter(|_| content.own_id.is_none())?;
+        added.iter().all(|(field, _)| field != name).then(|| (name.clone(), content.id().into()))
     }
 }
 
@@ -309,33 +320,36 @@ fn fields(row: &SelectedRow, target: Option<&str>, weights: &Weights) -> Vec<(St
 
 /// The object as it was with `fields` at its end. Fields of these names that it has already, of an earlier selection, go.
 fn add_fields(out: &mut Vec<u8>, json: &[u8], fields: &[(String, serde_json::Value)]) {
+    // Most objects have none of the names, not even as a value or further within.
     let has = |name: &str| memchr::memmem::find(json, format!("\"{name}\"").as_bytes()).is_some();
-    let kept = if fields.iter().any(|(name, _)| has(name)) {
-        without(json, fields)
-    } else {
-        json.strip_suffix(b"}").unwrap_or(json).trim_ascii_end().to_vec()
-    };
-    out.extend_from_slice(&kept);
+    let has_any = fields.iter().any(|(name, _)| has(name));
+    let rebuilt = if has_any { without(json, fields) } else { None };
+    let kept = rebuilt.as_deref().unwrap_or_else(|| json.strip_suffix(b"}").unwrap_or(json).trim_ascii_end());
+    out.extend_from_slice(kept);
     for (i, (name, value)) in fields.iter().enumerate() {
         let comma = if i == 0 && kept.ends_with(b"{") { "" } else { "," };
         // Writing to memory does not fail.
-        let _ = write!(out, "{comma}\"{name}\":{value}");
+        let _ = write!(out, "{comma}{}:{value}", serde_json::Value::from(name.as_str()));
     }
     out.extend_from_slice(b"}\n");
 }
 
-/// The object without some of its fields, and still open.
-fn without(json: &[u8], fields: &[(String, serde_json::Value)]) -> Vec<u8> {
-    type Object<'a> = std::collections::BTreeMap<String, &'a serde_json::value::RawValue>;
+/// The object without its own members of these names, and still open; `None` if it has none of them. All others stay, in
+/// their order and with the bytes of their values.
+fn without(json: &[u8], fields: &[(String, serde_json::Value)]) -> Option<Vec<u8>> {
+    let Members(members) = serde_json::from_slice::<Members<'_>>(json).ok()?;
+    let is_kept = |name: &str| fields.iter().all(|(field, _)| field != name);
+    if members.iter().all(|(name, _)| is_kept(name)) {
+        return None;
+    }
     let mut out = vec![b'{'];
-    let object: Object<'_> = serde_json::from_slice(json).unwrap_or_default();
-    for (name, value) in object.iter().filter(|(name, _)| fields.iter().all(|(field, _)| field != *name)) {
+    for (name, value) in members.iter().filter(|(name, _)| is_kept(name)) {
         if out.len() > 1 {
             out.push(b',');
         }
-        let _ = write!(out, "{}:{value}", serde_json::Value::from(name.as_str()));
+        let _ = write!(out, "{}:{value}", serde_json::Value::from(&**name));
     }
-    out
+    Some(out)
 }
 
 #[cfg(test)]
@@ -353,5 +367,21 @@ mod tests {
         assert_eq!(added(r#"{"text":"x","b":9,"a":8}"#), "{\"text\":\"x\",\"a\":1,\"b\":2.5}\n");
         // The name as a value is no field.
         assert_eq!(added(r#"{"text":"a"}"#), "{\"text\":\"a\",\"a\":1,\"b\":2.5}\n");
+    }
+
+    #[test]
+    fn all_other_fields_stay_in_their_order() {
+        let added = |json: &str| {
+            let mut out = Vec::new();
+            add_fields(&mut out, json.as_bytes(), &[("target".to_owned(), "web".into())]);
+            String::from_utf8(out).unwrap()
+        };
+        // Within another field the name is not ours.
+        let within = r#"{"text":"x","meta":{"target":1}, "b":1,"a":2}"#;
+        assert_eq!(added(within), "{\"text\":\"x\",\"meta\":{\"target\":1}, \"b\":1,\"a\":2,\"target\":\"web\"}\n");
+        let twice = r#"{"z":1.50,"target":"old","b":[ 1],"text":"x","b":{"target":2},"a":null,"target":3}"#;
+        let kept = r#"{"z":1.50,"b":[ 1],"text":"x","b":{"target":2},"a":null,"target":"web"}"#;
+        assert_eq!(added(twice), format!("{kept}\n"));
+        assert_eq!(added(r#"{"target":0}"#), "{\"target\":\"web\"}\n");
     }
 }

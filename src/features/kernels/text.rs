@@ -65,6 +65,12 @@ impl Tokens {
         &self.places.ends[..self.len()]
     }
 
+    /// Bytes of memory that wait for the next text.
+    pub fn held_bytes(&self) -> usize {
+        let places = self.places.starts.capacity() + self.places.ends.capacity();
+        self.bytes.capacity() + places * size_of::<u32>()
+    }
+
     /// Makes these the tokens of `context`, which is lower-cased already, and of `text`.
     pub fn set(&mut self, kernel: TextKernel, context: &[String], text: &str) {
         self.len = 1;

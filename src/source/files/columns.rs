@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, StringArray, UInt32Array};
-use arrow::datatypes::{DataType, Float64Type};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Float64Type, Schema};
+use arrow::error::ArrowError;
 use arrow::json::LineDelimitedWriter;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ProjectionMask;
@@ -88,6 +89,7 @@ impl ParquetFile {
         if !is_text(text.data_type()) {
             return Err(format!("column `{}` is {}, expected strings", fields.text, text.data_type()));
         }
+        check(schema.fields(), settings)?;
         let is_wanted = |&i: &usize| wanted == Wanted::All || settings.names_column(schema.field(i).name());
         let projection = ProjectionMask::roots(metadata.parquet_schema(), (0..schema.fields().len()).filter(is_wanted));
         Ok(ParquetFile { place, metadata, projection, next_row_group: 0, next_row: 0, large: None })
@@ -196,6 +198,72 @@ fn row_group_reader<F: ChunkReader + 'static>(
         .map_err(|e| e.to_string())
 }
 
+/// What would only be found when whole rows are read, after all documents were scored.
+fn check(columns: &Fields, settings: &ReadSettings) -> Result<(), String> {
+    for (i, column) in columns.iter().enumerate() {
+        let name = column.name();
+        if settings.names_column(name) && columns[..i].iter().any(|before| before.name() == name) {
+            return Err(format!("two columns are called `{name}`: rename one of them, or leave it out"));
+        }
+        if json_field(column).is_none() {
+            let data_type = column.data_type();
+            let problem = "JSON has no such keys of maps; make them strings, or leave the column out";
+            return Err(format!("column `{name}` is {data_type}: {problem}"));
+        }
+    }
+    Ok(())
+}
+
+/// The column as JSON can hold it: with strings as keys of maps, wherever they stand in it. `None` if other keys are not
+/// sure to become strings.
+fn json_field(field: &FieldRef) -> Option<FieldRef> {
+    if !field.data_type().is_nested() {
+        return Some(field.clone());
+    }
+    let data_type = match field.data_type() {
+        DataType::Map(entries, is_sorted) => {
+            let DataType::Struct(of_entry) = entries.data_type() else { return None };
+            let [key, value] = &of_entry[..] else { return None };
+            let of_entry: Fields = vec![json_key(key)?, json_field(value)?].into();
+            DataType::Map(of_type(entries, DataType::Struct(of_entry)), *is_sorted)
+        }
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(json_field).collect::<Option<Fields>>()?),
+        DataType::List(item) => DataType::List(json_field(item)?),
+        DataType::LargeList(item) => DataType::LargeList(json_field(item)?),
+        DataType::ListView(item) => DataType::ListView(json_field(item)?),
+        DataType::LargeListView(item) => DataType::LargeListView(json_field(item)?),
+        DataType::FixedSizeList(item, length) => DataType::FixedSizeList(json_field(item)?, *length),
+        other => other.clone(),
+    };
+    Some(of_type(field, data_type))
+}
+
+fn json_key(key: &FieldRef) -> Option<FieldRef> {
+    match key.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(key.clone()),
+        other if is_text(other) || other.is_integer() || other.is_floating() || other == &DataType::Boolean => {
+            Some(of_type(key, DataType::Utf8))
+        }
+        _ => None,
+    }
+}
+
+fn of_type(field: &FieldRef, data_type: DataType) -> FieldRef {
+    Arc::new(Field::clone(field).with_data_type(data_type))
+}
+
+/// Rows as JSON can hold them, see [`json_field`].
+fn json_rows(rows: RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let schema = rows.schema();
+    let fields: Option<Fields> = schema.fields().iter().map(json_field).collect();
+    // What has none was refused when the file was opened.
+    let Some(fields) = fields.filter(|fields| fields != schema.fields()) else { return Ok(rows) };
+    let columns = rows.columns().iter().zip(&fields);
+    let columns = columns.map(|(column, field)| arrow::compute::cast(column, field.data_type()));
+    let columns = columns.collect::<Result<Vec<ArrayRef>, ArrowError>>()?;
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
 pub(super) fn is_text(data_type: &DataType) -> bool {
     match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
@@ -280,7 +348,7 @@ impl Columns {
     }
 }
 
-/// Calls `each` with the chosen rows as JSON objects; null values are left out.
+/// Calls `each` with the chosen rows as JSON objects; null values are left out, and keys of maps are strings.
 pub(super) fn objects(
     batch: &RecordBatch,
     chosen: &[u32],
@@ -291,6 +359,7 @@ pub(super) fn objects(
     }
     let rows =
         arrow::compute::take_record_batch(batch, &UInt32Array::from(chosen.to_vec())).map_err(|e| e.to_string())?;
+    let rows = json_rows(rows).map_err(|e| e.to_string())?;
     let mut writer = LineDelimitedWriter::new(Vec::new());
     writer.write(&rows).and_then(|()| writer.finish()).map_err(|e| e.to_string())?;
     let json = writer.into_inner();

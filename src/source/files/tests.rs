@@ -2,7 +2,11 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, LargeStringArray, StringArray, StringViewArray};
+use arrow::array::{
+    Array, ArrayBuilder, ArrayRef, BinaryBuilder, Int32Builder, Int64Array, LargeStringArray, MapBuilder, StringArray,
+    StringBuilder, StringViewArray, StructArray,
+};
+use arrow::datatypes::Field;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
@@ -255,6 +259,62 @@ fn rows_become_objects_with_all_their_columns() {
     assert_eq!(documents[1].metadata, None);
 }
 
+/// Two rows of one entry.
+fn map<K: ArrayBuilder>(keys: K, mut add: impl FnMut(&mut K, usize)) -> ArrayRef {
+    let mut maps = MapBuilder::new(None, keys, StringBuilder::new());
+    for row in 0..2 {
+        add(maps.keys(), row);
+        maps.values().append_value("v");
+        maps.append(true).unwrap();
+    }
+    Arc::new(maps.finish())
+}
+
+#[test]
+fn keys_of_maps_become_strings() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["a", "b"]));
+    let by_number = map(Int32Builder::new(), |keys, row| keys.append_value([7, -1][row]));
+    let within = Arc::new(Field::new("m", by_number.data_type().clone(), true));
+    let nested: ArrayRef = Arc::new(StructArray::from(vec![(within, by_number.clone())]));
+    let by_string = map(StringBuilder::new(), |keys, row| keys.append_value(["x", "y"][row]));
+    parquet(&path, vec![("text", text), ("m", by_number), ("nested", nested), ("s", by_string)], 10);
+    let mut metadata = Vec::new();
+    for_each_document(&path, &Decoder::for_files(), |document, _| metadata.extend(document.metadata())).unwrap();
+    assert_eq!(
+        metadata,
+        [
+            r#"{"m":{"7":"v"},"nested":{"m":{"7":"v"}},"s":{"x":"v"}}"#,
+            r#"{"m":{"-1":"v"},"nested":{"m":{"-1":"v"}},"s":{"y":"v"}}"#
+        ]
+    );
+    assert_eq!(scan(&[path], 1, false).unwrap().len(), 2);
+}
+
+/// At once, and not when whole rows are read, after everything was scored.
+#[test]
+fn columns_that_cannot_become_objects_are_named_when_a_file_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["a", "b"]));
+    let refused = |columns: Vec<(&str, ArrayRef)>| {
+        parquet(&path, columns, 10);
+        scan(std::slice::from_ref(&path), 1, false).unwrap_err().problem
+    };
+    let by_bytes = map(BinaryBuilder::new(), |keys, row| keys.append_value([row as u8, 0xFF]));
+    let within = Arc::new(Field::new("m", by_bytes.data_type().clone(), true));
+    let nested: ArrayRef = Arc::new(StructArray::from(vec![(within, by_bytes.clone())]));
+    for column in [by_bytes, nested] {
+        let problem = refused(vec![("text", text.clone()), ("odd", column)]);
+        assert!(problem.contains("column `odd` is ") && problem.contains("make them strings"), "{problem}");
+    }
+    for name in ["text", "id"] {
+        let problem = refused(vec![("text", text.clone()), ("id", text.clone()), (name, text.clone())]);
+        assert!(problem.contains(&format!("two columns are called `{name}`")), "{problem}");
+    }
+}
+
 #[test]
 fn folders_stand_for_their_files_by_name() {
     let folder = tempfile::tempdir().unwrap();
@@ -322,7 +382,7 @@ fn numbers_and_vectors_come_with_the_documents() {
 
     let text: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "c"]));
     let n: ArrayRef = Arc::new(Int64Array::from(vec![Some(3), None, Some(-2)]));
-    let items = Arc::new(arrow::datatypes::Field::new("item", arrow::datatypes::DataType::Float64, true));
+    let items = Arc::new(Field::new("item", arrow::datatypes::DataType::Float64, true));
     let flat = arrow::array::Float64Array::from(vec![Some(1.0), Some(2.0), Some(3.0), None, Some(5.0), Some(6.0)]);
     let lists = arrow::array::FixedSizeListArray::new(items, 2, Arc::new(flat), Some(vec![true, true, false].into()));
     let columns = [("text", text), ("n", n), ("e", Arc::new(lists) as ArrayRef)];
