@@ -122,12 +122,20 @@ impl ScratchParquet {
 
 /// What went wrong with the file below, a full disk above all, is said of its folder.
 fn parquet_error(shard: &str, folder: &Path, source: ParquetError) -> SinkError {
-    match source {
-        ParquetError::External(e) if e.is::<std::io::Error>() => {
-            let source = *e.downcast().expect("it is one");
-            SinkError::Scratch { folder: folder.to_owned(), source }
-        }
-        source => SinkError::Parquet { shard: shard.to_owned(), source },
+    match file_error(source) {
+        Ok(source) => SinkError::Scratch { folder: folder.to_owned(), source },
+        Err(source) => SinkError::Parquet { shard: shard.to_owned(), source },
+    }
+}
+
+/// The error of the file below, if that is what failed; otherwise the error as it was.
+pub fn file_error(error: ParquetError) -> Result<std::io::Error, ParquetError> {
+    match error {
+        ParquetError::External(cause) => match cause.downcast::<std::io::Error>() {
+            Ok(cause) => Ok(*cause),
+            Err(cause) => Err(ParquetError::External(cause)),
+        },
+        other => Err(other),
     }
 }
 

@@ -165,8 +165,9 @@ impl SelectionWriter {
         self.write_batch()?;
         if let Some(mut writer) = self.open.take() {
             self.metadata.iter().for_each(|pair| writer.append_key_value_metadata(pair.clone()));
-            let file = writer.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-            file.sync_all()?;
+            // Down to the file, whose error would else be lost.
+            writer.finish()?;
+            writer.inner().get_ref().sync_all()?;
         }
         self.written.push((self.name(), self.file_rows as u64));
         (self.file_rows, self.file_bytes, self.group_rows, self.group_bytes) = (0, 0, 0, 0);
