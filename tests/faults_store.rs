@@ -282,6 +282,33 @@ fn a_full_scratch_disk_pauses_and_loses_nothing() {
     fill_often("full disk: scratch files", patient, &disk, &stalls, "nothing is read or published until there is room");
 }
 
+/// A selection of files does not wait for room: whoever asked for it is there to be told.
+#[test]
+fn a_full_disk_ends_a_selection_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&folder.path().join("disk"), "1m") else { return };
+    let mut input = File::create(folder.path().join("raw.jsonl")).unwrap();
+    for n in 0..1_000u64 {
+        // Nothing that compresses well.
+        let word = |i: u64| format!("{:x} ", (n * 300 + i).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        writeln!(input, "{{\"text\":\"{}\"}}", (0..300).map(word).collect::<String>()).unwrap();
+    }
+    drop(input);
+    for format in ["jsonl", "parquet"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_winnowd"))
+            .args(["select", "--input", "raw.jsonl", "--target", "raw.jsonl", "--count", "1000", "--min-tokens", "1"])
+            .args(["--format", format, "--out", "disk/out"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(69), "{format}: {said}");
+        assert!(said.contains("--out `disk/out` cannot be written: No space left on device"), "{said}");
+        assert!(said.contains("free space in `") && said.contains("/disk`, or name another --out"), "{said}");
+        assert_eq!(std::fs::read_dir(&disk.folder).unwrap().count(), 0, "something was left behind");
+    }
+}
+
 /// That of documents that wait for their window to be decided.
 #[test]
 fn a_full_spool_disk_pauses_and_loses_nothing() {

@@ -8,6 +8,7 @@ mod support;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -475,6 +476,122 @@ fn a_folder_is_only_replaced_when_asked() {
     assert!(said.contains("holds `thesis.tex`, which is not of a selection"), "{said}");
     assert_eq!(names("x").len(), 4);
     assert_eq!(names("").iter().filter(|name| name.starts_with('.')).count(), 0);
+}
+
+/// Where its link leads: a folder cannot be moved over the link itself, and then all would have been done for nothing.
+#[test]
+fn a_folder_behind_a_link_is_written_to() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", sandbox.path("x")).unwrap();
+    let select = "select --input raw.jsonl --target target.jsonl --out x --count";
+    sandbox.succeed(&format!("{select} 5"));
+    assert!(sandbox.refuse(&format!("{select} 6")).contains("holds a selection already"));
+    sandbox.succeed(&format!("{select} 6 --overwrite"));
+    assert!(sandbox.path("x").is_symlink());
+    assert_eq!(strings(&sandbox.path("elsewhere").join(SELECTED), "id").len(), 6);
+    std::os::unix::fs::symlink("nowhere", sandbox.path("dangling")).unwrap();
+    let said = sandbox.refuse("select --input raw.jsonl --target target.jsonl --count 5 --out dangling");
+    assert!(said.contains("--out `dangling` is a link to nothing"), "{said}");
+}
+
+/// Nothing can be moved over it, which would only be seen at the end.
+#[test]
+fn a_file_system_is_not_replaced() {
+    let sandbox = Sandbox::new();
+    let said = sandbox.refuse("select --input raw.jsonl --target target.jsonl --count 5 --out /proc");
+    assert!(said.contains("--out `/proc` is a file system of its own") && said.contains("name a new folder"), "{said}");
+}
+
+/// The target comes through a pipe, so that the input has been found, but not read, when another one takes its place.
+#[test]
+fn an_input_that_is_replaced_is_not_selected_from() {
+    let sandbox = Sandbox::new();
+    let pipe = sandbox.path("pipe.jsonl");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let raw = std::fs::read_to_string(sandbox.path("raw.jsonl")).unwrap();
+    let reversed: String = raw.lines().rev().map(|line| format!("{line}\n")).collect();
+    std::fs::write(sandbox.path("reversed.jsonl"), reversed).unwrap();
+    let target = std::fs::read(sandbox.path("target.jsonl")).unwrap();
+    let (from, to) = (sandbox.path("reversed.jsonl"), sandbox.path("raw.jsonl"));
+    let feeding = std::thread::spawn(move || {
+        // Waits for its reader.
+        let mut pipe = File::options().write(true).open(pipe).unwrap();
+        std::fs::rename(from, to).unwrap();
+        pipe.write_all(&target).unwrap();
+    });
+    let said = sandbox.refuse("select --input raw.jsonl --target pipe.jsonl --count 5 --out x");
+    feeding.join().unwrap();
+    assert!(said.contains("`raw.jsonl`: the input has changed while it was read"), "{said}");
+    assert!(!sandbox.path("x").exists());
+}
+
+#[test]
+fn what_is_no_regular_file_stays_what_it_is() {
+    let sandbox = Sandbox::new();
+    let fit = "fit --target target.jsonl --raw raw.jsonl --out";
+    for (name, command) in
+        [("x.wnw", fit.to_owned()), ("x.jsonl", "score --model model.wnw --input raw.jsonl --out".to_owned())]
+    {
+        sandbox.succeed(&format!("{fit} model.wnw"));
+        let pipe = sandbox.path(name);
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let reading = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe).unwrap()
+        });
+        sandbox.succeed(&format!("{command} {name}"));
+        assert!(pipe.symlink_metadata().unwrap().file_type().is_fifo(), "{name} was replaced");
+        let read = reading.join().unwrap();
+        let is_whole = if name == "x.wnw" { Model::from_bytes(&read).is_ok() } else { read.ends_with(b"}\n") };
+        assert!(is_whole, "{name}: {} bytes came through", read.len());
+    }
+    // Links stay links, and what they lead to is the file, be it there before or not.
+    std::fs::create_dir(sandbox.path("models")).unwrap();
+    std::fs::write(sandbox.path("models/there.wnw"), "old").unwrap();
+    for name in ["there.wnw", "new.wnw"] {
+        std::os::unix::fs::symlink(Path::new("models").join(name), sandbox.path(name)).unwrap();
+        sandbox.succeed(&format!("{fit} {name}"));
+        assert!(sandbox.path(name).is_symlink(), "{name} was replaced");
+        let model = sandbox.path("models").join(name);
+        assert!(!model.is_symlink() && Model::from_bytes(&std::fs::read(model).unwrap()).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_told_before_anything_is_read() {
+    let sandbox = Sandbox::new();
+    std::fs::write(sandbox.path("broken.jsonl"), "no JSON\n").unwrap();
+    std::fs::create_dir(sandbox.path("folder")).unwrap();
+    for out in ["nowhere/m.wnw", "folder", "raw.jsonl/m.wnw"] {
+        let said = sandbox.refuse(&format!("fit --target target.jsonl --raw broken.jsonl --out {out}"));
+        assert!(said.contains(&format!("--out `{out}` cannot be written")) && !said.contains("broken"), "{said}");
+    }
+    let said = sandbox.refuse("fit --target target.jsonl --raw broken.jsonl --out m.wnw");
+    assert!(said.contains("`broken.jsonl`, line 1"), "{said}");
+    let mut left = std::fs::read_dir(sandbox.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(left.all(|name| !name.to_string_lossy().starts_with('.')), "something was left behind");
+}
+
+/// The device that is always full stands for a disk.
+#[test]
+fn a_full_disk_is_named() {
+    let sandbox = Sandbox::new();
+    sandbox.succeed("fit --target target.jsonl --raw raw.jsonl --out model.wnw");
+    for (name, command) in [
+        ("full.wnw", "fit --target target.jsonl --raw raw.jsonl"),
+        ("full.jsonl", "score --model model.wnw --input raw.jsonl"),
+        ("full.jsonl.zst", "score --model model.wnw --input raw.jsonl"),
+        ("full.parquet", "score --model model.wnw --input raw.jsonl"),
+    ] {
+        // Whatever a program does to its --out, it is done to the link.
+        std::os::unix::fs::symlink("/dev/full", sandbox.path(name)).unwrap();
+        let output = sandbox.run(&format!("{command} --out {name}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(69), "{name}: {said}");
+        assert!(said.contains(&format!("--out `{name}` cannot be written: No space left on device")), "{said}");
+        assert!(said.contains("free space in `/dev`, or name another --out"), "{said}");
+    }
 }
 
 #[test]

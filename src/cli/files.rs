@@ -1,10 +1,13 @@
-//! What `fit`, `score` and `select` have in common: how files are named and read, and Ctrl-C.
+//! What `fit`, `score` and `select` have in common: how files are named, read and written, and Ctrl-C.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+use parquet::errors::ParquetError;
+use tempfile::NamedTempFile;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{INTERRUPTED, Interrupted, UsageError};
@@ -247,27 +250,137 @@ pub fn total_bytes(inputs: &[Input]) -> u64 {
     inputs.iter().map(|input| input.bytes).sum()
 }
 
-/// Readers see the old file or the whole new one.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let write = || {
-        let mut file = scratch_file_for(path)?;
-        file.write_all(bytes)?;
-        persist(file, path)
-    };
-    write().map_err(|e| UsageError(format!("`{}` cannot be written: {e}", path.display())).into())
+/// What is written does not get to its place.
+#[derive(Debug, thiserror::Error)]
+#[error("{problem}")]
+pub struct WriteError {
+    problem: String,
+    source: io::Error,
 }
 
-/// A file beside `path` that vanishes unless it is [`persist`]ed.
-pub fn scratch_file_for(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::Builder::new()
-        .prefix(".winnowd-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(folder)
+impl WriteError {
+    /// `out`: what the user named.
+    pub fn new(out: &Path, source: io::Error) -> Self {
+        // Where links lead, if that is there.
+        let place = out.canonicalize().or_else(|_| std::path::absolute(out)).unwrap_or_else(|_| out.to_owned());
+        let folder = place.parent().unwrap_or(&place).display();
+        let hint = match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                format!("; free space in `{folder}`, or name another --out")
+            }
+            ErrorKind::ReadOnlyFilesystem => format!("; make `{folder}` writable, or name another --out"),
+            _ => String::new(),
+        };
+        WriteError { problem: format!("--out `{}` cannot be written: {source}{hint}", out.display()), source }
+    }
+
+    /// Whether the disk is to blame, and neither the program nor what the user named.
+    pub fn is_of_disk(&self) -> bool {
+        matches!(self.source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem)
+    }
 }
 
-pub fn persist(file: tempfile::NamedTempFile, path: &Path) -> std::io::Result<()> {
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+/// The error of a place that the user named: a mistake, unless the disk is to blame.
+pub fn unwritable(out: &Path, source: io::Error) -> anyhow::Error {
+    let error = WriteError::new(out, source);
+    if error.is_of_disk() { error.into() } else { UsageError(error.problem).into() }
+}
+
+/// The error of a writer of Parquet: that of the file below, if that is what failed.
+pub fn unwritten(out: &Path, error: ParquetError) -> anyhow::Error {
+    match crate::sink::file_error(error) {
+        Ok(source) => WriteError::new(out, source).into(),
+        Err(error) => anyhow::Error::new(error).context(format!("`{}`", out.display())),
+    }
+}
+
+/// A file that a command writes. It gets to its place when it is complete, so that readers see the old one or the whole
+/// new one. What is no regular file, such as a device or a pipe, stays what it is and is written to as it comes.
+pub struct OutFile {
+    /// By the user.
+    named: PathBuf,
+    place: Place,
+}
+
+enum Place {
+    /// Beside what it becomes; it vanishes unless it is published.
+    Scratch {
+        file: NamedTempFile,
+        becomes: PathBuf,
+    },
+    Direct(File),
+}
+
+impl OutFile {
+    /// Refuses what cannot be written, before hours are spent.
+    pub fn create(out: &Path) -> anyhow::Result<Self> {
+        let place = Place::of(out).map_err(|e| unwritable(out, e))?;
+        Ok(OutFile { named: out.to_owned(), place })
+    }
+
+    /// To write with.
+    pub fn handle(&self) -> anyhow::Result<File> {
+        let handle = match &self.place {
+            Place::Scratch { file, .. } => file.reopen(),
+            Place::Direct(file) => file.try_clone(),
+        };
+        handle.map_err(|e| unwritable(&self.named, e))
+    }
+
+    /// All has been written.
+    pub fn publish(self) -> anyhow::Result<()> {
+        let OutFile { named, place } = self;
+        let Place::Scratch { file, becomes } = place else { return Ok(()) };
+        file.as_file().sync_all().map_err(|e| unwritable(&named, e))?;
+        file.persist(&becomes).map_err(|e| unwritable(&named, e.error))?;
+        Ok(())
+    }
+
+    /// All that it is to hold.
+    pub fn write(self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.handle()?.write_all(bytes).map_err(|e| unwritable(&self.named, e))?;
+        self.publish()
+    }
+}
+
+impl Place {
+    fn of(out: &Path) -> io::Result<Self> {
+        let folder_of = |path: &Path| match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let becomes = match out.metadata() {
+            Ok(found) if found.is_dir() => return Err(ErrorKind::IsADirectory.into()),
+            Ok(found) if !found.is_file() => return File::options().write(true).open(out).map(Place::Direct),
+            // Where a link leads, so that it stays a link.
+            Ok(_) => out.canonicalize()?,
+            Err(e) if e.kind() == ErrorKind::NotFound => match out.read_link() {
+                Ok(leads_to) => return Place::of(&folder_of(out).join(leads_to)),
+                Err(_) => out.to_owned(),
+            },
+            Err(e) => return Err(e),
+        };
+        let file = tempfile::Builder::new()
+            .prefix(".winnowd-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .tempfile_in(folder_of(&becomes))?;
+        Ok(Place::Scratch { file, becomes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_under_a_writer_of_parquet_is_told_by_its_name() {
+        let out = Path::new("/somewhere/out.parquet");
+        let error = unwritten(out, io::Error::from(ErrorKind::StorageFull).into());
+        assert!(error.downcast_ref::<WriteError>().is_some_and(WriteError::is_of_disk), "{error}");
+        let said = error.to_string();
+        assert!(said.contains("--out `/somewhere/out.parquet` cannot be written"), "{said}");
+        assert!(said.contains("free space in `/somewhere`"), "{said}");
+        let error = unwritten(out, ParquetError::General("no".to_owned()));
+        assert!(!error.is::<WriteError>() && error.to_string().contains("out.parquet"), "{error}");
+    }
 }

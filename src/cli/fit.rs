@@ -6,7 +6,7 @@ mod ngrams;
 use std::path::PathBuf;
 
 use super::UsageError;
-use super::files::{FeaturiserArguments, Files, ReadArguments, write_atomically};
+use super::files::{FeaturiserArguments, Files, OutFile, ReadArguments};
 use crate::features::Featuriser;
 use crate::score::{Model, ModelId, Target};
 use crate::source::files::Input;
@@ -164,10 +164,11 @@ pub fn fit(arguments: &FitArguments) -> anyhow::Result<()> {
     if plan.targets.is_empty() {
         return Err(UsageError("--target: name at least one file".to_owned()).into());
     }
+    let out = OutFile::create(&arguments.out)?;
     let files = Files::new(&arguments.read)?;
     let model = plan.fit(&files)?;
     let bytes = model.to_bytes();
-    write_atomically(&arguments.out, &bytes)?;
+    out.write(&bytes)?;
     super::print(&format!("{}\n{}", arguments.out.display(), super::model::summary(&model, &ModelId::of(&bytes))))
 }
 

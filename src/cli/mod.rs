@@ -1,7 +1,7 @@
 //! The command line: arguments → configuration → work → exit code.
 //!
-//! Exit codes: 0 done, 64 bad usage or configuration, 69 an outside system is unavailable, 70 a fault of the program,
-//! 130 interrupted.
+//! Exit codes: 0 done, 64 bad usage or configuration, 69 an outside system is unavailable or a disk is full,
+//! 70 a fault of the program, 130 interrupted.
 
 mod bars;
 mod check;
@@ -228,6 +228,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         USAGE
     } else if let Some(error) = error.downcast_ref::<FileError>() {
         if error.is_of_store() { UNAVAILABLE } else { USAGE }
+    } else if let Some(error) = error.downcast_ref::<files::WriteError>() {
+        if error.is_of_disk() { UNAVAILABLE } else { INTERNAL }
     } else if error.is::<DamagedShards>() {
         UNAVAILABLE
     } else if let Some(error) = error.downcast_ref::<crate::sql::SqlError>() {
@@ -267,4 +269,31 @@ fn load_model(config: &Config) -> anyhow::Result<LoadedModel> {
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|e| format!("cannot be read: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_fault_of_the_program() {
+        let out = Path::new("/somewhere/out");
+        for (kind, hint) in [
+            (ErrorKind::StorageFull, "free space in `/somewhere`, or name another --out"),
+            (ErrorKind::QuotaExceeded, "free space in `/somewhere`, or name another --out"),
+            (ErrorKind::ReadOnlyFilesystem, "make `/somewhere` writable, or name another --out"),
+        ] {
+            let written: anyhow::Error = files::WriteError::new(out, Error::from(kind)).into();
+            for error in [written, files::unwritable(out, Error::from(kind)).context("the selection is complete")] {
+                assert_eq!(exit_code(&error), UNAVAILABLE, "{error:#}");
+                let said = message(&error);
+                assert!(said.contains("--out `/somewhere/out` cannot be written") && said.contains(hint), "{said}");
+            }
+        }
+        let denied = || Error::from(ErrorKind::PermissionDenied);
+        assert_eq!(exit_code(&files::unwritable(out, denied())), USAGE);
+        assert_eq!(exit_code(&files::WriteError::new(out, denied()).into()), INTERNAL);
+    }
 }

@@ -4,16 +4,16 @@ use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context;
 use arrow::array::{ArrayRef, Float64Array, StringBuilder, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
-use super::files::{Files, LossFieldArguments, ReadArguments, persist, scratch_file_for, total_bytes};
+use super::files::{Files, LossFieldArguments, OutFile, ReadArguments, total_bytes, unwritten};
 use super::progress::Progress;
 use super::select::significant;
 use super::tokenizer::TokenizerArguments;
@@ -48,16 +48,15 @@ pub struct ScoreArguments {
 pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
     let (model, id) = super::model::load(&arguments.model)?;
     let inputs = arguments.read.inputs(&arguments.input, false)?;
+    let file = OutFile::create(&arguments.out)?;
     let files = Files::new(&arguments.read)?.with_losses(&arguments.losses);
-    let unwritable = |e: std::io::Error| UsageError(format!("`{}` cannot be written: {e}", arguments.out.display()));
-    let scratch = scratch_file_for(&arguments.out).map_err(unwritable)?;
     let weights = super::weights::Weights::new(&model);
     let columns = Columns {
         weights: weights.columns().to_vec(),
         has_losses: arguments.losses.has_losses(),
         tokenizer: arguments.tokenizer.load()?,
     };
-    let mut out = Out::new(&arguments.out, scratch.reopen()?, &columns, &id)?;
+    let mut out = Out::new(&arguments.out, file.handle()?, &columns, &id)?;
     let is_parquet = matches!(out, Out::Parquet(_));
     let mut losses = QuantileSketch::default();
 
@@ -72,12 +71,12 @@ pub fn score(arguments: &ScoreArguments) -> anyhow::Result<()> {
             bad_lines += scored.bad_lines;
             losses.merge(&scored.losses);
             progress.add(scored.documents, scored.file_bytes);
-            out.write(&scored.rows)
+            out.write(&scored.rows).map_err(|e| unwritten(&arguments.out, e))
         },
     )?;
     files.check_interrupted()?;
-    out.finish()?;
-    persist(scratch, &arguments.out).map_err(unwritable)?;
+    out.finish().map_err(|e| unwritten(&arguments.out, e))?;
+    file.publish()?;
     progress.finish();
     let bad = if bad_lines > 0 { format!(", {bad_lines} bad lines passed over") } else { String::new() };
     let range = match losses.quantile(0.01).zip(losses.quantile(0.99)) {
@@ -222,19 +221,20 @@ impl Out {
         Ok(Out::Parquet(Box::new(ArrowWriter::try_new(file, schema(columns), Some(properties))?)))
     }
 
-    fn write(&mut self, rows: &Rows) -> anyhow::Result<()> {
+    fn write(&mut self, rows: &Rows) -> Result<(), ParquetError> {
         match (self, rows) {
-            (Out::Parquet(writer), Rows::Parquet(batch)) => writer.write(batch).context("scores")?,
-            (Out::Jsonl(writer), Rows::Jsonl(lines)) => writer.write_all(lines).context("scores")?,
-            (Out::Zstd(writer), Rows::Jsonl(lines)) => writer.write_all(lines).context("scores")?,
-            _ => anyhow::bail!("rows were made for another format"),
+            (Out::Parquet(writer), Rows::Parquet(batch)) => writer.write(batch)?,
+            (Out::Jsonl(writer), Rows::Jsonl(lines)) => writer.write_all(lines)?,
+            (Out::Zstd(writer), Rows::Jsonl(lines)) => writer.write_all(lines)?,
+            _ => return Err(ParquetError::General("rows were made for another format".to_owned())),
         }
         Ok(())
     }
 
-    fn finish(self) -> anyhow::Result<()> {
+    fn finish(self) -> Result<(), ParquetError> {
         match self {
-            Out::Parquet(writer) => writer.into_inner().context("scores")?.flush()?,
+            // Down to the file, whose error would else be lost.
+            Out::Parquet(mut writer) => drop(writer.finish()?),
             Out::Jsonl(mut writer) => writer.flush()?,
             Out::Zstd(writer) => drop(writer.finish()?),
         }

@@ -147,7 +147,7 @@ pub fn select(arguments: &SelectArguments) -> anyhow::Result<()> {
     let sample = if plan.measures_coverage { Some(looking.sample()?) } else { None };
     let explanations = if plan.explain.is_empty() { Vec::new() } else { explain::explain(&looking)? };
     if plan.writes_decisions {
-        explain::write_decisions(&looking, folder.create(explain::DECISIONS)?)?;
+        explain::write_decisions(&looking, &folder)?;
     }
     let writing = rows::Writing {
         inputs: &inputs,

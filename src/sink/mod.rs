@@ -18,7 +18,7 @@ use std::path::PathBuf;
 pub use dead_letters::{DeadLetterWriter, StoredDeadLetter, dead_letter_schema, read_dead_letters};
 pub use patience::{FullDisk, GiveUp};
 pub use read::{PublishedRow, SPLIT, ShardReader};
-pub use scratch::{FinishedFile, ScratchFile};
+pub use scratch::{FinishedFile, ScratchFile, file_error};
 pub use selection::{SelectedRow, SelectionColumns, SelectionWriter};
 pub use shard::{BATCH_BYTES, BATCH_ROWS, COLUMNS, ShardWriter, Split, WriterSettings, is_shard_column, schema};
 pub use spool::{Spool, SpoolFolder};

@@ -165,14 +165,20 @@ impl<W: Write + Send> RowGroupWriter<W> {
         self.groups().map(of_group).sum()
     }
 
-    /// Ends the file, with these pairs in its footer, and gives back what it was written to.
-    pub fn finish(mut self, metadata: impl IntoIterator<Item = KeyValue>) -> Result<W, ParquetError> {
+    /// Ends the file, with these pairs in its footer, and gives what `ended` makes of what it was written to, down to which all has gone.
+    pub fn finish<R>(
+        mut self,
+        metadata: impl IntoIterator<Item = KeyValue>,
+        ended: impl FnOnce(&mut W) -> R,
+    ) -> Result<R, ParquetError> {
         self.end_row_group()?;
         while !self.ended.is_empty() {
             self.append_oldest()?;
         }
         metadata.into_iter().for_each(|pair| self.file.append_key_value_metadata(pair));
-        self.file.into_inner()
+        // `into_inner` would tell of a full disk in words only.
+        self.file.finish()?;
+        Ok(ended(self.file.inner_mut()))
     }
 }
 
@@ -351,7 +357,7 @@ mod tests {
                 writer.ended.len() <= ahead.groups && writer.ended_bytes() <= ahead.bytes && waiting <= ahead.bytes
             );
         }
-        writer.finish([pair()]).unwrap()
+        writer.finish([pair()], std::mem::take).unwrap()
     }
 
     proptest! {
@@ -401,7 +407,7 @@ mod tests {
             });
             writer.groups().next().inspect(|oldest| oldest.compress_some());
             let told = writer.bytes();
-            let bytes = writer.finish([]).unwrap().len();
+            let bytes = writer.finish([], |file| file.len()).unwrap();
             assert!(told > bytes / 2 && told < bytes * 3 / 2, "{told} for {bytes}");
         }
     }
@@ -421,7 +427,7 @@ mod tests {
                 writer.write(turned.clone())?;
                 writer.end_row_group()
             });
-            assert!(outcome.is_err() || writer.finish([]).is_err(), "{groups} row groups ahead");
+            assert!(outcome.is_err() || writer.finish([], |_| ()).is_err(), "{groups} row groups ahead");
         }
     }
 }

@@ -109,24 +109,30 @@ impl ScratchParquet {
     pub fn finish(self, rows: u64, metadata: Vec<(String, String)>) -> Result<FinishedFile, SinkError> {
         let ScratchParquet { shard, _abandon, writer, scratch, folder } = self;
         let metadata = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value));
-        let mut hashing = writer.finish(metadata).map_err(|source| parquet_error(&shard, &folder, source))?;
-        let io_error = |source| SinkError::Scratch { folder: folder.clone(), source };
-        hashing.flush().map_err(io_error)?;
-        let file = hashing.file.into_inner().map_err(|e| io_error(e.into_error()))?;
-        let bytes = file.metadata().map_err(io_error)?.len();
-        let digest = format!("sha256:{}", crate::hex(&hashing.digest.finalize()));
+        let ended = |to: &mut HashingFile| (to.file.get_ref().metadata(), to.digest.clone().finalize());
+        let (file, digest) = writer.finish(metadata, ended).map_err(|source| parquet_error(&shard, &folder, source))?;
+        let bytes = file.map_err(|source| SinkError::Scratch { folder: folder.clone(), source })?.len();
+        let digest = format!("sha256:{}", crate::hex(&digest));
         Ok(FinishedFile { file: ScratchFile::new(scratch, folder), rows, bytes, digest })
     }
 }
 
 /// What went wrong with the file below, a full disk above all, is said of its folder.
 fn parquet_error(shard: &str, folder: &Path, source: ParquetError) -> SinkError {
-    match source {
-        ParquetError::External(e) if e.is::<std::io::Error>() => {
-            let source = *e.downcast().expect("it is one");
-            SinkError::Scratch { folder: folder.to_owned(), source }
-        }
-        source => SinkError::Parquet { shard: shard.to_owned(), source },
+    match file_error(source) {
+        Ok(source) => SinkError::Scratch { folder: folder.to_owned(), source },
+        Err(source) => SinkError::Parquet { shard: shard.to_owned(), source },
+    }
+}
+
+/// The error of the file below, if that is what failed; otherwise the error as it was.
+pub fn file_error(error: ParquetError) -> Result<std::io::Error, ParquetError> {
+    match error {
+        ParquetError::External(cause) => match cause.downcast::<std::io::Error>() {
+            Ok(cause) => Ok(*cause),
+            Err(cause) => Err(ParquetError::External(cause)),
+        },
+        other => Err(other),
     }
 }
 

@@ -169,9 +169,7 @@ impl SelectionWriter {
     fn end_file(&mut self) -> Result<(), ParquetError> {
         self.write_batch()?;
         if let Some(writer) = self.open.take() {
-            let file =
-                writer.finish(self.metadata.clone())?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-            file.sync_all()?;
+            writer.finish(self.metadata.clone(), |file| file.get_ref().sync_all())??;
         }
         self.written.push((self.name(), self.file_rows as u64));
         (self.file_rows, self.file_bytes, self.group_rows, self.group_bytes) = (0, 0, 0, 0);

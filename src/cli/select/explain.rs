@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::fmt::Write;
 
-use anyhow::Context;
 use serde::Serialize;
 
 use super::draw::Drawn;
 use super::measure::Looking;
+use super::output::Folder;
 use super::report::significant;
 use super::spread::{end, name};
 
@@ -94,7 +94,10 @@ pub fn explain(looking: &Looking<'_>) -> anyhow::Result<Vec<Explanation>> {
 }
 
 /// One JSON object a line: of every document, in the order of the input.
-pub fn write_decisions(looking: &Looking<'_>, mut file: impl std::io::Write + Send) -> anyhow::Result<()> {
+pub fn write_decisions(looking: &Looking<'_>, folder: &Folder) -> anyhow::Result<()> {
+    use std::io::Write as _;
+
+    let mut file = folder.create(DECISIONS)?;
     let mut written = Ok(());
     looking.visit(
         |_| true,
@@ -108,7 +111,7 @@ pub fn write_decisions(looking: &Looking<'_>, mut file: impl std::io::Write + Se
             }
         },
     )?;
-    written.and_then(|()| file.flush()).context(DECISIONS)
+    Ok(written.and_then(|()| file.flush()).map_err(|e| folder.failed(e))?)
 }
 
 impl Looking<'_> {

@@ -19,7 +19,7 @@ use crate::record::{DocumentRef, Members, TextScratch};
 use crate::score::{Model, ModelId, NgramCounts};
 use crate::select::{NearestDistances, Pick};
 use crate::sink::{SelectedRow, SelectionColumns};
-use crate::source::files::{ChunkPlace, ChunkReader, FileError, Input, Wanted};
+use crate::source::files::{CHANGED, ChunkPlace, ChunkReader, FileError, Input, Wanted};
 
 /// All that is known when rows are written.
 pub struct Writing<'a> {
@@ -98,7 +98,7 @@ impl Writing<'_> {
             rows.sources.iter().for_each(|source| sources.selected(source.as_deref()));
             n_tokens += rows.n_tokens;
             counted_tokens += rows.counted_tokens;
-            output.write(&rows.rows)
+            output.write(&rows.rows).map_err(|e| folder.unwritten(e))
         };
         let reader = self.files.reader(self.inputs);
         let states = match self.wanted_chunks() {
@@ -108,7 +108,7 @@ impl Writing<'_> {
         self.files.check_interrupted()?;
         progress.finish();
         let mut written = Written {
-            files: output.finish()?,
+            files: output.finish().map_err(|e| folder.unwritten(e))?,
             selected: NgramCounts::zero(buckets),
             random: NgramCounts::zero(buckets),
             random_documents: 0,
@@ -126,8 +126,8 @@ impl Writing<'_> {
         }
         let rows: u64 = written.files.iter().map(|(_, rows)| rows).sum();
         if rows != self.draw.selection.picks.len() as u64 {
-            let problem = "the input has changed while it was read: documents of the first pass are gone in the second";
-            return Err(UsageError(problem.to_owned()).into());
+            let problem = format!("{CHANGED}: documents of the first pass are gone in the second");
+            return Err(UsageError(problem).into());
         }
         Ok(written)
     }
@@ -217,7 +217,12 @@ impl Writing<'_> {
                     state.random_documents += 1;
                 }
                 if let Some(pick) = pick(document(n)) {
-                    state.selected.add_text(&content.text, &self.model.featuriser, &mut state.scratch);
+                    let n_tokens = state.selected.add_text(&content.text, &self.model.featuriser, &mut state.scratch);
+                    // A cheap sign of a text that is not the one that was weighed.
+                    if n_tokens != self.scores.n_tokens[pick.document as usize] {
+                        let path = self.inputs[chunk.input()].path.clone();
+                        return Err(FileError { path, line: Some(line), problem: CHANGED.to_owned() });
+                    }
                     self.add_row(&mut found, pick, &content, json, weights);
                 }
                 Ok(())

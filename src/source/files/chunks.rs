@@ -49,13 +49,17 @@ impl ChunkPlace {
         let ChunkPlace { number, input, first_line, start, len } = *self;
         let path = &inputs[input].path;
         let read = match &inputs[input].object {
-            Some(object) => object.bytes(start, len as u64).map(|bytes| {
+            Some(object) => object.bytes(start, len as u64).map_err(|e| e.to_string()).map(|bytes| {
                 buffer.clear();
                 buffer.extend_from_slice(&bytes);
             }),
             None => {
                 buffer.resize(len, 0);
-                File::open(path).and_then(|file| file.read_exact_at(buffer, start))
+                inputs[input].open_file().and_then(|file| {
+                    let read = file.read_exact_at(buffer, start).map_err(|e| e.to_string());
+                    // Afterwards, too: it may have changed under the reading.
+                    inputs[input].check_unchanged(&file).and(read)
+                })
             }
         };
         match read {
@@ -63,7 +67,7 @@ impl ChunkPlace {
                 let (file_bytes, place) = (len as u64, Some(*self));
                 Ok(Chunk { number, input, first_line, file_bytes, place, content: Content::Lines })
             }
-            Err(e) => Err(FileError { path: path.clone(), line: Some(first_line), problem: e.to_string() }),
+            Err(problem) => Err(FileError { path: path.clone(), line: Some(first_line), problem }),
         }
     }
 }
@@ -82,6 +86,8 @@ pub(super) struct Chunks<'a> {
     n_chunks: usize,
     input: usize,
     open: Option<Open>,
+    /// See [`Input::watch`].
+    watched: Option<File>,
     failed: bool,
 }
 
@@ -109,16 +115,18 @@ struct Lines {
 
 impl<'a> Chunks<'a> {
     pub fn new(inputs: &'a [Input], settings: &'a ReadSettings, wanted: Wanted) -> Self {
-        Chunks { inputs, settings, wanted, n_chunks: 0, input: 0, open: None, failed: false }
+        Chunks { inputs, settings, wanted, n_chunks: 0, input: 0, open: None, watched: None, failed: false }
     }
 
     /// The next chunk, its lines in `buffer`; `None` at the end, or after an error.
     pub fn next(&mut self, buffer: &mut Vec<u8>) -> Option<Result<Chunk, FileError>> {
         while !self.failed && self.input < self.inputs.len() {
-            match self.next_of_file(buffer) {
+            let next = self.next_of_file(buffer);
+            // What is wrong with a file that changes is that it changes.
+            match self.check_unchanged().and(next) {
                 Ok(Some(chunk)) => return Some(Ok(chunk)),
                 Ok(None) => {
-                    self.open = None;
+                    (self.open, self.watched) = (None, None);
                     self.input += 1;
                 }
                 Err((line, problem)) => {
@@ -131,9 +139,16 @@ impl<'a> Chunks<'a> {
         None
     }
 
+    fn check_unchanged(&self) -> Result<(), (Option<u64>, String)> {
+        let Some(file) = &self.watched else { return Ok(()) };
+        self.inputs[self.input].check_unchanged(file).map_err(|problem| (None, problem))
+    }
+
     fn next_of_file(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Chunk>, (Option<u64>, String)> {
         if self.open.is_none() {
-            let opened = Open::input(&self.inputs[self.input], self.settings, self.wanted);
+            let input = &self.inputs[self.input];
+            self.watched = input.watch().map_err(|problem| (None, problem))?;
+            let opened = Open::input(input, self.settings, self.wanted);
             self.open = Some(opened.map_err(|problem| (None, problem))?);
         }
         let Some(open) = &mut self.open else { return Ok(None) };
@@ -189,7 +204,7 @@ impl Open {
         let file_bytes = Arc::new(AtomicU64::new(0));
         let stored: Box<dyn Read + Send> = match &input.object {
             Some(object) => Box::new(object.reader()),
-            None => Box::new(File::open(&input.path).map_err(|e| e.to_string())?),
+            None => Box::new(input.open_file()?),
         };
         let reader = input.compression.of(CountingReader { stored, bytes: file_bytes.clone() });
         let is_csv = input.format == Format::Csv;

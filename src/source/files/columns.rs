@@ -1,7 +1,5 @@
 //! Rows: those of Parquet files, by row groups, and of CSV; their named columns as documents, whole rows as JSON objects.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, StringArray, UInt32Array};
@@ -50,7 +48,7 @@ pub(super) struct ParquetFile {
 /// Where it lies.
 #[derive(Clone)]
 pub(super) enum Place {
-    Here(Arc<PathBuf>),
+    Here(Arc<Input>),
     Stored(Object),
 }
 
@@ -75,8 +73,8 @@ impl ParquetFile {
                 (Place::Stored(object.clone()), ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
             }
             None => {
-                let file = File::open(&input.path).map_err(|e| e.to_string())?;
-                (Place::Here(Arc::new(input.path.clone())), ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
+                let file = input.open_file()?;
+                (Place::Here(Arc::new(input.clone())), ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
             }
         };
         let metadata = metadata.map_err(|e| e.to_string())?;
@@ -167,10 +165,7 @@ impl Rows {
         };
         match place {
             // Handles of one open file share a position, so that every thread needs its own.
-            Place::Here(path) => {
-                let file = File::open(path.as_path()).map_err(|e| e.to_string())?;
-                row_group_reader(file, metadata, projection, *row_group)
-            }
+            Place::Here(input) => row_group_reader(input.open_file()?, metadata, projection, *row_group),
             Place::Stored(object) => {
                 let columns = metadata.metadata().row_group(*row_group).columns().iter();
                 let columns = columns.map(ColumnChunkMetaData::byte_range).map(|(from, len)| (from, from + len));

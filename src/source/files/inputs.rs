@@ -1,7 +1,9 @@
 //! What the user named: files, folders of files, patterns of names; on this machine, or in an object store.
 
 use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,7 +28,22 @@ pub struct Input {
     pub is_regular: bool,
     /// `None`: it is a file on this machine.
     pub object: Option<Object>,
+    /// As it was found; `None` for what is no regular file on this machine.
+    identity: Option<Identity>,
 }
+
+/// What tells a file from another one of its name, and from itself before somebody wrote to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+}
+
+/// What is said of an input of which two readings do not belong together.
+pub const CHANGED: &str = "the input has changed while it was read";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -72,17 +89,29 @@ impl Format {
     }
 }
 
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
 impl Input {
-    fn file(path: PathBuf, metadata: &std::fs::Metadata) -> Self {
+    fn file(path: PathBuf, metadata: &Metadata) -> Self {
         let (format, compression) = Format::of(&path.to_string_lossy());
         let (bytes, is_regular) = (metadata.len(), metadata.is_file());
-        Input { path, format, compression, bytes, is_regular, object: None }
+        let identity = is_regular.then(|| Identity::of(metadata));
+        Input { path, format, compression, bytes, is_regular, object: None, identity }
     }
 
     fn object(object: Object) -> Self {
         let (format, compression) = Format::of(object.key.as_ref());
         let (path, bytes) = (PathBuf::from(object.name()), object.size);
-        Input { path, format, compression, bytes, is_regular: true, object: Some(object) }
+        Input { path, format, compression, bytes, is_regular: true, object: Some(object), identity: None }
     }
 
     /// What it is called, as text.
@@ -90,11 +119,32 @@ impl Input {
         self.path.to_string_lossy().into_owned()
     }
 
+    /// The file on this machine, if it is still the one that was found.
+    pub(super) fn open_file(&self) -> Result<File, String> {
+        let file = File::open(&self.path).map_err(|e| e.to_string())?;
+        self.check_unchanged(&file)?;
+        Ok(file)
+    }
+
+    /// A handle for [`Input::check_unchanged`] while others read; `None` where nothing could be seen by it. A pipe must
+    /// not be opened twice.
+    pub(super) fn watch(&self) -> Result<Option<File>, String> {
+        self.identity.map(|_| self.open_file()).transpose()
+    }
+
+    /// Refuses an open file that is another than the one that was found, or has been written to since: numbers of
+    /// documents, and places in it, would mean others.
+    pub(super) fn check_unchanged(&self, file: &File) -> Result<(), String> {
+        let Some(identity) = self.identity else { return Ok(()) };
+        let found = file.metadata().map_err(|e| e.to_string())?;
+        if Identity::of(&found) == identity { Ok(()) } else { Err(CHANGED.to_owned()) }
+    }
+
     /// What it holds, decompressed, from the beginning.
     pub fn open(&self) -> Result<Box<dyn Read + Send>, FileError> {
         let stored: std::io::Result<Box<dyn Read + Send>> = match &self.object {
             Some(object) => Ok(Box::new(object.reader())),
-            None => std::fs::File::open(&self.path).map(|file| Box::new(file) as Box<dyn Read + Send>),
+            None => File::open(&self.path).map(|file| Box::new(file) as Box<dyn Read + Send>),
         };
         let opened = stored.and_then(|stored| self.compression.of(stored));
         opened.map_err(|e| FileError { path: self.path.clone(), line: None, problem: e.to_string() })

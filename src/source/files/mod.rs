@@ -26,7 +26,7 @@ pub use chunks::{Chunk, ChunkPlace};
 pub use columns::Wanted;
 pub use fields::ExtraFields;
 pub use in_order::in_order;
-pub use inputs::{Compression, Format, Input, expand, is_url};
+pub use inputs::{CHANGED, Compression, Format, Input, expand, is_url};
 pub use objects::{Bucket, Object};
 
 use chunks::{Chunks, Content};

@@ -223,6 +223,101 @@ fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>, row_group_rows: usize) {
     writer.close().unwrap();
 }
 
+/// What a second pass says of a file if something happens to it after the first: where it is read from the beginning,
+/// and where its chunks are looked for by their places.
+fn after_change(path: &Path, change: impl FnOnce()) -> [Option<String>; 2] {
+    let inputs = expand(&[path.to_owned()], &StoreOptions::new()).unwrap();
+    let settings = ReadSettings::new(Decoder::for_files());
+    let reader = Reader { inputs: &inputs, settings: &settings, stop: &AtomicBool::new(false) };
+    let work = |(): &mut (), chunk: &ChunkReader<'_>| {
+        chunk.for_each_document(|_| {})?;
+        Ok(chunk.chunk.place)
+    };
+    let mut places = Vec::new();
+    let first = reader.scan(Wanted::Named, vec![(); 2], work, |place| {
+        places.extend(place);
+        Ok::<(), FileError>(())
+    });
+    first.unwrap();
+    change();
+    let again = reader.scan(Wanted::All, vec![(); 2], work, |_| Ok::<(), FileError>(()));
+    let by_places = reader.scan_again(&places, vec![(); 2], work, |_| Ok::<(), FileError>(()));
+    // Without places nothing is read by them.
+    let by_places = if places.is_empty() { None } else { by_places.err() };
+    [again.err(), by_places].map(|error| error.map(|e| e.to_string()))
+}
+
+/// A selection is drawn by the numbers of documents: in another file they would be those of others.
+#[test]
+fn a_file_that_changes_between_passes_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other");
+    let write = |path: &Path, name: &str, texts: [&str; 2]| {
+        let lines = texts.map(|text| format!("{{\"text\":\"{text}\"}}\n")).concat();
+        match name {
+            "x.parquet" => parquet(path, vec![("text", Arc::new(StringArray::from(texts.to_vec())) as ArrayRef)], 1),
+            "x.csv" => std::fs::write(path, format!("text\n{}\n{}\n", texts[0], texts[1])).unwrap(),
+            "x.jsonl.gz" => std::fs::write(path, gzip(lines.as_bytes())).unwrap(),
+            _ => std::fs::write(path, lines).unwrap(),
+        }
+    };
+    for name in ["x.jsonl", "x.jsonl.gz", "x.csv", "x.parquet"] {
+        let path = folder.path().join(name);
+        write(&path, name, ["a", "b"]);
+        assert_eq!(after_change(&path, || {}), [None, None], "{name}");
+        let swapped = after_change(&path, || {
+            write(&other, name, ["b", "a"]);
+            std::fs::rename(&other, &path).unwrap();
+        });
+        let touched = after_change(&path, || {
+            let file = File::options().append(true).open(&path).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        });
+        let appended = after_change(&path, || {
+            let more = std::fs::read(&path).unwrap();
+            File::options().append(true).open(&path).unwrap().write_all(&more).unwrap();
+        });
+        for [again, by_places] in [swapped, touched, appended] {
+            let says = |said: &String| said.contains(&format!("{name}`")) && said.ends_with(CHANGED);
+            assert!(again.as_ref().is_some_and(says), "{name}: {again:?}");
+            assert_eq!(by_places.is_some(), name == "x.jsonl", "{name}");
+            assert!(by_places.as_ref().is_none_or(says), "{name}: {by_places:?}");
+        }
+    }
+}
+
+/// What it reads of a file that grows depends on when it looks.
+#[test]
+fn a_file_that_changes_under_a_pass_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.jsonl");
+    std::fs::write(&path, format!("{{\"text\":\"{}\"}}\n", "x".repeat(1_000)).repeat(5_000)).unwrap();
+    let mut is_first = true;
+    let error = for_each_document(&path, &Decoder::for_files(), |_, _| {
+        if std::mem::take(&mut is_first) {
+            File::options().append(true).open(&path).unwrap().write_all(b"{\"text\":").unwrap();
+        }
+    });
+    let said = error.unwrap_err().to_string();
+    assert!(said.contains("x.jsonl`") && said.ends_with(CHANGED), "{said}");
+}
+
+/// It has no identity to be kept, and must be opened once only.
+#[test]
+fn a_pipe_is_read_as_it_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe.jsonl");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let feeding = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::write(pipe, "{\"text\":\"a\"}\n{\"text\":\"b\"}\n").unwrap()
+    });
+    let mut texts = Vec::new();
+    for_each_document(&pipe, &Decoder::for_files(), |document, _| texts.push(document.text.to_string())).unwrap();
+    feeding.join().unwrap();
+    assert_eq!(texts, ["a", "b"]);
+}
+
 #[test]
 fn reads_parquet_of_any_string_type_in_small_and_large_row_groups() {
     let folder = tempfile::tempdir().unwrap();
