@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use winnowd::features::{BucketList, Featuriser};
 use winnowd::record::{Document, TopicPartition};
-use winnowd::score::{ImportanceWeight, Model, NgramCounts, Score, Side, VersionedWeight};
+use winnowd::score::{ImportanceWeight, Model, NgramCounts, Score, Side, Target, VersionedWeight, WeightVersion};
 use winnowd::select::{Division, Noise, Quotas, SelectorKind, SelectorSettings};
 use winnowd::window::{
     CloseReason, ClosedWindow, Content, OpenWindow, Opening, ScoredDocument, ScoredRecord, WindowPolicy,
@@ -19,6 +19,9 @@ const TEMPERATURE: f64 = 2.0;
 const LOG_WEIGHTS: [f64; 8] = [-1.0, 0.5, 3.0, 0.0, 1.5, 1.5, -0.5, 2.0];
 
 struct Setting {
+    division: Arc<Division>,
+    /// Of every document, for the targets but the first.
+    other_weights: Vec<Vec<f64>>,
     model: Model,
     weight: Arc<VersionedWeight>,
     policy: WindowPolicy,
@@ -32,10 +35,25 @@ impl Setting {
         let side = || Side::of(NgramCounts::from_vec(vec![1, 1]));
         let model = Model::of_one_target(featuriser, side(), side()).unwrap();
         let weight = VersionedWeight::pinned(ImportanceWeight::of_targets(&model).remove(0));
+        let division = Arc::new(Division::whole());
+        let other_weights = vec![Vec::new(); LOG_WEIGHTS.len()];
         let policy = WindowPolicy { max_documents: 100, max_bytes: u64::MAX, max_age_ms: i64::MAX };
         let mut buckets = BucketList::new(2);
         buckets.extend(&[0]);
-        Setting { model, weight, policy, buckets }
+        Setting { division, other_weights, model, weight, policy, buckets }
+    }
+
+    /// With a second target of the same share, to which the heaviest document of the first is the lightest.
+    fn of_two_targets() -> Self {
+        let one = Setting::new();
+        let side = || Side::of(NgramCounts::from_vec(vec![1, 1]));
+        let target = |name: &str| Target { name: name.into(), proportion: 0.5, side: side() };
+        let model = Model { targets: vec![target("a"), target("b")], ..one.model };
+        let division = Arc::new(Division::of(&Quotas::default(), &model));
+        let weights = ImportanceWeight::of_targets(&model);
+        let weight = VersionedWeight::of_targets(WeightVersion::default(), weights, None);
+        let other_weights = LOG_WEIGHTS.map(|weight| vec![2.0 - weight]).to_vec();
+        Setting { division, other_weights, model, weight, ..one }
     }
 
     /// One window of the eight documents, selected with this seed.
@@ -60,17 +78,16 @@ impl Setting {
         };
         let at = TopicPartition::new("documents", 0);
         let noise = Noise::new(seed, &at);
-        let division = Arc::new(Division::whole());
-        let opening = Opening { division: &division, clusters: None, edges: None, buckets: 2 };
+        let opening = Opening { division: &self.division, clusters: None, edges: None, buckets: 2 };
         let mut window = OpenWindow::new(at, 0, &self.policy, &selector, opening);
-        for (offset, log_importance_weight) in (0..).zip(LOG_WEIGHTS) {
+        for ((offset, log_importance_weight), other_weights) in (0..).zip(LOG_WEIGHTS).zip(&self.other_weights) {
             let document =
                 Document { id: String::new(), text: "x".into(), source: None, timestamp_ms: None, metadata: None };
             let score = Score { n_tokens: 1, log_importance_weight, ..Score::default() };
             let outcome = Ok(ScoredDocument {
                 content: Content::Whole(document),
                 score,
-                other_weights: Vec::new(),
+                other_weights: other_weights.clone(),
                 numbers: [f64::NAN; 2],
                 pool: None,
                 point: None,
@@ -172,4 +189,25 @@ fn the_horvitz_thompson_total_is_unbiased() {
             assert!(errors.abs() < 4.0, "fraction {fraction}: {mean} instead of {total}, {errors} standard errors");
         }
     }
+}
+
+/// The same of two targets that choose in turn, two documents each: all that one window leaves to chance is the noise.
+#[test]
+fn the_horvitz_thompson_total_of_two_targets_is_unbiased() {
+    let setting = Setting::of_two_targets();
+    let (mut sum, mut squares) = (0.0, 0.0);
+    for seed in 0..SEEDS {
+        let selected = setting.select(seed, "0.5").selected;
+        let of_first = selected.iter().filter(|row| row.target == 0).count();
+        assert_eq!((selected.len(), of_first), (4, 2));
+        let estimate: f64 = selected.iter().map(|row| row.inclusion_probability.recip()).sum();
+        sum += estimate;
+        squares += estimate * estimate;
+    }
+    let n = SEEDS as f64;
+    let mean = sum / n;
+    let standard_error = ((squares / n - mean * mean) / n).sqrt();
+    // By the thresholds alone it would be 4 % too low.
+    assert!(4.0 * standard_error < 0.02 * 8.0, "{standard_error} of 8 documents");
+    assert!((mean - 8.0).abs() < 4.0 * standard_error, "{mean} instead of 8, standard error {standard_error}");
 }

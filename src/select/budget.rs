@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 
 use super::Noise;
 use super::apportion::{Rounding, apportion};
+use super::chances::add_turn;
 
 /// How budgets become whole numbers.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +38,12 @@ pub struct Turn {
     pub count: u64,
     /// The highest key that it did not choose; `None` when nothing was left, or it had nothing to choose.
     pub threshold: Option<f64>,
+    /// The lowest key that it did choose; `None` when it chose nothing.
+    pub lowest: Option<f64>,
+    /// The document whose key the threshold is, by its number or offset.
+    pub first_out: Option<i64>,
+    /// How many turns later in the same pool that one was chosen; `None`: never.
+    pub taken_after: Option<usize>,
 }
 
 /// A chosen document.
@@ -129,10 +136,27 @@ impl BudgetedSelection {
         count: u64,
         key: impl Fn(u32) -> f64,
     ) {
-        let threshold = take_best(documents, count as usize, key, |document, key| {
+        let n_before = self.picks.len();
+        let first_out = take_best(documents, count as usize, key, |document, key| {
             self.picks.push(Pick { document, target, key });
         });
-        self.turns.push(Turn { pool, target, count, threshold });
+        let chosen = &self.picks[n_before..];
+        let turn = Turn {
+            pool,
+            target,
+            count,
+            threshold: first_out.map(|(_, key)| key),
+            lowest: chosen.iter().map(|pick| pick.key).reduce(f64::min),
+            first_out: first_out.map(|(document, _)| document.into()),
+            taken_after: None,
+        };
+        add_turn(&mut self.turns, turn, |document| chosen.iter().any(|pick| i64::from(pick.document) == document));
+    }
+
+    /// The turns of one pool, where they are in the order of the pools.
+    pub fn turns_of(&self, pool: usize) -> &[Turn] {
+        let turns = &self.turns[self.turns.partition_point(|turn| turn.pool < pool)..];
+        &turns[..turns.partition_point(|turn| turn.pool == pool)]
     }
 }
 
@@ -195,14 +219,14 @@ impl Schedule {
     }
 }
 
-/// Removes the `count` best of `documents` and gives the highest key that is left. There may be very many documents: keys alone
-/// are held, and are made again.
+/// Removes the `count` best of `documents` and gives the best that is left, with its key. There may be very many
+/// documents: keys alone are held, and are made again.
 fn take_best(
     documents: &mut Vec<u32>,
     count: usize,
     key: impl Fn(u32) -> f64,
     mut taken: impl FnMut(u32, f64),
-) -> Option<f64> {
+) -> Option<(u32, f64)> {
     if count == 0 {
         return None;
     }
@@ -230,8 +254,10 @@ fn take_best(
     equal.sort_unstable();
     let left = equal.split_off(count - n_taken);
     equal.into_iter().for_each(|document| taken(document, threshold));
+    // At least that whose key is the threshold.
+    let first_out = left[0];
     documents.extend(left);
-    Some(threshold)
+    Some((first_out, threshold))
 }
 
 #[cfg(test)]
@@ -329,7 +355,8 @@ mod tests {
                 // Half a document of this pool, of those before it and of all.
                 prop_assert!((first - chosen as f64 * share).abs() <= 1.5 + 1e-9, "{} of {}", first, chosen);
             }
-            // A document is chosen exactly if it beats the threshold of some turn: inclusion probabilities rest on it.
+            // A document is chosen exactly if it beats the threshold of some turn. What that would be if it were not
+            // there is another question: see `chances`.
             for (d, (pool, ..)) in keys.iter().enumerate() {
                 let beats = selection.turns.iter().any(|t| {
                     t.pool == *pool && t.count > 0 && t.threshold.is_none_or(|threshold| key(d as u32, t.target) > threshold)

@@ -27,7 +27,7 @@ mod stream;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BudgetRounding, BudgetedSelection, Fraction, SelectorSettings};
+use super::{BudgetRounding, BudgetedSelection, Fraction, SelectorSettings, chance_in_turns};
 
 pub use edges::Edges;
 pub use follow::{EdgeSketches, EdgeTally, EdgesVersion, MIN_SKETCHED};
@@ -174,25 +174,22 @@ impl Covered {
         self.pools.get(cell / n_strata)?.strata.get(cell % n_strata).copied()
     }
 
-    /// Chance of a document of this cell to be selected: b / n of a stratum that is drawn from uniformly, otherwise by the
-    /// thresholds of the stratum. `total_log_weight` is that for a target. All turns look at the same noise, so a document is
-    /// selected exactly if it beats the most favourable of them.
+    /// Chance of a document of this cell to be selected: b / n of a stratum that is drawn from uniformly, otherwise by
+    /// the turns of the stratum (see [`chance_in_turns`]). `selected_by`: the target that selected it.
+    /// `total_log_weight` is that for a target.
     pub fn inclusion_probability(
         &self,
         settings: &SelectorSettings,
         within: Within,
         cell: usize,
+        selected_by: Option<usize>,
         total_log_weight: impl Fn(usize) -> f64,
     ) -> f64 {
         let Some(Stratum { documents, budget }) = self.stratum(cell) else { return 0.0 };
         if within == Within::Uniform {
             return budget as f64 / documents.max(1) as f64;
         }
-        let turns = self.selection.turns.partition_point(|turn| turn.pool < cell)..;
-        let turns = self.selection.turns[turns].iter().take_while(|turn| turn.pool == cell);
-        let of_turn =
-            |turn: &super::Turn| settings.inclusion_probability(total_log_weight(turn.target), turn.threshold);
-        turns.filter(|turn| turn.count > 0).map(of_turn).fold(0.0, f64::max)
+        chance_in_turns(settings, self.selection.turns_of(cell), selected_by, total_log_weight)
     }
 
     /// Documents of each pool, after the cut-off.

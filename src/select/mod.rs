@@ -7,6 +7,7 @@
 mod acceptance;
 mod apportion;
 mod budget;
+mod chances;
 mod coverage;
 mod diagnostics;
 mod filter;
@@ -29,6 +30,7 @@ use crate::score::{LossTerm, Score};
 pub use acceptance::{AcceptanceBySource, SourceAcceptance, SourceCounts};
 pub use apportion::{Rounding, apportion};
 pub use budget::{BudgetRounding, BudgetedSelection, Pick, Schedule, Turn, budgets, select_within_budgets};
+pub use chances::chance_in_turns;
 pub use coverage::{
     CoveragePlan, CoverageRequest, CoverageSelector, CoverageSettings, Covered, CoveredPool, CoveredWindow, Criterion,
     Cutoff, DEFAULT_CLIP, DEFAULT_STRATA, DocumentScores, EdgeSketches, EdgeTally, Edges, EdgesFrom, EdgesVersion,

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::chances::add_turn;
 use super::{Chosen, Division, Reservoir, Turn};
 
 /// When it is looked again at what pools, or strata, can still give.
@@ -154,9 +155,18 @@ pub(super) fn take_turns<T>(
     for (reservoir, (pool, target, count)) in reservoirs.into_iter().zip(counts) {
         let mut left = reservoir.into_ranked().into_iter().filter(|candidate| !taken.contains(&candidate.offset));
         let best: Vec<Chosen<Arc<T>>> = left.by_ref().take(count as usize).collect();
-        let threshold = left.next().filter(|_| count > 0).map(|first_out| first_out.key);
+        let first_out = left.next().filter(|_| count > 0).map(|first_out| (first_out.offset, first_out.key));
         drop(left);
-        turns.push(Turn { pool, target, count, threshold });
+        let turn = Turn {
+            pool,
+            target,
+            count,
+            threshold: first_out.map(|(_, key)| key),
+            lowest: best.last().map(|worst| worst.key),
+            first_out: first_out.map(|(offset, _)| offset),
+            taken_after: None,
+        };
+        add_turn(&mut turns, turn, |offset| best.iter().any(|best| best.offset == offset));
         taken.extend(best.iter().map(|best| best.offset));
         let of_turn = |Chosen { offset, key, item }| ChosenFor { offset, pool, target, key, item };
         chosen.extend(best.into_iter().map(of_turn));

@@ -4,7 +4,7 @@ use super::*;
 use crate::record::TopicPartition;
 use crate::score::LossStrategy;
 
-fn settings(kind: SelectorKind) -> SelectorSettings {
+pub(super) fn settings(kind: SelectorKind) -> SelectorSettings {
     let fraction = "0.1".parse().unwrap();
     SelectorSettings {
         kind,

@@ -11,7 +11,7 @@ use crate::record::Document;
 use crate::score::Score;
 use crate::select::{
     self, BudgetRounding, BudgetedReservoirs, ChosenFor, ClusterAddition, Division, EdgeTally, Noise, Reservoir,
-    SelectorSettings, Turn, Unit,
+    SelectorSettings, Turn, Unit, chance_in_turns,
 };
 
 #[derive(Debug)]
@@ -275,13 +275,10 @@ impl Divided {
         };
         let to_candidate = |chosen: ChosenFor<Candidate>| {
             let ChosenFor { offset, pool, target, key, item: candidate } = chosen;
-            // All turns look at the same noise, so a document is chosen exactly if it beats the most favourable of them.
-            let of_turn =
-                |turn: &Turn| selector.inclusion_probability(log_weight(turn.target, candidate.number), turn.threshold);
             let of_pool = &turns[pool * n_targets..][..n_targets];
-            let best = of_pool.iter().filter(|turn| turn.count > 0).map(of_turn).fold(0.0, f64::max);
+            let of_target = |target| log_weight(target, candidate.number);
             // Whether anything of its pool is chosen at all may have been left to chance.
-            let inclusion_probability = chances[pool] * best;
+            let inclusion_probability = chances[pool] * chance_in_turns(selector, of_pool, Some(target), of_target);
             let target = target as u32;
             (Chosen { number: candidate.number, offset, target, key, inclusion_probability, ratio: 1.0 }, candidate)
         };

@@ -202,7 +202,8 @@ impl CoveredCandidates {
             let pool = pool_of(number);
             let cell = covered.cell(pool, importance(number)).expect("a chosen document has a stratum");
             let of_target = |target| total(number, target);
-            let probability = covered.inclusion_probability(selector, coverage.settings.within, cell, of_target);
+            let probability =
+                covered.inclusion_probability(selector, coverage.settings.within, cell, Some(target), of_target);
             let offset = self.offsets.get(number);
             // Whether anything of its pool is chosen at all may have been left to chance.
             let (target, inclusion_probability) = (target as u32, chances[pool] * probability);
@@ -273,13 +274,11 @@ pub(super) fn summary(
         let occupied = strata.strata.iter().enumerate().filter(|(_, stratum)| stratum.documents > 0);
         let of_stratum = |(number, stratum): (usize, &Stratum)| {
             let cell = pool * strata.strata.len() + number;
-            let turns = &covered.selection.turns;
-            let turns = turns[turns.partition_point(|turn| turn.pool < cell)..].iter();
             StratumSummary {
                 stratum: number as u32,
                 n_documents: stratum.documents,
                 n_selected: stratum.budget,
-                thresholds: turns.take_while(|turn| turn.pool == cell).map(|turn| turn.threshold).collect(),
+                thresholds: covered.selection.turns_of(cell).iter().map(|turn| turn.threshold).collect(),
             }
         };
         PoolStrata {

@@ -111,7 +111,8 @@ impl OnePassCandidates {
                 None => log_weights[number as usize],
                 Some(other) => other_log_weights[other][number as usize],
             };
-            let probability = covered.inclusion_probability(selector, coverage.settings.within, cell, total);
+            let probability =
+                covered.inclusion_probability(selector, coverage.settings.within, cell, Some(target), total);
             // Whether anything of its pool is chosen at all may have been left to chance.
             let (target, inclusion_probability) = (target as u32, chances[cell / n_strata] * probability);
             (Chosen { number, offset, target, key, inclusion_probability, ratio: 1.0 }, candidate)

@@ -162,6 +162,7 @@ impl Strata {
     pub fn inclusion_probability(&self, draw: &Draw, scores: &Scores, model: &Model, document: u32) -> f64 {
         let Some(cell) = self.cell(draw, scores, model, document) else { return 0.0 };
         let weight = |target| total_weight(scores, model, &draw.settings, document, scores.weight(document, target));
-        self.covered.inclusion_probability(&draw.settings, self.coverage.settings.within, cell, weight)
+        let selected_by = draw.selected_by(document);
+        self.covered.inclusion_probability(&draw.settings, self.coverage.settings.within, cell, selected_by, weight)
     }
 }

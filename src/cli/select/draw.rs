@@ -11,7 +11,7 @@ use crate::record::TopicPartition;
 use crate::score::{Model, Score};
 use crate::select::{
     BudgetRounding, BudgetedSelection, Diagnostics, JudgedDraw, Noise, Pick, Quotas, SelectorKind, SelectorSettings,
-    budgets, pool_shares_of, select_within_budgets, temperature_for_effective_sample_size,
+    budgets, chance_in_turns, pool_shares_of, select_within_budgets, temperature_for_effective_sample_size,
 };
 
 /// Documents of files have no partition: their numbers are the offsets of this one.
@@ -233,8 +233,13 @@ impl Draw {
         (0..scores.n_targets).map(of_target).collect()
     }
 
-    /// Chance of being selected, given the thresholds of the turns in its pool. All turns look at the same noise, so a
-    /// document is selected exactly if it beats the most favourable of them.
+    /// The target that selected a document.
+    pub fn selected_by(&self, document: u32) -> Option<usize> {
+        let picks = &self.selection.picks;
+        picks.binary_search_by_key(&document, |pick| pick.document).ok().map(|pick| picks[pick].target)
+    }
+
+    /// Chance of being selected, given what all others in its pool competed with: see [`chance_in_turns`].
     pub fn inclusion_probability(&self, scores: &Scores, model: &Model, document: u32) -> f64 {
         if let Some(probabilities) = &self.probabilities {
             let pick = self.selection.picks.binary_search_by_key(&document, |pick| pick.document);
@@ -247,14 +252,8 @@ impl Draw {
             Drawn::Sensitivities(of) => return of.pool(pool).inclusion_probability(of.score(document)),
             Drawn::Tokens(of) => return of.inclusion_probability(self, scores, model, document),
         }
-        let turns = self.selection.turns.iter().filter(|turn| turn.pool == pool && turn.count > 0);
-        turns
-            .map(|turn| {
-                let weight = scores.weight(document, turn.target);
-                let weight = total_weight(scores, model, &self.settings, document, weight);
-                self.settings.inclusion_probability(weight, turn.threshold)
-            })
-            .fold(0.0, f64::max)
+        let weight = |target| total_weight(scores, model, &self.settings, document, scores.weight(document, target));
+        chance_in_turns(&self.settings, self.selection.turns_of(pool), self.selected_by(document), weight)
     }
 
     /// What a selected document stands for in weighted sums.

@@ -76,6 +76,10 @@ impl TokenPools {
             target: 0,
             count: of.selected().len() as u64,
             threshold: of.threshold(),
+            // One target chooses, so that nobody asks for these.
+            lowest: None,
+            first_out: None,
+            taken_after: None,
         };
         BudgetedSelection { picks, turns: self.pools.iter().enumerate().map(turn).collect() }
     }

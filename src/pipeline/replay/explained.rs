@@ -108,7 +108,7 @@ pub struct ExplainedDocument {
     pub targets: Vec<OfTarget>,
     /// The target that selected it, of several.
     pub selected_for: Option<String>,
-    /// Chance of being selected, given the thresholds.
+    /// Chance of being selected, given the thresholds; of a selected document what its shard says.
     pub inclusion_probability: Option<f64>,
     pub sample_weight: Option<f64>,
 }
@@ -380,10 +380,12 @@ impl Asked<'_> {
             let weight = targets[0].total_log_weight;
             strata.explain((seen.offset, document, weight), pool, self.contenders)
         });
-        let inclusion_probability = is_candidate.then(|| match &sensitivity {
-            Some(sensitivity) => self.chance(pool) * sensitivity.inclusion_probability(),
-            None => self.inclusion_probability(seen, &targets, strata.as_ref()),
-        });
+        let inclusion_probability =
+            is_candidate.then(|| match (taken.inclusion_probability(seen.offset), &sensitivity) {
+                (Some(probability), _) => probability,
+                (None, Some(sensitivity)) => self.chance(pool) * sensitivity.inclusion_probability(),
+                (None, None) => self.inclusion_probability(seen, &targets, strata.as_ref()),
+            });
         let ratio = sensitivity.as_ref().map_or(1.0, |sensitivity| sensitivity.pool.ratio);
         ExplainedDocument {
             n_tokens: score.n_tokens,
@@ -433,7 +435,7 @@ impl Asked<'_> {
         self.division.chances(self.manifest.selector.fraction, self.n_documents(), &sizes)[pool]
     }
 
-    /// As the window computes it for those that it selects.
+    /// Of a document that was not selected, by the thresholds of all turns.
     fn inclusion_probability(&self, seen: &Seen, targets: &[OfTarget], strata: Option<&ExplainedStrata>) -> f64 {
         let selector = &self.manifest.selector;
         let pool = seen.pool;

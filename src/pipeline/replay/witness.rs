@@ -231,16 +231,20 @@ impl Contenders {
     }
 }
 
-/// Which target has selected which offset.
-pub(super) struct TakenBy(BTreeMap<i64, usize>);
+/// Which target has selected which offset, and with what inclusion probability.
+pub(super) struct TakenBy(BTreeMap<i64, (usize, f64)>);
 
 impl TakenBy {
     pub fn of(closed: &ClosedWindow) -> Self {
-        TakenBy(closed.selected.iter().map(|row| (row.offset, row.target)).collect())
+        TakenBy(closed.selected.iter().map(|row| (row.offset, (row.target, row.inclusion_probability))).collect())
     }
 
     pub fn target(&self, offset: i64) -> Option<usize> {
-        self.0.get(&offset).copied()
+        self.0.get(&offset).map(|(target, _)| *target)
+    }
+
+    pub fn inclusion_probability(&self, offset: i64) -> Option<f64> {
+        self.0.get(&offset).map(|(_, probability)| *probability)
     }
 
     /// Whether no target before this one has selected it.
@@ -263,12 +267,13 @@ mod tests {
             contenders.enter(offset, pool, keys.into_iter());
         }
         // The first target took 10, the second 14.
-        let taken = TakenBy([(10, 0), (14, 1)].into());
+        let taken = TakenBy([(10, (0, 0.5)), (14, (1, 0.25))].into());
         let ranks = |target| [10, 11, 12, 14].map(|offset| contenders.rank(offset, 0, target, &taken).unwrap());
         assert_eq!(ranks(0), [1, 2, 3, 4]);
         assert_eq!(ranks(1)[1..], [3, 2, 1]);
         assert_eq!(contenders.rank(13, 1, 0, &taken), Some(1));
         assert_eq!(contenders.rank(99, 0, 0, &taken), None);
+        assert_eq!([10, 11].map(|offset| taken.inclusion_probability(offset)), [Some(0.5), None]);
         assert_eq!((contenders.sizes(3), contenders.len()), (vec![4, 1, 0], 5));
     }
 }

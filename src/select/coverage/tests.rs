@@ -8,7 +8,7 @@ use crate::features::Featuriser;
 use crate::record::TopicPartition;
 use crate::score::{Model, NgramCounts, Side, Target};
 use crate::select::budget::split_among_targets;
-use crate::select::{Division, Noise, Quotas, Rounding, Schedule, SelectorKind, apportion, budgets};
+use crate::select::{Division, Noise, Pick, Quotas, Rounding, Schedule, SelectorKind, apportion, budgets};
 
 /// A document: its pool, scores that are whole numbers (so that the oracle can do without rounding), and its log weight.
 #[derive(Debug, Clone)]
@@ -310,8 +310,8 @@ proptest! {
         prop_assert_eq!(window.select_from(pools), window.select_from(window.pools()));
     }
 
-    /// Given the thresholds of its stratum a document is selected exactly if its key beats one; what the probability says
-    /// must then be the chance of that.
+    /// A document is selected exactly if its key beats a threshold of its stratum. Its probability is the chance of
+    /// that where one target chooses, and no higher where several compete for it.
     #[test]
     fn probabilities_are_those_of_the_draw(window in window()) {
         let covered = window.select_from(window.pools());
@@ -322,16 +322,20 @@ proptest! {
             }
             let pool = doc.pool % window.pool_shares.len();
             let cell = covered.cell(pool, doc.importance as f64 * window.unit).unwrap();
-            let is_picked = covered.selection.picks.iter().any(|pick| pick.document == document);
+            let by = covered.selection.picks.iter().find(|pick| pick.document == document).map(|pick| pick.target);
+            let is_picked = by.is_some();
             let weight = |target| window.total_weight(document, target);
-            let p = covered.inclusion_probability(&selector(), window.settings.within, cell, weight);
+            let p = covered.inclusion_probability(&selector(), window.settings.within, cell, by, weight);
             prop_assert!((0.0..=1.0).contains(&p) && (p > 0.0 || !is_picked), "{}", p);
             let turns = covered.selection.turns.iter().filter(|turn| turn.pool == cell && turn.count > 0);
             let beats = |turn: &crate::select::Turn| turn.threshold.is_none_or(|t| window.key(document, turn.target) > t);
             prop_assert_eq!(turns.clone().any(beats), is_picked);
             if window.settings.within == Within::Weighted {
                 let best = turns.map(|turn| selector().inclusion_probability(weight(turn.target), turn.threshold));
-                prop_assert_eq!(best.fold(0.0, f64::max), p);
+                let best = best.fold(0.0, f64::max);
+                let compete = is_picked && window.target_shares.len() > 1;
+                let is_right = if compete { p <= best } else { p == best };
+                prop_assert!(is_right, "{} of {}", p, best);
             }
             sums += p;
         }
@@ -536,9 +540,48 @@ fn rare_scores_get_as_much_as_frequent_ones() {
     assert_eq!((covered.selection.picks.len(), hard), (20, 10));
     assert_eq!(covered.occupied(), (2, 2));
     let (easy, hard) = (covered.cell(0, 0.0).unwrap(), covered.cell(0, 9.0).unwrap());
-    let p = |cell| covered.inclusion_probability(&selector(), Within::Uniform, cell, |_| 0.0);
+    let p = |cell| covered.inclusion_probability(&selector(), Within::Uniform, cell, None, |_| 0.0);
     assert_eq!((p(easy), p(hard)), (10.0 / 60.0, 10.0 / 30.0));
     assert_eq!(covered.cell(1, 0.0), None);
+}
+
+/// Two targets compete in each of two strata.
+#[test]
+fn the_horvitz_thompson_total_of_strata_is_unbiased() {
+    const SEEDS: u64 = 20_000;
+    let document = |i: i64| Doc { pool: 0, cutoff: 0, importance: i % 2, weight: (i / 2 % 5 - 2) as f64 };
+    let settings = CoverageSettings { strata: 2, cutoff: None, within: Within::Weighted, clip: 0.0 };
+    let mut window = Window {
+        documents: (0..20).map(document).collect(),
+        unit: 1.0,
+        count: 8,
+        pool_shares: vec![1.0],
+        target_shares: vec![0.5, 0.5],
+        settings,
+        seed: 0,
+    };
+    let (mut sum, mut squares, mut by_thresholds) = (0.0, 0.0, 0.0);
+    for seed in 0..SEEDS {
+        window.seed = seed;
+        let covered = window.select_from(window.pools());
+        let total = |by: fn(&Pick) -> Option<usize>| -> f64 {
+            let chance = |pick: &Pick| {
+                let cell = covered.cell(0, window.documents[pick.document as usize].importance as f64).unwrap();
+                let weight = |target| window.total_weight(pick.document, target);
+                covered.inclusion_probability(&selector(), Within::Weighted, cell, by(pick), weight)
+            };
+            covered.selection.picks.iter().map(|pick| chance(pick).recip()).sum()
+        };
+        let estimate = total(|pick| Some(pick.target));
+        sum += estimate;
+        squares += estimate * estimate;
+        by_thresholds += total(|_| None);
+    }
+    let n = SEEDS as f64;
+    let (mean, old_mean) = (sum / n, by_thresholds / n);
+    let limit = 4.0 * ((squares / n - mean * mean) / n).sqrt();
+    assert!((mean - 20.0).abs() < limit, "{mean} of 20 documents, {limit} could be chance");
+    assert!(2.0 * limit < mean - old_mean, "{old_mean} by the thresholds, {limit} could be chance");
 }
 
 #[test]

@@ -112,7 +112,7 @@ proptest! {
         for (row, pick) in selected.iter().zip(&expected.selection.picks) {
             let (offset, hard, total, _) = candidates[pick.document as usize];
             let cell = expected.cell(pool(offset), hard).unwrap();
-            let probability = expected.inclusion_probability(&selector, within, cell, |_| total);
+            let probability = expected.inclusion_probability(&selector, within, cell, Some(pick.target), |_| total);
             prop_assert_eq!(row.inclusion_probability, chances[pool(offset)] * probability);
             prop_assert_eq!(&row.document.id, &offset.to_string());
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::score::Target;
-use crate::select::{BudgetRounding, select_within_budgets};
+use crate::select::{BudgetRounding, chance_in_turns, select_within_budgets};
 
 const TARGETS: [(&str, f64, &str); 2] = [("good", 0.7, "good words only"), ("bad", 0.3, "bad noise only bad")];
 
@@ -114,6 +114,7 @@ proptest! {
         let count = selector.fraction.of(texts.len() as u64, noise.rounding(100));
         let budgets = division.budgets(count, &sizes, BudgetRounding::Random { noise: &noise, from: 100 });
         let expected = select_within_budgets(pools, &budgets, key);
+        let chances = division.chances(selector.fraction, texts.len() as u64, &sizes);
 
         prop_assert_eq!(closed.selected.len() as u64, count.min(sizes.iter().sum()), "as many as with one target");
         prop_assert_eq!(closed.selected.len(), expected.picks.len());
@@ -122,10 +123,11 @@ proptest! {
             let all = [0, 1].map(|target| score(pick.document, target).log_importance_weight);
             prop_assert_eq!(&row.log_importance_weights, &all);
             prop_assert_eq!(row.score.log_importance_weight, all[pick.target]);
-            let turns = expected.turns.iter().filter(|turn| turn.pool == pool_of(pick.document) && turn.count > 0);
-            let best = turns.map(|turn| selector.inclusion_probability(total(pick.document, turn.target), turn.threshold));
-            let best = best.fold(0.0, f64::max);
-            prop_assert!(row.inclusion_probability > 0.0 && row.inclusion_probability <= best);
+            let pool = pool_of(pick.document);
+            let of_target = |target| total(pick.document, target);
+            let chance = chance_in_turns(&selector, expected.turns_of(pool), Some(pick.target), of_target);
+            prop_assert!(row.inclusion_probability > 0.0);
+            prop_assert!((row.inclusion_probability - chances[pool] * chance).abs() < 1e-12);
         }
         let summary = &closed.summary;
         let turns: Vec<_> = summary.turns.iter().map(|turn| (turn.n_candidates, turn.n_selected, turn.threshold)).collect();

@@ -9,7 +9,7 @@ use crate::cli::select::SelectionPlan;
 use crate::cli::select::draw::{self, Draw, Drawn, Judged};
 use crate::cli::select::scores::Scores;
 use crate::score::{ImportanceWeight, Model, NgramCounts};
-use crate::select::{BudgetedSelection, CoveragePlan, Noise, Schedule, SelectorSettings};
+use crate::select::{BudgetedSelection, CoveragePlan, Noise, Schedule, SelectorSettings, Turn, chance_in_turns};
 
 /// Documents that compete with one another: those of a pool, or of a stratum of one.
 pub struct Cells {
@@ -144,22 +144,20 @@ impl<'a> Drawing<'a> {
         let mut cells = std::mem::take(&mut window.cells);
         for (&cell, left) in &mut cells {
             let counts = self.cells.schedules[cell].take(window.sizes[&cell], round, self.rounds);
+            let mut n_left = Vec::with_capacity(n_targets);
             for (target, count) in counts.into_iter().enumerate() {
                 let key = |document: u32| {
                     let weight = weighed[window.number(document) * n_targets + target];
                     let total = draw::total_weight(self.scores, self.model, &self.settings, document, weight);
                     self.settings.key(&self.noise, i64::from(document), total)
                 };
-                let documents = left.len() as u64;
+                n_left.push(left.len() as u64);
                 self.selection.take_turn(cell, target, left, count, key);
-                let turns = self.selection.turns.drain(..);
-                window.turns.extend(turns.map(|turn| WindowTurn {
-                    window: self.windows.count(),
-                    round,
-                    documents,
-                    turn,
-                }));
             }
+            let number = self.windows.count();
+            let turns = self.selection.turns.drain(..).zip(n_left);
+            let of_window = |(turn, documents): (Turn, u64)| WindowTurn { window: number, round, documents, turn };
+            window.turns.extend(turns.map(of_window));
         }
         let picks = &self.selection.picks[first_pick..];
         self.rounds_of_picks.extend(picks.iter().map(|_| round));
@@ -182,22 +180,28 @@ impl<'a> Drawing<'a> {
         Ok(())
     }
 
-    /// Chances of the picks of a window. All turns look at the same noise: a document is selected exactly if it beats the most
-    /// favourable of them.
+    /// Chances of the picks of a window. They are exact where it has one round, see [`chance_in_turns`]. Of several
+    /// rounds the best counts, and that cannot be exact: what a round chooses changes the weights of the next, so that
+    /// what those would have chosen without a document is not known. Their thresholds stand for it.
     fn probabilities(&mut self, window: &Window, first_pick: usize) {
         let n_targets = self.against.len();
-        for pick in &self.selection.picks[first_pick..] {
-            let of_turn = |WindowTurn { turn, round, .. }: &WindowTurn| {
-                let weighed = &window.rounds[*round as usize - 1];
-                let weight = weighed[window.number(pick.document) * n_targets + turn.target];
-                let total = draw::total_weight(self.scores, self.model, &self.settings, pick.document, weight);
-                self.settings.inclusion_probability(total, turn.threshold)
+        let picks = self.selection.picks[first_pick..].iter().zip(&self.rounds_of_picks[first_pick..]);
+        for (pick, &round_of_pick) in picks {
+            // Every round has a turn for each target.
+            let in_round = |turns: &[WindowTurn]| {
+                let round = turns[0].round;
+                let total = |target: usize| {
+                    let weight = window.rounds[round as usize - 1][window.number(pick.document) * n_targets + target];
+                    draw::total_weight(self.scores, self.model, &self.settings, pick.document, weight)
+                };
+                let turns: Vec<Turn> = turns.iter().map(|turn| turn.turn).collect();
+                let chosen_by = (round == round_of_pick).then_some(pick.target);
+                chance_in_turns(&self.settings, &turns, chosen_by, total)
             };
             let cell = self.cells.of(self.scores, pick.document);
-            let from = window.turns.partition_point(|turn| turn.turn.pool < cell);
-            let of_cell = window.turns[from..].iter().take_while(|turn| turn.turn.pool == cell);
-            let chances = of_cell.filter(|turn| turn.turn.count > 0).map(of_turn);
-            self.probabilities.push(chances.fold(0.0, f64::max));
+            let of_cell = &window.turns[window.turns.partition_point(|turn| turn.turn.pool < cell)..];
+            let of_cell = &of_cell[..of_cell.partition_point(|turn| turn.turn.pool == cell)];
+            self.probabilities.push(of_cell.chunks(n_targets).map(in_round).fold(0.0, f64::max));
         }
     }
 
