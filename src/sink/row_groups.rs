@@ -327,7 +327,7 @@ mod tests {
 
     fn batch(first: usize, rows: usize) -> RecordBatch {
         let text = |i: usize| format!("{i} ").repeat(i % 50);
-        let several = |i: usize| (i % 3 > 0).then(|| (0..i % 3).map(|n| Some(n as i32)).collect::<Vec<_>>());
+        let several = |i: usize| (!i.is_multiple_of(3)).then(|| (0..i % 3).map(|n| Some(n as i32)).collect::<Vec<_>>());
         let columns: Vec<ArrayRef> = vec![
             Arc::new(StringArray::from_iter_values((first..first + rows).map(text))),
             Arc::new(Int64Array::from_iter_values((first..first + rows).map(|i| i as i64))),

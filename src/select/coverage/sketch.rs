@@ -432,7 +432,8 @@ mod tests {
             bytes.extend([1.0f64, 2.0].iter().flat_map(|end| end.to_le_bytes()));
             bytes.extend((cells.len() as u32).to_le_bytes());
             bytes.extend(cells.iter().flat_map(|(cell, n)| [&cell.to_le_bytes()[..], &n.to_le_bytes()].concat()));
-            bytes.extend_from_slice(&Sha256::digest(&bytes.clone()));
+            let checksum = Sha256::digest(&bytes);
+            bytes.extend_from_slice(&checksum);
             QuantileSketch::from_bytes(&bytes)
         };
         assert_eq!(of_cells(&[(8193, 1), (8321, 1)]).map(|sketch| sketch.len()), Ok(2));
