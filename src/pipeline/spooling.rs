@@ -79,6 +79,11 @@ impl Spooling {
         self.folder.used_bytes() + (share * spool.bytes() as f64) as u64 <= self.max_bytes
     }
 
+    /// Whether a window that was decided gives its room back by itself.
+    pub fn is_room_coming(&self) -> bool {
+        self.folder.deleting_bytes() > 0
+    }
+
     pub fn is_beyond_budget(&self) -> bool {
         self.folder.used_bytes() > self.max_bytes
     }

@@ -411,14 +411,14 @@ impl Worker {
 
     /// Keeps documents that wait within their share of the disk: beyond most of it one partition alone is read, until windows
     /// that are decided give room back. Only what was read before can be too much all the same: then it is waited for the
-    /// publisher, and if that does not help the fullest window closes early.
+    /// publisher and for files that are being deleted, and if that does not help the fullest window closes early.
     fn relieve_spool(&mut self) -> Result<(), WorkerEnd> {
         while self.spooling.is_beyond_budget() {
             if self.publisher.is_closed() {
                 return Err(WorkerEnd::Disconnected);
             }
-            if self.in_flight.bytes() > 0 {
-                self.in_flight.wait(TICK);
+            // The last of it may have come back between the two looks.
+            if self.await_freed() || !self.spooling.is_beyond_budget() {
                 continue;
             }
             let fullest =
@@ -473,16 +473,25 @@ impl Worker {
         self.send(ToPublisher::Window { window: Box::new(closed), spool, owner_epoch, held_bytes })
     }
 
+    /// Whether room on disk comes back without a window being closed: from the publisher, or of files that are being deleted,
+    /// which takes seconds. Then it has waited for a moment.
+    fn await_freed(&self) -> bool {
+        if self.in_flight.bytes() > 0 {
+            self.in_flight.wait(TICK);
+            return true;
+        }
+        let is_coming = self.spooling.is_room_coming();
+        if is_coming {
+            std::thread::sleep(TICK);
+        }
+        is_coming
+    }
+
     /// What a window selects is written beside all of its rows. Until there is room for that, what windows before it have selected
-    /// goes into the shard.
+    /// goes into the shard, and their files are deleted.
     fn await_room(&self, spool: Option<&Spool>, n_selected: usize) {
         let Some(spool) = spool else { return };
-        while !self.spooling.has_room_to_keep(spool, n_selected)
-            && self.in_flight.bytes() > 0
-            && !self.publisher.is_closed()
-        {
-            self.in_flight.wait(TICK);
-        }
+        while !self.spooling.has_room_to_keep(spool, n_selected) && !self.publisher.is_closed() && self.await_freed() {}
     }
 
     fn open_window(&self, at: &TopicPartition, from: i64) -> OpenWindow {

@@ -48,6 +48,8 @@ pub struct SpoolFolder {
     folder: PathBuf,
     zstd_level: i32,
     used_bytes: AtomicU64,
+    /// Those of them whose file is being deleted.
+    deleting_bytes: AtomicU64,
     n_files: AtomicU64,
     n_errors: AtomicU64,
     full_disk: Arc<dyn FullDisk>,
@@ -140,6 +142,7 @@ impl SpoolFolder {
             folder,
             zstd_level,
             used_bytes: AtomicU64::new(0),
+            deleting_bytes: AtomicU64::new(0),
             n_files: AtomicU64::new(0),
             n_errors: AtomicU64::new(0),
             full_disk,
@@ -152,6 +155,12 @@ impl SpoolFolder {
     /// On disk, of all windows.
     pub fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Of those on disk the ones that nobody wants any more: they are given back by themselves. Whoever sees none sees
+    /// [`SpoolFolder::used_bytes`] without them.
+    pub fn deleting_bytes(&self) -> u64 {
+        self.deleting_bytes.load(Ordering::Acquire)
     }
 
     pub fn n_files(&self) -> u64 {
@@ -540,10 +549,13 @@ impl Drop for Spool {
     fn drop(&mut self) {
         let Some(file) = self.file.take() else { return };
         let (of, bytes) = (self.of.clone(), self.bytes);
+        of.deleting_bytes.fetch_add(bytes, Ordering::Relaxed);
         let delete = move || {
             drop(file);
             of.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
             of.n_files.fetch_sub(1, Ordering::Relaxed);
+            // The last of them: who sees it sees the others.
+            of.deleting_bytes.fetch_sub(bytes, Ordering::Release);
         };
         // To give back the blocks of very many takes seconds, in which others can be filled.
         if bytes >= self.of.large_bytes { rayon::spawn(delete) } else { delete() }

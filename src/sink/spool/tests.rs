@@ -174,6 +174,30 @@ fn beside_a_large_row_no_others_are_held() {
     assert_eq!(n_given.into_inner(), sizes.len() as u64);
 }
 
+/// A large file is deleted after whoever had it goes on: until then what it takes is told apart, since it comes back by itself.
+#[test]
+fn what_is_being_deleted_is_counted_until_it_is_gone() {
+    let (_place, folder) = folder_of_files(false, 0);
+    let mut spool = folder.open();
+    spool.push(&plain("x".repeat(CHUNK_BYTES)));
+    write(&mut spool).unwrap();
+    let bytes = spool.bytes();
+    assert_eq!((folder.used_bytes(), folder.deleting_bytes()), (bytes, 0));
+    // Its only thread cannot delete before this is over.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let of = folder.clone();
+    let meanwhile = pool.install(move || {
+        drop(spool);
+        (of.used_bytes(), of.deleting_bytes())
+    });
+    assert_eq!(meanwhile, (bytes, bytes));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while folder.deleting_bytes() > 0 && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert_eq!((folder.deleting_bytes(), folder.used_bytes(), folder.n_files()), (0, 0, 0));
+}
+
 #[test]
 fn what_is_not_compressed_takes_its_size() {
     let size = |is_compressed| {
