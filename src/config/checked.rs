@@ -86,7 +86,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         coverage,
         sensitivity,
     };
-    sensitivity::must_not_weigh(r, &selector, feedback.as_ref());
+    must_not_weigh(r, &selector, feedback.as_ref());
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());
     }
@@ -191,6 +191,28 @@ fn selector(r: &mut Reader) -> String {
         value if value == importance_resampling || value == top_k => Ok(value.to_owned()),
         _ => Err(format!("expected one of: {importance_resampling}, {top_k}, coverage, sensitivity")),
     })
+}
+
+/// Whoever weighs documents expects that to decide.
+fn must_not_weigh(r: &mut Reader, selector: &SelectorSettings, feedback: Option<&FeedbackConfig>) {
+    let problem = match (&selector.sensitivity, &selector.coverage) {
+        (Some(_), _) => {
+            "has no effect with selection.selector = sensitivity, which looks at losses and distances, but not at weights"
+        }
+        (None, Some(coverage)) if !coverage.looks_at_weights() => {
+            "has no effect with selection.within = uniform, which draws all of a stratum alike, whatever they weigh"
+        }
+        (None, _) => return,
+    };
+    if let Some(loss) = selector.loss {
+        r.error("selection.loss_coefficient", &loss.coefficient.to_string(), problem);
+    }
+    if let Some(feedback) = feedback.filter(|feedback| feedback.coefficient != 0.0) {
+        r.error("selection.expected_loss", &feedback.coefficient.to_string(), problem);
+    }
+    if r.choice("model.against", &["raw", "selected"]) == "selected" {
+        r.error("model.against", "selected", problem);
+    }
 }
 
 fn dead_letters(r: &mut Reader, kafka: &KafkaConfig) -> DeadLetterConfig {

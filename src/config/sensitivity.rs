@@ -81,24 +81,6 @@ pub(super) fn clusters(r: &mut Reader, selector: &SelectorSettings, window: &Win
     }
 }
 
-/// Whoever weighs documents expects that to decide.
-pub(super) fn must_not_weigh(r: &mut Reader, selector: &SelectorSettings, feedback: Option<&FeedbackConfig>) {
-    const PROBLEM: &str =
-        "has no effect with selection.selector = sensitivity, which looks at losses and distances, but not at weights";
-    if selector.sensitivity.is_none() {
-        return;
-    }
-    if let Some(loss) = selector.loss {
-        r.error("selection.loss_coefficient", &loss.coefficient.to_string(), PROBLEM);
-    }
-    if let Some(feedback) = feedback.filter(|feedback| feedback.coefficient != 0.0) {
-        r.error("selection.expected_loss", &feedback.coefficient.to_string(), PROBLEM);
-    }
-    if r.choice("model.against", &["raw", "selected"]) == "selected" {
-        r.error("model.against", "selected", PROBLEM);
-    }
-}
-
 /// Numbers and lengths of a row that waits, beside its texts.
 const ROW_BYTES: u64 = 144;
 

@@ -275,6 +275,25 @@ const MISTAKES: &[(&str, &str)] = &[
         "`selection.cutoff_field` = `m`: has no effect without selection.cutoff",
     ),
     ("[selection]\ncutoff = 1", "`selection.cutoff` = `1`: expected a decimal from 0 to below 1"),
+    (
+        "[documents]\nloss_field = \"l\"\n[selection]\nselector = \"coverage\"\nimportance = \"l2\"\nwithin = \"uniform\"\n\
+         loss_coefficient = 1\nloss_high = 5",
+        "`selection.loss_coefficient` = `1`: has no effect with selection.within = uniform, which draws all of a stratum alike",
+    ),
+    (
+        "[model]\nagainst = \"selected\"\n[selection]\nselector = \"coverage\"\nimportance = \"l\"\nwithin = \"uniform\"",
+        "`model.against` = `selected`: has no effect with selection.within = uniform",
+    ),
+    (
+        "[feedback]\ntopic = \"losses\"\n[selection]\nselector = \"coverage\"\nimportance = \"l\"\nwithin = \"uniform\"\nexpected_loss = 2",
+        "`selection.expected_loss` = `2`: has no effect with selection.within = uniform",
+    ),
+    // Without a rate there is no cut-off.
+    (
+        "[model]\nagainst = \"selected\"\n[selection]\nselector = \"coverage\"\nimportance = \"l\"\nwithin = \"uniform\"\n\
+         cutoff_field = \"weight\"",
+        "`model.against` = `selected`: has no effect with selection.within = uniform",
+    ),
     ("[selection]\nclip = 0.5", "`selection.clip` = `0.5`: expected a number from 0 to below 0.5"),
     ("[selection]\nstrata = 0", "`selection.strata` = `0`: expected an integer from 1"),
     (
@@ -454,6 +473,19 @@ fn the_disk_has_room_for_a_window_and_what_is_selected_of_it() {
         assert_eq!((spool.max_bytes, spool.reserve_bytes), (2 * reserve_bytes, reserve_bytes));
         let found = mistakes(&toml(2 * reserve_bytes - 1));
         assert!(matches!(&found[..], [only] if only.contains("`spool.max_bytes`")), "{found:?}");
+    }
+}
+
+/// By which strata or the cut-off are made, whoever is drawn from them.
+#[test]
+fn weights_may_decide_about_strata_that_are_drawn_from_uniformly() {
+    let against = "[model]\nagainst = \"selected\"\n[selection]\nselector = \"coverage\"\n";
+    for by in [
+        "importance = \"l\"",
+        "within = \"uniform\"\nimportance = \"weight\"",
+        "within = \"uniform\"\nimportance = \"l\"\ncutoff = 0.2\ncutoff_field = \"weight\"",
+    ] {
+        assert_eq!(mistakes(&format!("{against}{by}")), Vec::<String>::new(), "{by}");
     }
 }
 

@@ -109,14 +109,22 @@ impl CoverageSelector {
         (self.importance == Criterion::Weight).then(of_weight)
     }
 
+    /// Whether strata or the cut-off are by the weight.
+    fn is_by_weight(&self) -> bool {
+        self.importance == Criterion::Weight || (self.settings.cutoff.is_some() && self.cutoff_by == Criterion::Weight)
+    }
+
+    /// Whether weights decide about anything.
+    pub fn looks_at_weights(&self) -> bool {
+        self.settings.within == Within::Weighted || self.is_by_weight()
+    }
+
     /// What speaks against it where several targets choose.
     pub fn problem_of_targets(&self) -> Option<&'static str> {
         if self.settings.within == Within::Uniform {
             return Some("selection.within = uniform: several targets choose by their weights; use weighted");
         }
-        let is_weight = self.importance == Criterion::Weight
-            || (self.settings.cutoff.is_some() && self.cutoff_by == Criterion::Weight);
-        is_weight
+        self.is_by_weight()
             .then_some("selection.importance: a document has one `weight` for each of several targets; name a field")
     }
 }
