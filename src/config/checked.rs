@@ -63,8 +63,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
     }
     let quotas = quotas(r, &decoder, feedback.as_ref());
     let kind = selector(r);
-    // Every source, or value of another field, with a share is a pool, and so are all others together.
-    let n_pools = quotas.sources.len() as u64 + 1;
+    let n_pools = coverage::n_pools(&quotas, feedback.as_ref());
     let coverage = coverage::coverage(r, &kind, &decoder.fields, n_pools);
     let sensitivity = sensitivity::sensitivity(r, &kind, &decoder.fields, feedback.as_ref());
     let selector = SelectorSettings {

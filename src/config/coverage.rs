@@ -4,15 +4,24 @@ use std::path::PathBuf;
 
 use super::checked::{GIB, MIB};
 use super::reader::Reader;
-use super::{EdgesConfig, SpoolConfig};
+use super::{EdgesConfig, FeedbackConfig, SpoolConfig};
+use crate::feedback::MAX_SOURCES;
 use crate::record::FieldNames;
-use crate::select::{CoverageSelector, CoverageSettings, Criterion, Cutoff, EdgesFrom, Fraction, Tail, Within};
+use crate::select::{CoverageSelector, CoverageSettings, Criterion, Cutoff, EdgesFrom, Fraction, Quotas, Tail, Within};
 
 const MAX_STRATA: u64 = 10_000;
 /// With a shorter one hardly ever enough would be remembered; beyond the other sums would be.
 const HALF_LIVES: std::ops::RangeInclusive<u64> = 10_000..=1 << 40;
 
-/// `None`: another selector. `n_pools`: sources with shares have strata of their own, and manifests name each.
+/// How many parts of the documents have strata of their own, at most: sources, or values of another field, that have shares or that learn
+/// them, and all others together.
+pub(super) fn n_pools(quotas: &Quotas, feedback: Option<&FeedbackConfig>) -> u64 {
+    let is_mixed = feedback.is_some_and(|feedback| feedback.settings.mixing.is_some());
+    let n_sources = if is_mixed { MAX_SOURCES } else { quotas.sources.len() };
+    n_sources as u64 + 1
+}
+
+/// `None`: another selector. `n_pools`: manifests name the strata of each.
 pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_pools: u64) -> Option<CoverageSelector> {
     let importance = r.optional("selection.importance");
     let cutoff = r.parse("selection.cutoff", None, |value| match value {
@@ -64,7 +73,8 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
     let cells = strata * n_pools;
     if cells > MAX_STRATA {
         let problem = format!(
-            "with {n_pools} pools in [selection.sources] there are {cells} strata, at most {MAX_STRATA} can be named"
+            "with {n_pools} pools by [selection.sources] or selection.mixing there are {cells} strata, at most {MAX_STRATA} can be \
+             named"
         );
         r.error("selection.strata", &strata.to_string(), problem);
     }

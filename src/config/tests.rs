@@ -298,7 +298,11 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[selection]\nstrata = 0", "`selection.strata` = `0`: expected an integer from 1"),
     (
         "[selection]\nselector = \"coverage\"\nimportance = \"l\"\nstrata = 6000\n[selection.sources]\nweb = 0.5",
-        "`selection.strata` = `6000`: with 2 pools in [selection.sources] there are 12000 strata",
+        "`selection.strata` = `6000`: with 2 pools by [selection.sources] or selection.mixing there are 12000 strata",
+    ),
+    (
+        "[feedback]\ntopic = \"losses\"\n[selection]\nselector = \"coverage\"\nimportance = \"l\"\nmixing = \"ado\"\nstrata = 10000",
+        "`selection.strata` = `10000`: with 33 pools by [selection.sources] or selection.mixing there are 330000 strata",
     ),
     (
         "[selection]\nedges_from = \"stream\"",
