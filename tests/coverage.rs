@@ -245,6 +245,10 @@ fn documents_without_a_number_are_counted_and_more_than_there_is_is_said() {
         ("--selector coverage --importance loss --strata 0", "--strata 0"),
         ("--selector coverage --importance loss --clip 0.5", "--clip 0.5"),
         ("--selector coverage --importance loss --cutoff 1", "--cutoff 1"),
+        (
+            "--selector coverage --importance loss --cutoff 0.6 --fraction 0.5",
+            "--fraction 0.5: --cutoff 0.6 leaves 0.4 of the documents",
+        ),
         ("--selector coverage --importance loss --centres 5", "--centres: only with --selector sensitivity"),
         ("--selector coverage --importance loss --within uniform --temperature auto", "has no weights"),
         ("--strata 7", "--strata: only with --selector coverage"),
@@ -265,7 +269,8 @@ fn documents_without_a_number_are_counted_and_more_than_there_is_is_said() {
         ("--selector sensitivity --reference-loss-field loss", "--loss-field"),
         ("--selector sensitivity --embedding-field nothing", "has an embedding in field `nothing`"),
     ] {
-        let said = sandbox.refuse(&format!("select --input raw.jsonl --model model.wnw --count 9 --out x {wrong}"));
+        let count = if wrong.contains("--fraction") { "" } else { "--count 9" };
+        let said = sandbox.refuse(&format!("select --input raw.jsonl --model model.wnw {count} --out x {wrong}"));
         assert!(said.contains(problem), "`{said}` does not say `{problem}`");
     }
 }

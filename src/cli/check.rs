@@ -12,7 +12,7 @@ use crate::config::{
 use crate::feedback::Mixing;
 use crate::pipeline::{DaemonError, load_tokenizer};
 use crate::record::Format;
-use crate::select::{CoverageSelector, Unit};
+use crate::select::Unit;
 use crate::sink::ShardStore;
 use crate::source::{Probe, SchemaRegistry, SourceError};
 use crate::sql::DerivedColumns;
@@ -124,7 +124,7 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     }
     println!("  to         {}", config.sink.url);
     println!("  catalog    {}", config.catalog.url);
-    if let Some(warning) = selector.coverage.as_ref().and_then(CoverageSelector::warning) {
+    for warning in config.coverage_warnings() {
         println!("WARNING: {warning}");
     }
     if arguments.connect { connect(&config) } else { Ok(()) }

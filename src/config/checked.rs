@@ -85,6 +85,7 @@ pub(super) fn check(r: &mut Reader) -> Config {
         coverage,
         sensitivity,
     };
+    coverage::must_be_left(r, &selector);
     must_not_weigh(r, &selector, feedback.as_ref());
     if !selector.quotas.sources.is_empty() {
         feedback::must_not_mix(r, feedback.as_ref());

@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use super::checked::{GIB, MIB};
 use super::reader::Reader;
-use super::{EdgesConfig, FeedbackConfig, SpoolConfig};
+use super::{Config, EdgesConfig, FeedbackConfig, SpoolConfig};
 use crate::feedback::MAX_SOURCES;
 use crate::record::FieldNames;
-use crate::select::{CoverageSelector, CoverageSettings, Criterion, Cutoff, EdgesFrom, Fraction, Quotas, Tail, Within};
+use crate::select::{
+    CoverageSelector, CoverageSettings, Criterion, Cutoff, EdgesFrom, Fraction, Quotas, SelectorSettings, Tail, Within,
+    pool_shares_of,
+};
 
 const MAX_STRATA: u64 = 10_000;
 /// With a shorter one hardly ever enough would be remembered; beyond the other sums would be.
@@ -32,7 +35,7 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
         },
     });
     let cutoff_field = r.optional("selection.cutoff_field");
-    let cutoff_tail = r.choice("selection.cutoff_tail", &["", "low", "high"]);
+    let cutoff_tail = Some(r.choice("selection.cutoff_tail", &["", "low", "high"])).filter(|tail| !tail.is_empty());
     let within = match r.choice("selection.within", &["weighted", "uniform"]).as_str() {
         "uniform" => Within::Uniform,
         _ => Within::Weighted,
@@ -53,6 +56,7 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
             ("selection.importance", &importance),
             ("selection.cutoff", &rate),
             ("selection.cutoff_field", &cutoff_field),
+            ("selection.cutoff_tail", &cutoff_tail),
             ("selection.edges_from", &stream),
         ] {
             if let Some(value) = value {
@@ -65,10 +69,10 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
         r.error("selection.importance", "", "must name a field that says how hard a document is, or be `weight`");
         return None;
     };
-    if cutoff.is_none()
-        && let Some(name) = &cutoff_field
-    {
-        r.error("selection.cutoff_field", name, "has no effect without selection.cutoff");
+    for (key, value) in [("selection.cutoff_field", &cutoff_field), ("selection.cutoff_tail", &cutoff_tail)] {
+        if let Some(value) = value.as_ref().filter(|_| cutoff.is_none()) {
+            r.error(key, value, "has no effect without selection.cutoff");
+        }
     }
     let cells = strata * n_pools;
     if cells > MAX_STRATA {
@@ -87,13 +91,60 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
     };
     let importance = criterion("selection.importance", importance);
     let cutoff_by = cutoff_field.map_or_else(|| importance.clone(), |name| criterion("selection.cutoff_field", name));
-    let tail = match (cutoff_tail.as_str(), &cutoff_by) {
-        ("low", _) | ("", Criterion::Weight) => Tail::Low,
+    let tail = match (cutoff_tail.as_deref(), &cutoff_by) {
+        (Some("low"), _) | (None, Criterion::Weight) => Tail::Low,
         _ => Tail::High,
     };
     let cutoff = cutoff.map(|rate| Cutoff { rate, tail });
     let settings = CoverageSettings { strata: strata as u32, cutoff, within, clip };
     Some(CoverageSelector { settings, importance, cutoff_by, edges_from })
+}
+
+/// Of each window the same share is cut off: where what is left is less than is to be selected, no window can give that.
+pub(super) fn must_be_left(r: &mut Reader, selector: &SelectorSettings) {
+    let of_window = selector.coverage.as_ref().filter(|coverage| coverage.edges_from == EdgesFrom::Window);
+    if let Some(cutoff) = of_window.and_then(|coverage| coverage.settings.cutoff)
+        && let Some(left) = cutoff.leaves_less_than(selector.fraction)
+    {
+        let problem = format!(
+            "leaves {left} of the documents, and selection.fraction = {} is to be selected: no window could give that many",
+            selector.fraction
+        );
+        r.error("selection.cutoff", &cutoff.rate.to_string(), problem);
+    }
+}
+
+impl Config {
+    /// What is to be said of strata when a pipeline begins.
+    pub fn coverage_warnings(&self) -> Vec<String> {
+        let Some(coverage) = &self.selector.coverage else { return Vec::new() };
+        let (fraction, strata) = (self.selector.fraction, coverage.settings.strata);
+        let mut warnings: Vec<String> = coverage.warning().into_iter().collect();
+        // How many are cut off depends on the stream then.
+        let of_stream = coverage.settings.cutoff.filter(|_| coverage.edges_from == EdgesFrom::Stream);
+        if let Some(cutoff) = of_stream
+            && let Some(left) = cutoff.leaves_less_than(fraction)
+        {
+            warnings.push(format!(
+                "`selection.cutoff = {}` leaves {left} of the stream, and `selection.fraction = {fraction}` is to be selected: most \
+                 windows will give all that is left, which is less than that",
+                cutoff.rate
+            ));
+        }
+        // All others may have nothing left.
+        let shares = pool_shares_of(self.selector.quotas.sources.values().copied());
+        let smallest = shares.into_iter().filter(|share| *share > 0.0).fold(1.0, f64::min);
+        let due = fraction.as_f64() * self.window.max_documents as f64 * smallest;
+        // Shares are decimal numbers.
+        if due * (1.0 + 1e-9) < f64::from(strata) {
+            let of_pool = if smallest < 1.0 { " of the pool with the smallest share" } else { "" };
+            warnings.push(format!(
+                "a full window selects {due:.1} documents{of_pool}, and `selection.strata = {strata}`: some strata get none of it, so that \
+                 the range is not covered in every window; raise selection.fraction or window.max_documents, or lower selection.strata"
+            ));
+        }
+        warnings
+    }
 }
 
 /// How numbers of the stream are remembered, where strata are cut by them.

@@ -274,6 +274,18 @@ const MISTAKES: &[(&str, &str)] = &[
         "[selection]\nselector = \"coverage\"\nimportance = \"l\"\ncutoff_field = \"m\"",
         "`selection.cutoff_field` = `m`: has no effect without selection.cutoff",
     ),
+    (
+        "[selection]\nselector = \"coverage\"\nimportance = \"l\"\ncutoff_tail = \"low\"",
+        "`selection.cutoff_tail` = `low`: has no effect without selection.cutoff",
+    ),
+    (
+        "[selection]\ncutoff_tail = \"low\"",
+        "`selection.cutoff_tail` = `low`: has no effect without selection.selector = coverage",
+    ),
+    (
+        "[selection]\nselector = \"coverage\"\nimportance = \"l\"\nfraction = 0.5\ncutoff = 0.6",
+        "`selection.cutoff` = `0.6`: leaves 0.4 of the documents, and selection.fraction = 0.5 is to be selected",
+    ),
     ("[selection]\ncutoff = 1", "`selection.cutoff` = `1`: expected a decimal from 0 to below 1"),
     (
         "[documents]\nloss_field = \"l\"\n[selection]\nselector = \"coverage\"\nimportance = \"l2\"\nwithin = \"uniform\"\n\
@@ -490,6 +502,45 @@ fn weights_may_decide_about_strata_that_are_drawn_from_uniformly() {
         "within = \"uniform\"\nimportance = \"l\"\ncutoff = 0.2\ncutoff_field = \"weight\"",
     ] {
         assert_eq!(mistakes(&format!("{against}{by}")), Vec::<String>::new(), "{by}");
+    }
+}
+
+/// A window that gives all that the cut-off leaves is no mistake, and neither is one of the stream that may give less.
+#[test]
+fn what_strata_cannot_give_is_told() {
+    let warnings = |more: &str| {
+        let toml = format!("[selection]\nselector = \"coverage\"\nimportance = \"l\"\n{more}");
+        load(&toml).unwrap().coverage_warnings()
+    };
+    let none = Vec::<String>::new();
+    for fits in [
+        "",
+        "fraction = 0.4\ncutoff = 0.6",
+        "fraction = 0.1\ncutoff = 0.9",
+        "fraction = 0.4\ncutoff = 0.6\nedges_from = \"stream\"",
+        "fraction = 0.1\nstrata = 70\n[window]\nmax_documents = 700",
+        "fraction = 0.1\nstrata = 40\n[window]\nmax_documents = 1000\n[selection.sources]\nweb = 0.6\nbooks = 0.4",
+    ] {
+        assert_eq!(warnings(fits), none, "{fits}");
+    }
+    for (short, expected) in [
+        ("fraction = 0.5\ncutoff = 0.6\nedges_from = \"stream\"", "`selection.cutoff = 0.6` leaves 0.4 of the stream"),
+        (
+            "fraction = 0.1\nstrata = 70\n[window]\nmax_documents = 690",
+            "selects 69.0 documents, and `selection.strata = 70`",
+        ),
+        (
+            "fraction = 0.1\nstrata = 41\n[window]\nmax_documents = 1000\n[selection.sources]\nweb = 0.6\nbooks = 0.4",
+            "selects 40.0 documents of the pool with the smallest share, and `selection.strata = 41`",
+        ),
+        // All others have a hundredth.
+        (
+            "fraction = 0.1\nstrata = 40\n[window]\nmax_documents = 1000\n[selection.sources]\nweb = 0.6\nbooks = 0.39",
+            "selects 1.0 documents of the pool with the smallest share",
+        ),
+    ] {
+        let found = warnings(short);
+        assert!(matches!(&found[..], [only] if only.contains(expected)), "{short}: {found:?}");
     }
 }
 

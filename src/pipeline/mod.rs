@@ -41,7 +41,7 @@ use crate::record::TopicPartition;
 use crate::score::{
     ImportanceWeight, LossWeight, Model, ModelError, ModelId, TargetDistribution, VersionedWeight, WeightVersion,
 };
-use crate::select::{CoverageSelector, Division, FilterSettings, Quotas, SelectorSettings, Unit};
+use crate::select::{Division, FilterSettings, Quotas, SelectorSettings, Unit};
 use crate::sink::{ShardStore, SinkError};
 use crate::source::embedded::EmbeddedCluster;
 use crate::source::{SchemaRegistry, SourceError, SourceLimits};
@@ -277,7 +277,7 @@ impl Daemon {
         if let Some(sensitivity) = &config.selector.sensitivity {
             tracing::info!("documents are drawn by their sensitivity: {sensitivity}");
         }
-        if let Some(warning) = config.selector.coverage.as_ref().and_then(CoverageSelector::warning) {
+        for warning in config.coverage_warnings() {
             tracing::warn!("{warning}");
         }
         let filter = document_filter(config.selector.filter.as_ref())?;

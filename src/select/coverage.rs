@@ -61,6 +61,13 @@ pub struct Cutoff {
     pub tail: Tail,
 }
 
+impl Cutoff {
+    /// What is left to select from, if that is less than `fraction` of the documents: then all of it is selected.
+    pub fn leaves_less_than(self, fraction: Fraction) -> Option<Fraction> {
+        self.rate.rest().filter(|left| fraction.is_above(*left))
+    }
+}
+
 /// The end of the scores that a cut-off removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -45,6 +45,17 @@ impl Fraction {
         u128::from(number) * u128::from(self.denominator) < u128::from(self.numerator) << 64
     }
 
+    /// What is left beside it; `None` beside all.
+    pub fn rest(self) -> Option<Fraction> {
+        let numerator = self.denominator - self.numerator;
+        (numerator > 0).then_some(Fraction { numerator, denominator: self.denominator })
+    }
+
+    pub fn is_above(self, other: Fraction) -> bool {
+        let product = |numerator: u64, denominator: u64| u128::from(numerator) * u128::from(denominator);
+        product(self.numerator, other.denominator) > product(other.numerator, self.denominator)
+    }
+
     pub fn as_f64(self) -> f64 {
         self.numerator as f64 / self.denominator as f64
     }

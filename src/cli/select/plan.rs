@@ -304,6 +304,13 @@ impl SelectionArguments {
         if self.selector != SelectorName::Sensitivity {
             self.sensitivity.check_unused("--selector sensitivity")?;
         }
+        if let Some(cutoff) = method.coverage().and_then(|coverage| coverage.settings.cutoff)
+            && let Quota::Fraction(fraction) = quota
+            && let Some(left) = cutoff.leaves_less_than(fraction)
+        {
+            let problem = format!("--cutoff {} leaves {left} of the documents", cutoff.rate);
+            return Err(UsageError(format!("--fraction {fraction}: {problem}")));
+        }
         let correction = self.correction()?;
         let problem = match &method {
             Method::Sensitivity(_) => Some("--selector sensitivity looks at losses and distances, but not at weights"),
