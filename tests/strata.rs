@@ -130,6 +130,8 @@ fn oracle(sandbox: &Sandbox, way: Way) -> Drawn {
     let mut unseen = VecDeque::new();
     // Documents of each stratum in the windows before, and how many were selected of it.
     let (mut before, mut taken) = (vec![vec![0; STRATA]; 2], vec![vec![0; STRATA]; 2]);
+    // Those of windows in which any of it was selected, and of the picks their strata.
+    let (mut chosen_from, mut cells_of_picks) = (vec![vec![0; STRATA]; 2], Vec::new());
     for (window, documents) in documents.chunks(way.window).enumerate() {
         let in_cell = |doc: &&Doc, cell: (usize, usize)| (doc.pool, stratum_of[&doc.id]) == cell;
         let mut left: Vec<&Doc> = documents.iter().collect();
@@ -184,11 +186,22 @@ fn oracle(sandbox: &Sandbox, way: Way) -> Drawn {
                 threshold.map_or(1.0, |threshold| -(-(scaled[&id] - threshold).exp()).exp_m1())
             });
             let chance = chances.fold(0.0, f64::max);
+            cells_of_picks.push((id.clone(), cell));
             drawn.picks.insert(id, (key, chance));
+        }
+        for ((pool, stratum), rounds) in turns {
+            if rounds.iter().any(|(count, ..)| *count > 0) {
+                let of_cell = documents.iter().filter(|doc| in_cell(doc, (pool, stratum)));
+                chosen_from[pool][stratum] += of_cell.count();
+            }
         }
         documents.iter().for_each(|doc| before[doc.pool][stratum_of[&doc.id]] += 1);
     }
     assert_eq!(taken, budgets);
+    // The chance to stand in such a window.
+    for (id, (pool, stratum)) in cells_of_picks {
+        drawn.picks.get_mut(&id).unwrap().1 *= chosen_from[pool][stratum] as f64 / before[pool][stratum] as f64;
+    }
     drawn
 }
 

@@ -172,6 +172,13 @@ impl Files {
         Ok(Files { settings: arguments.settings(), stop: stop_on_signal()? })
     }
 
+    /// With one thread, and nobody interrupts it.
+    #[cfg(test)]
+    pub fn of_one_thread() -> Self {
+        static STOP: AtomicBool = AtomicBool::new(false);
+        Files { settings: ReadSettings::new(Decoder::for_files()), stop: &STOP }
+    }
+
     /// The same, but that losses are read as well, where they are named.
     pub fn with_losses(&self, losses: &LossFieldArguments) -> Self {
         let mut settings = self.settings.clone();

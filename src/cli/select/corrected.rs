@@ -175,6 +175,7 @@ pub fn draw(
     let prior_ngrams = correction.prior_ngrams.unwrap_or_else(|| prior_ngrams(scores, &candidates, model, requested));
     let against = Against::of_targets(model, &raw, correction, prior_ngrams);
     let ngrams = Ngrams::of(&featurised);
+    let windows = Windows::new(scores.len(), plan.writes_decisions || !plan.explain.is_empty());
     let mut drawing = Drawing::new(
         ngrams,
         scores,
@@ -183,7 +184,7 @@ pub fn draw(
         correction.rounds,
         against,
         cells,
-        plan,
+        windows,
     );
     drawing.others(&others(scores, plan, &candidates), &of_targets, files)?;
     let progress = Progress::of_documents("select", candidates.len() as u64);

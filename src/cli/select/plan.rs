@@ -80,7 +80,8 @@ pub struct SelectionArguments {
     /// publications come late
     #[arg(long, value_name = "WINDOWS", default_value_t = 0)]
     lag: usize,
-    /// With --against selected: how windows follow one another
+    /// With --against selected: how windows follow one another. Inclusion probabilities take the order for one by chance: that of the
+    /// files is none
     #[arg(long, value_enum, default_value_t = Order::Shuffled)]
     order: Order,
     /// Gibibytes of n-grams that may be kept beside DIR until the selection is made, when the model is fitted on the input:

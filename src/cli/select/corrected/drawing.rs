@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use super::windows::{WindowTurn, Windows};
 use super::{Against, Ngrams, weigh};
 use crate::cli::files::Files;
-use crate::cli::select::SelectionPlan;
 use crate::cli::select::draw::{self, Draw, Drawn, Judged};
 use crate::cli::select::scores::Scores;
 use crate::score::{ImportanceWeight, Model, NgramCounts};
@@ -52,8 +51,25 @@ pub struct Drawing<'a> {
     probabilities: Vec<f64>,
     rounds_of_picks: Vec<u32>,
     windows: Windows,
+    /// By cell.
+    chosen_from: Vec<ChosenFrom>,
     /// Of every document the weights by which it was last looked at, one for each target.
     competed: Vec<f64>,
+}
+
+/// How many documents of a cell there are, and how many of them stood in windows in which any of it was chosen: where it may
+/// choose less often than there are windows, the others had no chance.
+#[derive(Debug, Clone, Copy, Default)]
+struct ChosenFrom {
+    documents: u64,
+    in_choosing_windows: u64,
+}
+
+impl ChosenFrom {
+    /// Chance to stand in such a window, where the order is one by chance.
+    fn chance(self) -> f64 {
+        self.in_choosing_windows as f64 / self.documents as f64
+    }
 }
 
 /// The documents of a window, sorted, and what each of its rounds says of them.
@@ -72,6 +88,12 @@ impl Window {
     fn number(&self, document: u32) -> usize {
         self.documents.partition_point(|&d| d < document)
     }
+
+    /// Those of a cell, where all are sorted by it.
+    fn turns_of(&self, cell: usize) -> &[WindowTurn] {
+        let of_cell = &self.turns[self.turns.partition_point(|turn| turn.turn.pool < cell)..];
+        &of_cell[..of_cell.partition_point(|turn| turn.turn.pool == cell)]
+    }
 }
 
 impl<'a> Drawing<'a> {
@@ -84,11 +106,11 @@ impl<'a> Drawing<'a> {
         rounds: u32,
         against: Vec<Against<'a>>,
         cells: Cells,
-        plan: &SelectionPlan,
+        windows: Windows,
     ) -> Self {
         let competed = vec![f64::NAN; scores.len() * against.len()];
         let selection = BudgetedSelection::default();
-        let windows = Windows::new(plan, scores.len());
+        let chosen_from = vec![ChosenFrom::default(); cells.schedules.len()];
         let (probabilities, rounds_of_picks) = (Vec::new(), Vec::new());
         Drawing {
             ngrams,
@@ -103,6 +125,7 @@ impl<'a> Drawing<'a> {
             probabilities,
             rounds_of_picks,
             windows,
+            chosen_from,
             competed,
         }
     }
@@ -130,6 +153,12 @@ impl<'a> Drawing<'a> {
             self.round(&mut window, round, files)?;
         }
         window.turns.sort_by_key(|turn| turn.turn.pool);
+        for (&cell, &size) in &window.sizes {
+            let has_chosen = window.turns_of(cell).iter().any(|turn| turn.turn.count > 0);
+            let of_cell = &mut self.chosen_from[cell];
+            of_cell.documents += size;
+            of_cell.in_choosing_windows += if has_chosen { size } else { 0 };
+        }
         self.probabilities(&window, first_pick);
         self.windows.add(&window.documents, window.turns);
         Ok(())
@@ -180,9 +209,10 @@ impl<'a> Drawing<'a> {
         Ok(())
     }
 
-    /// Chances of the picks of a window. They are exact where it has one round, see [`chance_in_turns`]. Of several
-    /// rounds the best counts, and that cannot be exact: what a round chooses changes the weights of the next, so that
-    /// what those would have chosen without a document is not known. Their thresholds stand for it.
+    /// Chances of the picks of a window, given that it is one in which their cell chooses: [`ChosenFrom`] has the chance of
+    /// that. They are exact where it has one round, see [`chance_in_turns`]. Of several rounds the best counts, and that
+    /// cannot be exact: what a round chooses changes the weights of the next, so that what those would have chosen without
+    /// a document is not known. Their thresholds stand for it.
     fn probabilities(&mut self, window: &Window, first_pick: usize) {
         let n_targets = self.against.len();
         let picks = self.selection.picks[first_pick..].iter().zip(&self.rounds_of_picks[first_pick..]);
@@ -199,15 +229,17 @@ impl<'a> Drawing<'a> {
                 chance_in_turns(&self.settings, &turns, chosen_by, total)
             };
             let cell = self.cells.of(self.scores, pick.document);
-            let of_cell = &window.turns[window.turns.partition_point(|turn| turn.turn.pool < cell)..];
-            let of_cell = &of_cell[..of_cell.partition_point(|turn| turn.turn.pool == cell)];
-            self.probabilities.push(of_cell.chunks(n_targets).map(in_round).fold(0.0, f64::max));
+            let of_rounds = window.turns_of(cell).chunks(n_targets);
+            self.probabilities.push(of_rounds.map(in_round).fold(0.0, f64::max));
         }
     }
 
     /// The weights by which documents competed, and the draw, which is not told yet which did.
     pub fn finish(self, requested: u64, candidates: u64) -> (Vec<f64>, Draw) {
-        let Drawing { mut selection, probabilities, rounds_of_picks, mut windows, .. } = self;
+        let Drawing { mut selection, mut probabilities, rounds_of_picks, mut windows, cells, chosen_from, .. } = self;
+        for (probability, pick) in probabilities.iter_mut().zip(&selection.picks) {
+            *probability *= chosen_from[cells.of(self.scores, pick.document)].chance();
+        }
         let of_picks = probabilities.into_iter().zip(rounds_of_picks);
         let mut chosen: Vec<_> = selection.picks.into_iter().zip(of_picks).collect();
         chosen.sort_unstable_by_key(|(pick, _)| pick.document);
@@ -228,5 +260,93 @@ impl<'a> Drawing<'a> {
             windows: Some(windows),
         };
         (self.competed, draw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::select::corrected::{Correction, shuffle};
+    use crate::cli::select::spool::{Place, Spool};
+    use crate::features::{BucketWidth, Featuriser};
+    use crate::score::Side;
+    use crate::select::{Quotas, SelectorKind, Unit};
+
+    const DOCUMENTS: u32 = 2_000;
+    const WINDOW: usize = 10;
+    const COUNT: u64 = 20;
+
+    fn settings(seed: u64) -> SelectorSettings {
+        SelectorSettings {
+            kind: SelectorKind::ImportanceResampling,
+            fraction: "1".parse().unwrap(),
+            unit: Unit::Documents,
+            temperature: 1.0,
+            length_normalise: false,
+            min_tokens: 0,
+            seed,
+            quotas: Quotas::default(),
+            loss: None,
+            filter: None,
+            holdout: None,
+            coverage_sample: 0,
+            coverage: None,
+            sensitivity: None,
+        }
+    }
+
+    /// One document of every tenth window is selected, and stands for those of the others, too: on average the weights sum to the
+    /// number of documents.
+    #[test]
+    fn weights_stand_for_windows_in_which_nothing_is_selected() {
+        const SEEDS: u64 = 300;
+        let featuriser = Featuriser { buckets: 2, ..Featuriser::default() };
+        let side = || Side::of(NgramCounts::from_vec(vec![1, 1]));
+        let model = Model::of_one_target(featuriser, side(), side()).unwrap();
+        let raw = model.raw.counts.probabilities();
+        // Without n-grams all weigh the same.
+        let n = DOCUMENTS as usize;
+        let scores = Scores { n_targets: 1, weights: vec![0.0; n], n_tokens: vec![1; n], ..Scores::default() };
+        let spool = Spool::new([tempfile::tempfile()].into_iter(), 1);
+        let files = Files::of_one_thread();
+        let correction = Correction {
+            share: 1.0,
+            prior_ngrams: None,
+            window: WINDOW,
+            rounds: 1,
+            half_life_ngrams: None,
+            lag: 0,
+            is_shuffled: true,
+        };
+        let (mut sum, mut squares) = (0.0, 0.0);
+        for seed in 0..SEEDS {
+            let places = vec![Place { start: 0, len: 0 }; n];
+            let mut drawing = Drawing::new(
+                Ngrams { spool: &spool, width: BucketWidth::of(featuriser.buckets), places },
+                &scores,
+                &model,
+                (settings(seed), draw::noise(seed)),
+                correction.rounds,
+                Against::of_targets(&model, &raw, &correction, 100),
+                Cells::of_pools(vec![Schedule::new(DOCUMENTS.into(), vec![COUNT])]),
+                Windows::new(n, false),
+            );
+            let mut documents: Vec<u32> = (0..DOCUMENTS).collect();
+            shuffle(&mut documents, seed);
+            for window in documents.chunks(WINDOW) {
+                drawing.window(window, &files).unwrap();
+            }
+            let (_, draw) = drawing.finish(COUNT, DOCUMENTS.into());
+            let probabilities = draw.probabilities.unwrap();
+            assert_eq!(probabilities.len() as u64, COUNT);
+            assert!(probabilities.iter().all(|p| *p > 0.0 && *p <= 0.1), "{probabilities:?}");
+            let estimate: f64 = probabilities.iter().map(|p| p.recip()).sum();
+            sum += estimate;
+            squares += estimate * estimate;
+        }
+        let mean = sum / SEEDS as f64;
+        let limit = 4.0 * ((squares / SEEDS as f64 - mean * mean) / SEEDS as f64).sqrt();
+        let bias = mean - f64::from(DOCUMENTS);
+        assert!(bias.abs() < limit, "{mean} of {DOCUMENTS} documents, {limit} could be chance");
     }
 }

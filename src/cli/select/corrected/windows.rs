@@ -36,8 +36,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    pub fn new(plan: &SelectionPlan, n_documents: usize) -> Self {
-        let is_explained = plan.writes_decisions || !plan.explain.is_empty();
+    pub fn new(n_documents: usize, is_explained: bool) -> Self {
         let of_document = if is_explained { vec![u32::MAX; n_documents] } else { Vec::new() };
         Windows { count: 0, of_document, rounds_of_picks: Vec::new(), turns: Vec::new(), left_out: 0 }
     }
