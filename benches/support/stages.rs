@@ -13,7 +13,7 @@ use winnowd::record::{Decoder, TextScratch, TopicPartition};
 use winnowd::score::{DecayedCounts, ImportanceWeight, Model, ModelId, NgramCounts, Score};
 use winnowd::select::{
     BudgetRounding, DEFAULT_STRATA, Division, Edges, FilterSettings, FixedEdges, Noise, QuantileSketch, Reservoir,
-    SelectorKind, SelectorSettings, SketchVersion, StratumReservoirs,
+    SelectorKind, SelectorSettings, SketchVersion, StrataRounding, StratumReservoirs,
 };
 use winnowd::sink::{GiveUp, ShardWriter, WriterSettings};
 use winnowd::sql::{DerivedColumns, DocumentFilter};
@@ -270,7 +270,7 @@ fn covering(settings: &SelectorSettings, noise: &Noise, scored: &[(f64, f64)]) {
         sketch.add(*hard);
         strata.offer((0, offset), *hard, |_| settings.key(noise, offset, *weight), offset, drop);
     }
-    black_box((strata.select(count as u64, BudgetRounding::Nearest), sketch));
+    black_box((strata.select(count as u64, BudgetRounding::Nearest, StrataRounding::Down), sketch));
 }
 
 /// A window that selected every document.

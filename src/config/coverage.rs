@@ -8,8 +8,8 @@ use super::{Config, EdgesConfig, FeedbackConfig, SpoolConfig};
 use crate::feedback::MAX_SOURCES;
 use crate::record::FieldNames;
 use crate::select::{
-    CoverageSelector, CoverageSettings, Criterion, Cutoff, EdgesFrom, Fraction, Quotas, SelectorSettings, Tail, Within,
-    pool_shares_of,
+    CoverageSelector, CoverageSettings, Criterion, Cutoff, EdgesFrom, Fraction, Quotas, SelectorSettings,
+    StrataRounding, Tail, Within, pool_shares_of,
 };
 
 const MAX_STRATA: u64 = 10_000;
@@ -97,7 +97,8 @@ pub(super) fn coverage(r: &mut Reader, selector: &str, fields: &FieldNames, n_po
     };
     let cutoff = cutoff.map(|rate| Cutoff { rate, tail });
     let settings = CoverageSettings { strata: strata as u32, cutoff, within, clip };
-    Some(CoverageSelector { settings, importance, cutoff_by, edges_from })
+    // Of many windows none is the one selection that another rounding would be for.
+    Some(CoverageSelector { settings, importance, cutoff_by, edges_from, strata_rounding: StrataRounding::Random })
 }
 
 /// Of each window the same share is cut off: where what is left is less than is to be selected, no window can give that.

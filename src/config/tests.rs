@@ -3,8 +3,8 @@ use crate::features::Featuriser;
 use crate::record::{Base64Floats, EmbeddingField};
 use crate::score::{LossStrategy, LossTerm, Model, NgramCounts, Side, Target};
 use crate::select::{
-    CentresFrom, CoverageSelector, CoverageSettings, Criterion, EdgesFrom, LossSource, SensitivitySelector, Tail,
-    Within,
+    CentresFrom, CoverageSelector, CoverageSettings, Criterion, EdgesFrom, LossSource, SensitivitySelector,
+    StrataRounding, Tail, Within,
 };
 
 fn load(toml: &str) -> Result<Config, ConfigErrors> {
@@ -554,7 +554,13 @@ fn coverage_has_its_own_settings_as_on_files() {
     let nll = || Criterion::Field("nll".to_owned());
     assert_eq!(
         of(""),
-        CoverageSelector { settings: default, importance: nll(), cutoff_by: nll(), edges_from: EdgesFrom::Window }
+        CoverageSelector {
+            settings: default,
+            importance: nll(),
+            cutoff_by: nll(),
+            edges_from: EdgesFrom::Window,
+            strata_rounding: StrataRounding::Random,
+        }
     );
     assert_eq!(of("edges_from = \"stream\"").edges_from, EdgesFrom::Stream);
     let edges = |toml: &str| load(toml).unwrap().edges.half_life_documents;

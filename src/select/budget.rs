@@ -107,6 +107,23 @@ pub(super) fn split_among_targets(budgets: &[u64], of_targets: &[u64]) -> Vec<Ve
     budgets.iter().map(of_budget).collect()
 }
 
+/// The same, begun at the budget that the document at this part (`uniform`, in (0, 1)) of all belongs to, and round to it: what begins
+/// at the first budget gives the same target the same budgets of a document in every selection.
+pub(super) fn split_among_targets_from(uniform: f64, budgets: &[u64], of_targets: &[u64]) -> Vec<Vec<u64>> {
+    let total: u64 = budgets.iter().sum();
+    let document = (uniform * total as f64) as u64;
+    let mut up_to = 0;
+    let holds_it = |budget: &u64| {
+        up_to += budget;
+        up_to > document
+    };
+    let first = budgets.iter().position(holds_it).unwrap_or(0);
+    let (before, after) = budgets.split_at(first);
+    let mut parts = split_among_targets(&[after, before].concat(), of_targets);
+    parts.rotate_right(first);
+    parts
+}
+
 /// In: the documents that may be chosen, by pool; how many each target chooses from each pool; the key of a document for a
 /// target. Out: the documents that are selected.
 ///

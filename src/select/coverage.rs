@@ -9,7 +9,8 @@
 //! 2. *Quota.* The number wanted is divided among the sources, by their shares; what one cannot fill goes to the others.
 //! 3. *Strata.* The importance of each source's documents is cut into k bands of equal width ([`Edges`]).
 //! 4. *Budgets.* From the smallest stratum on, each gets an equal share of what is left, or all that it has
-//!    ([`water_fill`]).
+//!    ([`water_fill`]). In windows, of which there are many, the water level is rounded at random ([`StrataRounding`]): a window that
+//!    selects fewer documents than it has strata would else give nothing to the small ones, always the same.
 //! 5. *Noise.* Inside a stratum the best keys are selected: uniform noise, or Gumbel noise on the log weights.
 //!
 //! Edges are those of the documents at hand, or were taken from a stream before they came, as was the score of the cut-off: then each
@@ -21,17 +22,19 @@
 mod edges;
 mod follow;
 mod plan;
+mod rounding;
 mod selector;
 mod sketch;
 mod stream;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BudgetRounding, BudgetedSelection, Fraction, SelectorSettings, chance_in_turns};
+use super::{BudgetRounding, BudgetedSelection, Division, Fraction, SelectorSettings, chance_in_turns};
 
 pub use edges::Edges;
 pub use follow::{EdgeSketches, EdgeTally, EdgesVersion, MIN_SKETCHED};
 pub use plan::{CoveragePlan, PlannedCell, plan_coverage};
+pub use rounding::StrataRounding;
 pub use selector::{CoverageSelector, Criterion, EdgesFrom, warning_of_weight};
 pub use sketch::{QuantileSketch, QuantileSketchError};
 pub use stream::{CoveredWindow, FixedCutoff, FixedEdges, SketchVersion, StratumReservoirs};
@@ -111,6 +114,8 @@ pub struct CoverageRequest<'a> {
     pub target_shares: &'a [f64],
     /// Of the budgets of pools and targets.
     pub rounding: BudgetRounding<'a>,
+    /// Of those of strata, where the others are rounded at random.
+    pub strata_rounding: StrataRounding,
 }
 
 /// What is known of a document, by its number. No number may be NaN: documents without one are rejected before.
@@ -181,9 +186,9 @@ impl Covered {
         self.pools.get(cell / n_strata)?.strata.get(cell % n_strata).copied()
     }
 
-    /// Chance of a document of this cell to be selected: b / n of a stratum that is drawn from uniformly, otherwise by
-    /// the turns of the stratum (see [`chance_in_turns`]). `selected_by`: the target that selected it.
-    /// `total_log_weight` is that for a target.
+    /// Chance of a document of this cell to be selected, given the budgets: b / n of a stratum that is drawn from uniformly,
+    /// otherwise by the turns of the stratum (see [`chance_in_turns`]). Where the budgets were left to chance it is to be multiplied
+    /// by that of [`Covered::chances`]. `selected_by`: the target that selected it. `total_log_weight` is that for a target.
     pub fn inclusion_probability(
         &self,
         settings: &SelectorSettings,
@@ -199,9 +204,17 @@ impl Covered {
         chance_in_turns(settings, self.selection.turns_of(cell), selected_by, total_log_weight)
     }
 
-    /// Documents of each pool, after the cut-off.
-    pub fn sizes(&self) -> Vec<u64> {
-        self.pools.iter().map(|pool| pool.strata.iter().map(|stratum| stratum.documents).sum()).collect()
+    /// Chance that anything is selected of each cell, see [`StrataRounding::chances`].
+    pub fn chances(
+        &self,
+        rounding: StrataRounding,
+        division: &Division,
+        fraction: Fraction,
+        n_documents: u64,
+    ) -> Vec<f64> {
+        let sizes_of = |pool: &CoveredPool| pool.strata.iter().map(|stratum| stratum.documents).collect();
+        let sizes: Vec<Vec<u64>> = self.pools.iter().map(sizes_of).collect();
+        rounding.chances(division, fraction, n_documents, &sizes).concat()
     }
 
     /// Strata of all pools that have documents, and those of them that something is selected from.

@@ -28,6 +28,8 @@ enum Use {
     Shuffle = 7,
     Measuring = 8,
     Comparing = 9,
+    StratumRounding = 10,
+    TargetStart = 11,
 }
 
 impl Noise {
@@ -61,6 +63,16 @@ impl Noise {
     /// The same for the shares of targets in a pool, another number for each pool.
     pub fn target_rounding(&self, from_offset: i64, pool: usize) -> f64 {
         self.numbered(from_offset, Use::TargetRounding, pool as u32)
+    }
+
+    /// The same for the budgets of the strata of a pool.
+    pub fn stratum_rounding(&self, from_offset: i64, pool: usize) -> f64 {
+        self.numbered(from_offset, Use::StratumRounding, pool as u32)
+    }
+
+    /// A number in (0, 1) that decides at which of them the targets begin to divide them.
+    pub fn target_start(&self, from_offset: i64, pool: usize) -> f64 {
+        self.numbered(from_offset, Use::TargetStart, pool as u32)
     }
 
     /// Whether a document belongs to a random sample of this share, which a selection is compared with. Independent of
@@ -164,9 +176,11 @@ mod tests {
             .to_vec();
         uses.push(noise.pool_rounding(7));
         uses.extend((0..300).map(|pool| noise.target_rounding(7, pool)));
+        uses.extend((0..300).map(|pool| noise.stratum_rounding(7, pool)));
+        uses.extend((0..300).map(|pool| noise.target_start(7, pool)));
         uses.sort_by(f64::total_cmp);
         uses.dedup();
-        assert_eq!(uses.len(), 6 + 300);
+        assert_eq!(uses.len(), 6 + 3 * 300);
     }
 
     #[test]

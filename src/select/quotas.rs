@@ -223,11 +223,32 @@ impl Division {
 
     /// Chance that anything is chosen from each pool, over how the shares are rounded at random.
     pub fn chances(&self, fraction: Fraction, n_documents: u64, available: &[u64]) -> Vec<f64> {
+        self.mean_over_budgets(fraction, n_documents, available, |_, budget| vec![budget.min(1) as f64]).concat()
+    }
+
+    /// Of each pool what numbers are on average, over how the count and the shares are rounded at random. `of`: what they are where a
+    /// pool has a budget.
+    pub(super) fn mean_over_budgets(
+        &self,
+        fraction: Fraction,
+        n_documents: u64,
+        available: &[u64],
+        of: impl Fn(usize, u64) -> Vec<f64>,
+    ) -> Vec<Vec<f64>> {
         let (whole, chance_of_more) = fraction.whole_and_chance(n_documents);
         let [less, more] = [whole, whole + 1].map(|count| dues(count, &self.pool_shares, available));
-        let of_pool = |(less, more): (f64, f64)| less.min(1.0) + (more.min(1.0) - less.min(1.0)) * chance_of_more;
-        less.into_iter().zip(more).map(of_pool).collect()
+        // Of the budgets next to a due.
+        let of_due = |pool: usize, due: f64| between(of(pool, due as u64), &of(pool, due as u64 + 1), due.fract());
+        let of_pool = |(pool, (less, more)): (usize, (f64, f64))| {
+            between(of_due(pool, less), &of_due(pool, more), chance_of_more)
+        };
+        less.into_iter().zip(more).enumerate().map(of_pool).collect()
     }
+}
+
+/// Just `less` where both are the same, to the last bit.
+fn between(less: Vec<f64>, more: &[f64], part: f64) -> Vec<f64> {
+    less.into_iter().zip(more).map(|(less, more)| less + (more - less) * part).collect()
 }
 
 #[cfg(test)]

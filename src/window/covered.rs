@@ -193,11 +193,12 @@ impl CoveredCandidates {
             pool_shares: self.division.pool_shares(),
             target_shares: self.division.target_shares(),
             rounding: BudgetRounding::Random { noise, from },
+            strata_rounding: coverage.strata_rounding,
         };
         let scores = DocumentScores { cutoff: &cutoff, importance: &importance, key: &key };
         let mut covered = select_coverage(&request, pools, &scores);
         let picks = std::mem::take(&mut covered.selection.picks);
-        let chances = self.division.chances(selector.fraction, n_documents, &covered.sizes());
+        let chances = covered.chances(coverage.strata_rounding, &self.division, selector.fraction, n_documents);
         let chosen = picks.into_iter().map(|Pick { document: number, target, key }| {
             let pool = pool_of(number);
             let cell = covered.cell(pool, importance(number)).expect("a chosen document has a stratum");
@@ -205,8 +206,8 @@ impl CoveredCandidates {
             let probability =
                 covered.inclusion_probability(selector, coverage.settings.within, cell, Some(target), of_target);
             let offset = self.offsets.get(number);
-            // Whether anything of its pool is chosen at all may have been left to chance.
-            let (target, inclusion_probability) = (target as u32, chances[pool] * probability);
+            // Whether anything of its stratum is chosen at all may have been left to chance.
+            let (target, inclusion_probability) = (target as u32, chances[cell] * probability);
             Chosen { number, offset, target, key, inclusion_probability, ratio: 1.0 }
         });
         let is_sketched = coverage.edges_from == EdgesFrom::Stream;

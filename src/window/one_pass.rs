@@ -101,9 +101,9 @@ impl OnePassCandidates {
         let coverage = selector.coverage.as_ref().expect("the window was opened for a coverage selector");
         let (division, version) = (reservoirs.division().clone(), reservoirs.edges().of);
         let count = selector.fraction.of(n_documents, noise.rounding(from));
-        let CoveredWindow { chosen, n_cut, covered } = reservoirs.select(count, BudgetRounding::Random { noise, from });
-        let chances = division.chances(selector.fraction, n_documents, &covered.sizes());
-        let n_strata = covered.pools[0].strata.len();
+        let rounding = BudgetRounding::Random { noise, from };
+        let CoveredWindow { chosen, n_cut, covered } = reservoirs.select(count, rounding, coverage.strata_rounding);
+        let chances = covered.chances(coverage.strata_rounding, &division, selector.fraction, n_documents);
         let to_candidate = |chosen: ChosenFor<Candidate>| {
             let ChosenFor { offset, pool: cell, target, key, item: candidate } = chosen;
             let number = candidate.number;
@@ -113,8 +113,8 @@ impl OnePassCandidates {
             };
             let probability =
                 covered.inclusion_probability(selector, coverage.settings.within, cell, Some(target), total);
-            // Whether anything of its pool is chosen at all may have been left to chance.
-            let (target, inclusion_probability) = (target as u32, chances[cell / n_strata] * probability);
+            // Whether anything of its stratum is chosen at all may have been left to chance.
+            let (target, inclusion_probability) = (target as u32, chances[cell] * probability);
             (Chosen { number, offset, target, key, inclusion_probability, ratio: 1.0 }, candidate)
         };
         let (chosen, candidates) = chosen.into_iter().map(to_candidate).unzip();

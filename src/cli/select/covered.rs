@@ -8,7 +8,7 @@ use crate::cli::UsageError;
 use crate::score::Model;
 use crate::select::{
     BudgetRounding, BudgetedSelection, CoveragePlan, CoverageRequest, Covered, DocumentScores, SelectorKind,
-    SelectorSettings, Within, plan_coverage, select_coverage,
+    SelectorSettings, StrataRounding, Within, plan_coverage, select_coverage,
 };
 
 /// A selection over strata; the picks are those of the draw.
@@ -35,6 +35,7 @@ pub fn draw(scores: &Scores, model: &Model, plan: &SelectionPlan, coverage: &Cov
         pool_shares: &pool_shares,
         target_shares: &target_shares,
         rounding: BudgetRounding::Nearest,
+        strata_rounding: StrataRounding::Down,
     };
     let by = &settings;
     let value = |criterion| move |document| value(scores, model, by, criterion, document);
@@ -99,6 +100,7 @@ pub fn planned(
         pool_shares: &pool_shares,
         target_shares: &target_shares,
         rounding: BudgetRounding::Nearest,
+        strata_rounding: StrataRounding::Down,
     };
     let value = |criterion| move |document| value(scores, model, settings, criterion, document);
     let pools = draw::pools(scores, plan, candidates);

@@ -12,7 +12,7 @@ use crate::manifest::ShardManifest;
 use crate::record::{Reject, TopicPartition};
 use crate::score::{LossTerm, Score};
 use crate::select::{Division, Noise, Quotas, SelectorKind, SelectorSettings, SketchVersion};
-use crate::window::{ClosedWindow, PoolStrata, TokenTurn, WindowSummary};
+use crate::window::{ClosedWindow, TokenTurn, WindowSummary};
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -375,7 +375,8 @@ impl Asked<'_> {
         };
         let targets: Vec<OfTarget> = log_importance_weights.iter().enumerate().map(of_target).collect();
         let selected_by = taken.target(seen.offset);
-        let strata = Strata::of(selector, self.closed.summary.coverage.as_ref());
+        let of_window = self.closed.summary.coverage.as_ref();
+        let strata = Strata::of(selector, of_window, self.division, self.n_documents());
         let strata = strata.filter(|_| is_candidate).map(|strata| {
             let weight = targets[0].total_log_weight;
             strata.explain((seen.offset, document, weight), pool, self.contenders)
@@ -426,11 +427,9 @@ impl Asked<'_> {
     /// That the window selects anything of a pool.
     fn chance(&self, pool: usize) -> f64 {
         let summary = &self.closed.summary;
-        let in_strata = |pool: &PoolStrata| pool.strata.iter().map(|stratum| stratum.n_documents).sum();
-        let sizes: Vec<u64> = match (&summary.coverage, &summary.sensitivity) {
-            (Some(of), _) => of.pools.iter().map(in_strata).collect(),
-            (None, Some(of)) => of.pools.iter().map(|pool| pool.sample.documents).collect(),
-            (None, None) => self.contenders.sizes(self.division.n_pools()),
+        let sizes: Vec<u64> = match &summary.sensitivity {
+            Some(of) => of.pools.iter().map(|pool| pool.sample.documents).collect(),
+            None => self.contenders.sizes(self.division.n_pools()),
         };
         self.division.chances(self.manifest.selector.fraction, self.n_documents(), &sizes)[pool]
     }
@@ -441,7 +440,7 @@ impl Asked<'_> {
         let pool = seen.pool;
         if let Some(strata) = strata {
             let weights: Vec<f64> = targets.iter().map(|of| of.total_log_weight).collect();
-            return self.chance(pool) * strata.inclusion_probability(selector, &weights);
+            return strata.inclusion_probability(selector, &weights);
         }
         let turns = self.turns(seen);
         if let Some(TokenTurn { budget, .. }) = turns[0].tokens {

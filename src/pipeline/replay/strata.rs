@@ -1,11 +1,14 @@
 //! Where a document stands in a window that was spread over strata.
 
+use std::cmp::Ordering;
 use std::fmt::Write;
 
 use serde::Serialize;
 
 use super::witness::{Contenders, SeenDocument};
-use crate::select::{CoverageSelector, Criterion, Cutoff, Edges, FixedCutoff, SelectorSettings, Tail, Within};
+use crate::select::{
+    CoverageSelector, Criterion, Cutoff, Division, Edges, FixedCutoff, SelectorSettings, StrataRounding, Tail, Within,
+};
 use crate::window::{CoverageSummary, PoolStrata, StratumSummary};
 
 /// What strata say of one document.
@@ -43,20 +46,37 @@ pub struct ExplainedStratum {
     pub n_documents: u64,
     /// How many were to be selected of it.
     pub budget: u64,
+    /// Chance that any were, over how budgets are rounded at random.
+    pub chance: f64,
     /// For each target in turn the best key that it left; `null` when nothing was left, or nothing was to be chosen.
     pub thresholds: Vec<Option<f64>>,
+    /// For each target the best key of its other documents, where nothing was to be selected of it by chance: what one more would have
+    /// had to beat.
+    #[serde(skip)]
+    best_others: Vec<Option<f64>>,
 }
 
 /// A window's strata.
 pub(super) struct Strata<'a> {
-    pub selector: &'a CoverageSelector,
-    pub summary: &'a CoverageSummary,
+    selector: &'a CoverageSelector,
+    summary: &'a CoverageSummary,
+    /// Of each pool, as the summary has them: chance that anything is selected of a stratum.
+    chances: Vec<Vec<f64>>,
 }
 
 impl<'a> Strata<'a> {
-    /// `None` where a window is not spread over strata.
-    pub fn of(selector: &'a SelectorSettings, summary: Option<&'a CoverageSummary>) -> Option<Self> {
-        Some(Strata { selector: selector.coverage.as_ref()?, summary: summary? })
+    /// `None` where a window is not spread over strata. `n_documents`: of the window.
+    pub fn of(
+        settings: &'a SelectorSettings,
+        summary: Option<&'a CoverageSummary>,
+        division: &Division,
+        n_documents: u64,
+    ) -> Option<Self> {
+        let (selector, summary) = (settings.coverage.as_ref()?, summary?);
+        let sizes_of = |pool: &PoolStrata| pool.strata.iter().map(|stratum| stratum.n_documents).collect();
+        let sizes: Vec<Vec<u64>> = summary.pools.iter().map(sizes_of).collect();
+        let chances = selector.strata_rounding.chances(division, settings.fraction, n_documents, &sizes);
+        Some(Strata { selector, summary, chances })
     }
 
     /// `weight`: the total log weight for the first target.
@@ -74,33 +94,56 @@ impl<'a> Strata<'a> {
         let of_importance = value(importance, 0);
         let cutoff = settings.cutoff.map(|Cutoff { tail, .. }| {
             let value = value(cutoff_by, 1);
-            let is_removed = |value| match (self.summary.edges, self.summary.cut_at) {
-                (Some(_), cut_at) => cut_at.is_some_and(|at| FixedCutoff { tail, at }.removes(value)),
-                (None, _) => contenders.n_cut_before(offset, value, tail) < self.summary.n_cut,
-            };
             ExplainedCutoff {
                 by: cutoff_by.to_string(),
                 value,
                 tail,
                 n_cut: self.summary.n_cut,
                 cut_at: self.summary.cut_at,
-                is_cut: value.is_some_and(is_removed),
+                is_cut: value.is_some_and(|value| self.is_cut(offset, value, tail, contenders)),
             }
         });
         let is_in_one = of_importance.is_some() && cutoff.as_ref().is_none_or(|cut| cut.value.is_some() && !cut.is_cut);
-        let stratum = of_importance.filter(|_| is_in_one).and_then(|value| self.stratum(pool, value));
+        let stratum = of_importance.filter(|_| is_in_one);
+        let stratum = stratum.and_then(|value| self.stratum(pool, (offset, value), contenders));
         ExplainedStrata { importance: importance.to_string(), value: of_importance, cutoff, stratum }
     }
 
-    fn stratum(&self, pool: usize, importance: f64) -> Option<ExplainedStratum> {
+    fn is_cut(&self, offset: i64, value: f64, tail: Tail, contenders: &Contenders) -> bool {
+        let Some(at) = self.summary.cut_at else { return false };
+        if self.summary.edges.is_some() {
+            return FixedCutoff { tail, at }.removes(value);
+        }
+        match value.total_cmp(&at) {
+            // Some with the score of the last one that went have stayed.
+            Ordering::Equal => contenders.n_cut_before(offset, value, tail) < self.summary.n_cut,
+            order => (order == Ordering::Greater) == (tail == Tail::High),
+        }
+    }
+
+    fn stratum(
+        &self,
+        pool: usize,
+        (offset, importance): (i64, f64),
+        contenders: &Contenders,
+    ) -> Option<ExplainedStratum> {
         let settings = &self.selector.settings;
         let PoolStrata { range, strata, .. } = self.summary.pools.get(pool)?;
         let (low, high) = (*range)?;
         let edges = Edges::new(low, high, settings.strata);
         let number = edges.stratum(importance);
-        let StratumSummary { stratum, n_documents, n_selected, thresholds } =
-            strata.iter().find(|stratum| stratum.stratum as usize == number)?;
+        let place = strata.iter().position(|stratum| stratum.stratum as usize == number)?;
+        let StratumSummary { stratum, n_documents, n_selected, thresholds } = &strata[place];
         let (from, to) = edges.bounds(number);
+        // Rounded down nothing was left to chance but the budget of the pool.
+        let is_chance = *n_selected > 0 || self.selector.strata_rounding == StrataRounding::Random;
+        let is_other = |other: i64, importance: f64, cutoff: Option<f64>| {
+            let is_cut = |Cutoff { tail, .. }| cutoff.is_some_and(|value| self.is_cut(other, value, tail, contenders));
+            other != offset && edges.stratum(importance) == number && !settings.cutoff.is_some_and(is_cut)
+        };
+        let best_other = |target| contenders.best_key(target, pool, is_other);
+        let is_told = *n_selected == 0 && is_chance && settings.within == Within::Weighted;
+        let n_told = if is_told { thresholds.len() } else { 0 };
         Some(ExplainedStratum {
             stratum: *stratum,
             of: settings.strata,
@@ -109,7 +152,9 @@ impl<'a> Strata<'a> {
             within: settings.within,
             n_documents: *n_documents,
             budget: *n_selected,
+            chance: if is_chance { self.chances[pool][place] } else { 0.0 },
             thresholds: thresholds.clone(),
+            best_others: (0..n_told).map(best_other).collect(),
         })
     }
 }
@@ -125,13 +170,18 @@ impl ExplainedStrata {
         self.cutoff.as_ref().is_some_and(|cutoff| cutoff.is_cut)
     }
 
-    /// Chance of being selected by the thresholds, but for that of the window to select anything. Of what several
-    /// targets compete for, that of the selected documents is lower: see [`crate::select::chance_in_turns`].
+    /// Chance of being selected by the thresholds, times that of the stratum to select anything; where it selected nothing by chance,
+    /// as if it had selected one. Of what several targets compete for, that of the selected documents is lower: see
+    /// [`crate::select::chance_in_turns`].
     pub fn inclusion_probability(&self, selector: &SelectorSettings, total_log_weights: &[f64]) -> f64 {
-        let Some(ExplainedStratum { within, n_documents, budget, thresholds, .. }) = &self.stratum else { return 0.0 };
-        match within {
-            _ if *budget == 0 => 0.0,
-            Within::Uniform => *budget as f64 / (*n_documents).max(1) as f64,
+        let Some(stratum) = &self.stratum else { return 0.0 };
+        let ExplainedStratum { within, n_documents, budget, chance, thresholds, best_others, .. } = stratum;
+        let given_budget = match within {
+            Within::Uniform => (*budget).max(1) as f64 / (*n_documents).max(1) as f64,
+            Within::Weighted if *budget == 0 => {
+                let of_target = |(weight, key): (&f64, &Option<f64>)| selector.inclusion_probability(*weight, *key);
+                total_log_weights.iter().zip(best_others).map(of_target).fold(0.0, f64::max)
+            }
             Within::Weighted => {
                 // Where something was left, a target without a threshold had nothing to choose.
                 let is_emptied = budget == n_documents;
@@ -140,7 +190,8 @@ impl ExplainedStrata {
                 };
                 total_log_weights.iter().zip(thresholds).filter_map(of_target).fold(0.0, f64::max)
             }
-        }
+        };
+        chance * given_budget
     }
 
     /// `by`: the number of the target that selected it, and its key.
@@ -165,11 +216,15 @@ impl ExplainedStrata {
             );
         }
         let Some(stratum) = &self.stratum else { return write!(text, "it is in no stratum") };
-        let ExplainedStratum { stratum: number, of, from, to, n_documents, budget, thresholds, .. } = stratum;
+        let ExplainedStratum { stratum: number, of, from, to, n_documents, budget, chance, thresholds, .. } = stratum;
         let (importance, value) = (&self.importance, self.value.unwrap_or_default());
         write!(text, "its {importance} {value:.6} puts it into stratum {number} of {of} ({from:.6} to {to:.6}), ")?;
         if *budget == 0 {
-            return write!(text, "of whose {n_documents} documents none was to be selected");
+            write!(text, "of whose {n_documents} documents none was to be selected")?;
+            if *chance > 0.0 {
+                write!(text, ": its share is below one, and something is selected with probability {chance:.6}")?;
+            }
+            return Ok(());
         }
         write!(text, "of whose {n_documents} documents {budget} were selected")?;
         // That of the target that selected it, or of all that did not.
@@ -193,7 +248,7 @@ mod tests {
     use crate::features::Featuriser;
     use crate::record::{Document, TopicPartition};
     use crate::score::{ImportanceWeight, Model, NgramCounts, Score, Side, Target, VersionedWeight, WeightVersion};
-    use crate::select::{CoverageSettings, Division, Noise, Quotas, SelectorKind};
+    use crate::select::{CoverageSettings, Noise, Quotas, SelectorKind};
     use crate::window::{
         CloseReason, ClosedWindow, Content, Decision, OpenWindow, Opening, ScoredDocument, ScoredRecord, SpooledRow,
         WindowPolicy,
@@ -230,6 +285,7 @@ mod tests {
                 cutoff_by: importance.clone(),
                 importance,
                 edges_from: Default::default(),
+                strata_rounding: StrataRounding::Random,
             }),
             sensitivity: None,
         }
@@ -292,8 +348,8 @@ mod tests {
             let documents: Vec<_> = documents.into_iter().map(|(hard, a, b)| (f64::from(hard), [a, b])).collect();
             let selector = selector(&format!("0.{tenths}"));
             let closed = close(&documents, &selector);
-            let strata = Strata::of(&selector, closed.summary.coverage.as_ref()).unwrap();
-            let chance = (selector.fraction.as_f64() * documents.len() as f64).min(1.0);
+            let (division, n) = (Division::of(&selector.quotas, &of_two_targets()), documents.len() as u64);
+            let strata = Strata::of(&selector, closed.summary.coverage.as_ref(), &division, n).unwrap();
             for (offset, (hard, weights)) in (0..).zip(&documents) {
                 let seen = SeenDocument {
                     score: score(weights[0]),
@@ -307,9 +363,9 @@ mod tests {
                 let probability = explained.inclusion_probability(&selector, weights);
                 match closed.waiting.iter().find(|decision| decision.offset == offset) {
                     Some(Decision { inclusion_probability: of_window, .. }) => {
-                        prop_assert!(*of_window > 0.0 && *of_window < chance * probability + 1e-12);
+                        prop_assert!(*of_window > 0.0 && *of_window < probability + 1e-12);
                     }
-                    None => prop_assert!(probability < 1.0, "{:?}", explained),
+                    None => prop_assert!(probability > 0.0 && probability < 1.0, "{:?}", explained),
                 }
             }
         }

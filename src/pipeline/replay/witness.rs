@@ -108,11 +108,13 @@ impl<'a> Witness<'a> {
             if coverage.lacks(&document.numbers) {
                 return;
             }
+            let value = |criterion: &Criterion, which: usize| match criterion {
+                Criterion::Weight => selector.total_log_weight(&document.score, featuriser),
+                Criterion::Field(_) => document.numbers[which],
+            };
+            contenders.importances.push(value(&coverage.importance, 0));
             if coverage.settings.cutoff.is_some() {
-                contenders.cutoffs.push(match coverage.cutoff_by {
-                    Criterion::Weight => selector.total_log_weight(&document.score, featuriser),
-                    Criterion::Field(_) => document.numbers[1],
-                });
+                contenders.cutoffs.push(value(&coverage.cutoff_by, 1));
             }
         }
         if selector.sensitivity.is_some() && document.point.is_none() {
@@ -169,6 +171,8 @@ pub(super) struct Contenders {
     pools: Vec<u32>,
     /// One for each target, candidate by candidate.
     keys: Vec<f64>,
+    /// What strata are bands of, of each of them; empty without any.
+    importances: Vec<f64>,
     /// What a cut-off looks at, of each of them; empty without one.
     cutoffs: Vec<f64>,
     /// As they count in budgets, of each of them; empty where those are of documents.
@@ -194,6 +198,25 @@ impl Contenders {
             order => (order == Ordering::Greater) == (tail == Tail::High),
         };
         self.cutoffs.iter().zip(&self.offsets).filter(|both| is_before(*both)).count() as u64
+    }
+
+    /// The best key for a target in a pool of those of which `is_meant` is true by offset, importance, and what the cut-off looks at. It
+    /// is asked of as few as can be.
+    pub fn best_key(
+        &self,
+        target: usize,
+        pool: usize,
+        is_meant: impl Fn(i64, f64, Option<f64>) -> bool,
+    ) -> Option<f64> {
+        let mut best: Option<f64> = None;
+        for number in (0..self.offsets.len()).filter(|number| self.pools[*number] as usize == pool) {
+            let key = self.keys[number * self.n_targets + target];
+            let cutoff = self.cutoffs.get(number).copied();
+            if best.is_none_or(|best| key > best) && is_meant(self.offsets[number], self.importances[number], cutoff) {
+                best = Some(key);
+            }
+        }
+        best
     }
 
     /// What was decided of a pool whose budget is in tokens, and the place of the candidate at this offset.

@@ -2,9 +2,8 @@
 
 use std::cmp::Ordering;
 
-use super::super::budget::split_among_targets;
 use super::super::{Schedule, budgets};
-use super::{CoverageRequest, CoveredPool, Cutoff, Edges, Stratum, Tail, water_fill};
+use super::{CoverageRequest, CoveredPool, Cutoff, Edges, Stratum, Tail};
 
 /// All that does not depend on the keys of the documents.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -68,8 +67,8 @@ impl CoveragePlan {
         // There may be very many: no room for more.
         let mut strata: Vec<Vec<u32>> = sizes.iter().map(|size| Vec::with_capacity(*size as usize)).collect();
         documents.iter().for_each(|document| strata[stratum_of(*document)].push(*document));
-        let budgets = water_fill(of_targets.iter().sum(), &sizes);
-        let of_targets = split_among_targets(&budgets, of_targets);
+        let pool = self.pools.len();
+        let (budgets, of_targets) = request.strata_rounding.budgets(pool, of_targets, &sizes, request.rounding);
         let cell = |(documents, budgets)| PlannedCell { documents, budgets };
         self.cells.extend(strata.into_iter().zip(of_targets).map(cell));
         let stratum = |(documents, budget): (u64, u64)| Stratum { documents, budget };

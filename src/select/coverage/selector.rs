@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CoverageSettings, Cutoff, Tail, Within};
+use super::{CoverageSettings, Cutoff, StrataRounding, Tail, Within};
 
 /// A number of a document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,8 @@ pub struct CoverageSelector {
     pub cutoff_by: Criterion,
     #[serde(default, skip_serializing_if = "EdgesFrom::is_window")]
     pub edges_from: EdgesFrom,
+    #[serde(default, skip_serializing_if = "StrataRounding::is_down")]
+    pub strata_rounding: StrataRounding,
 }
 
 /// Where the edges of strata come from, and the score at which the cut-off lies.
@@ -62,7 +64,7 @@ impl fmt::Display for Criterion {
 
 impl fmt::Display for CoverageSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let CoverageSelector { settings, importance, cutoff_by, edges_from } = self;
+        let CoverageSelector { settings, importance, cutoff_by, edges_from, strata_rounding: _ } = self;
         if let Some(Cutoff { rate, tail }) = settings.cutoff {
             let tail = if tail == Tail::Low { "lowest" } else { "highest" };
             write!(f, "without the {rate} of {tail} {cutoff_by}, ")?;

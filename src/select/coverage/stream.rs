@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::budget::split_among_targets;
 use super::super::reservoirs::{Narrowing, offer_to_targets, take_turns};
 use super::super::{BudgetRounding, BudgetedSelection, ChosenFor, Division, Reservoir};
-use super::{Covered, CoveredPool, Cutoff, Edges, QuantileSketch, Stratum, Tail, water_fill};
+use super::{Covered, CoveredPool, Cutoff, Edges, QuantileSketch, StrataRounding, Stratum, Tail};
 
 /// A cut-off at a score that is known before the documents come. Of documents with just this score all go, of which
 /// [`select_coverage`](super::select_coverage) removes no more than its rate allows: where no others share the score of the
@@ -170,11 +169,12 @@ impl<T> StratumReservoirs<T> {
         size_of_val(&self.sizes[..]) + size_of_val(&self.reservoirs[..])
     }
 
-    /// Selects so many, or all if there are fewer. `rounding`: of the shares of pools and targets.
+    /// Selects so many, or all if there are fewer. `rounding`: of the shares of pools and targets; `strata_rounding`: of the budgets of
+    /// strata, as in [`CoverageRequest`](super::CoverageRequest).
     ///
     /// # Panics
     /// If more than it was made for: documents that it would need are gone.
-    pub fn select(self, count: u64, rounding: BudgetRounding<'_>) -> CoveredWindow<T> {
+    pub fn select(self, count: u64, rounding: BudgetRounding<'_>, strata_rounding: StrataRounding) -> CoveredWindow<T> {
         assert!(count <= self.at_most, "{count} selected of strata for {}", self.at_most);
         let of_pools = self.of_pools();
         let StratumReservoirs { division, edges, n_cut, sizes, reservoirs, .. } = self;
@@ -182,9 +182,9 @@ impl<T> StratumReservoirs<T> {
         let shortfall = count - budgets.iter().flatten().sum::<u64>();
         let (mut pools, mut of_cells) = (Vec::new(), Vec::new());
         let pools_of_strata = edges.pools.iter().zip(sizes.chunks(edges.pools[0].n_strata()));
-        for ((edges, sizes), of_targets) in pools_of_strata.zip(budgets) {
-            let budgets = water_fill(of_targets.iter().sum(), sizes);
-            of_cells.extend(split_among_targets(&budgets, &of_targets));
+        for (pool, ((edges, sizes), of_targets)) in pools_of_strata.zip(budgets).enumerate() {
+            let (budgets, parts) = strata_rounding.budgets(pool, &of_targets, sizes, rounding);
+            of_cells.extend(parts);
             let stratum = |(documents, budget): (&u64, u64)| Stratum { documents: *documents, budget };
             let strata = sizes.iter().zip(budgets).map(stratum).collect();
             pools.push(CoveredPool { edges: Some(*edges), strata });
@@ -202,7 +202,7 @@ impl<T> StratumReservoirs<T> {
 }
 
 /// The most that a stratum with more documents than this can ever give, where `total` are selected of all: an equal share of what those
-/// with fewer leave, which is the less the more come to them. `None`: each may still give all that it has.
+/// with fewer leave, which is the less the more come to them, however it is rounded. `None`: each may still give all that it has.
 fn level(total: u64, sizes: &[u64]) -> Option<u64> {
     let mut ascending = sizes.to_vec();
     ascending.sort_unstable();
@@ -210,7 +210,8 @@ fn level(total: u64, sizes: &[u64]) -> Option<u64> {
     for (n_before, size) in ascending.iter().enumerate() {
         let n = (ascending.len() - n_before) as u64;
         if size * n > left {
-            return Some(left.div_ceil(n));
+            // Rounded at random a share can be one more than its whole part, also a whole one, by the last bits of a sum.
+            return Some(left / n + 1);
         }
         left -= size;
     }

@@ -7,7 +7,7 @@ use super::*;
 use crate::features::Featuriser;
 use crate::record::TopicPartition;
 use crate::score::{Model, NgramCounts, Side, Target};
-use crate::select::budget::split_among_targets;
+use crate::select::budget::{split_among_targets, split_among_targets_from};
 use crate::select::{Division, Noise, Pick, Quotas, Rounding, Schedule, SelectorKind, apportion, budgets};
 
 /// A document: its pool, scores that are whole numbers (so that the oracle can do without rounding), and its log weight.
@@ -83,13 +83,24 @@ impl Window {
         pools
     }
 
+    /// As files are.
     fn select_from(&self, pools: Vec<Vec<u32>>) -> Covered {
+        self.select_rounded(pools, BudgetRounding::Nearest, StrataRounding::Down)
+    }
+
+    fn select_rounded(
+        &self,
+        pools: Vec<Vec<u32>>,
+        rounding: BudgetRounding<'_>,
+        strata_rounding: StrataRounding,
+    ) -> Covered {
         let request = CoverageRequest {
             count: self.count,
             settings: self.settings,
             pool_shares: &self.pool_shares,
             target_shares: &self.target_shares,
-            rounding: BudgetRounding::Nearest,
+            rounding,
+            strata_rounding,
         };
         let of = |document: u32| &self.documents[document as usize];
         let scores = DocumentScores {
@@ -353,12 +364,17 @@ proptest! {
         times in 1usize..14,
         rotate in 0usize..60,
         more in 0u64..5,
+        is_random in any::<bool>(),
+        strata_rounding in prop_oneof![Just(StrataRounding::Down), Just(StrataRounding::Random)],
     ) {
+        let noise = Noise::new(window.seed, &TopicPartition::new("t", 1));
+        let at_random = BudgetRounding::Random { noise: &noise, from: 7 };
+        let rounding = if is_random { at_random } else { BudgetRounding::Nearest };
         // Often so many that strata are full long before all have come.
         let documents = std::iter::repeat_n(&window.documents, times).flatten().cloned().collect();
         let division = window.division();
         let window = Window { documents, pool_shares: division.pool_shares().to_vec(), ..window };
-        let exact = window.select_from(window.pools());
+        let exact = window.select_rounded(window.pools(), rounding, strata_rounding);
         let fixed = window.settings.cutoff.zip(exact.cut_at).map(|(cutoff, at)| FixedCutoff { tail: cutoff.tail, at });
         let score = |document: u32| window.documents[document as usize].cutoff as f64;
         let is_cut = |document: &u32| fixed.is_some_and(|fixed| fixed.removes(score(*document)));
@@ -368,7 +384,7 @@ proptest! {
             let mut pools = window.pools();
             pools.iter_mut().for_each(|pool| pool.retain(|document| !is_cut(document)));
             let settings = CoverageSettings { cutoff: None, ..window.settings };
-            Window { settings, ..window.clone() }.select_from(pools)
+            Window { settings, ..window.clone() }.select_rounded(pools, rounding, strata_rounding)
         };
         let any = Edges::new(-1.0, 1.0, window.settings.strata);
         let pools = exact.pools.iter().map(|pool| pool.edges.unwrap_or(any)).collect();
@@ -387,7 +403,7 @@ proptest! {
             let key = |target| window.key(document, target);
             reservoirs.offer(place, doc.importance as f64 * window.unit, key, document, |_| held -= 1);
         }
-        let CoveredWindow { chosen, n_cut, covered } = reservoirs.select(window.count, BudgetRounding::Nearest);
+        let CoveredWindow { chosen, n_cut, covered } = reservoirs.select(window.count, rounding, strata_rounding);
         prop_assert_eq!((covered.shortfall, n_cut), (exact.shortfall, gone.len() as u64));
         let strata = |of: &Covered| of.pools.iter().map(|pool| pool.strata.clone()).collect::<Vec<_>>();
         prop_assert_eq!(strata(&covered), strata(&exact));
@@ -425,6 +441,7 @@ proptest! {
             pool_shares: &window.pool_shares,
             target_shares: &window.target_shares,
             rounding: BudgetRounding::Nearest,
+            strata_rounding: StrataRounding::Down,
         };
         let of = |document: u32| &window.documents[document as usize];
         let importance = |document| of(document).importance as f64 * window.unit;
@@ -470,14 +487,21 @@ proptest! {
     }
 
     #[test]
-    fn targets_get_their_shares_over_all_strata(budgets in proptest::collection::vec(0u64..9, 0..60), share in 0.05f64..0.9) {
+    fn targets_get_their_shares_over_all_strata(
+        budgets in proptest::collection::vec(0u64..9, 0..60),
+        share in 0.05f64..0.9,
+        uniform in 0.0f64..1.0,
+    ) {
         let shares = [share, 0.95 - share, 0.05];
         let total: u64 = budgets.iter().sum();
         let of_targets = apportion(total, &shares, &[total; 3], Rounding::Nearest);
-        let parts = split_among_targets(&budgets, &of_targets);
-        prop_assert!(parts.iter().zip(&budgets).all(|(parts, budget)| parts.iter().sum::<u64>() == *budget));
-        let sums: Vec<u64> = (0..3).map(|target| parts.iter().map(|parts| parts[target]).sum()).collect();
-        prop_assert_eq!(sums, of_targets);
+        let from_any = split_among_targets_from(uniform, &budgets, &of_targets);
+        for parts in [split_among_targets(&budgets, &of_targets), from_any] {
+            prop_assert_eq!(parts.len(), budgets.len());
+            prop_assert!(parts.iter().zip(&budgets).all(|(parts, budget)| parts.iter().sum::<u64>() == *budget));
+            let sums: Vec<u64> = (0..3).map(|target| parts.iter().map(|parts| parts[target]).sum()).collect();
+            prop_assert_eq!(&sums, &of_targets);
+        }
     }
 
     #[test]
@@ -668,7 +692,7 @@ fn no_more_is_held_than_strata_can_still_give() {
             reservoirs.offer((0, i as i64), importance(i), |_| key, (), |()| held -= 1);
             most = most.max(held);
         }
-        (held, most, reservoirs.select(1_000, BudgetRounding::Nearest).chosen.len())
+        (held, most, reservoirs.select(1_000, BudgetRounding::Nearest, StrataRounding::Down).chosen.len())
     };
     // All alike; nearly all easy; the rare ones come last.
     for importance in [
@@ -752,7 +776,8 @@ fn sketches_are_of_numbers_that_are_named() {
     let of = |importance: Criterion, cutoff: Option<&str>, edges_from| {
         let cutoff = cutoff.map(|rate| Cutoff { rate: rate.parse().unwrap(), tail: Tail::Low });
         let settings = CoverageSettings { strata: 4, cutoff, within: Within::Uniform, clip: 0.0 };
-        let coverage = Some(CoverageSelector { settings, importance, cutoff_by: Criterion::Weight, edges_from });
+        let (cutoff_by, strata_rounding) = (Criterion::Weight, StrataRounding::Random);
+        let coverage = Some(CoverageSelector { settings, importance, cutoff_by, edges_from, strata_rounding });
         SelectorSettings { coverage, ..selector() }.sketched_numbers("m")
     };
     let loss = || Criterion::Field("loss".to_owned());
@@ -766,9 +791,123 @@ fn sketches_are_of_numbers_that_are_named() {
     assert_eq!(selector().sketched_numbers("m"), None);
     // A source and a language may be called the same.
     let settings = CoverageSettings { strata: 4, cutoff: None, within: Within::Uniform, clip: 0.0 };
-    let (cutoff_by, edges_from) = (Criterion::Weight, EdgesFrom::Stream);
-    let coverage = Some(CoverageSelector { settings, importance: loss(), cutoff_by, edges_from });
+    let coverage = Some(CoverageSelector {
+        settings,
+        importance: loss(),
+        cutoff_by: Criterion::Weight,
+        edges_from: EdgesFrom::Stream,
+        strata_rounding: StrataRounding::Random,
+    });
     let quotas = Quotas { field: Some("language".to_owned()), ..Quotas::default() };
     let of_languages = SelectorSettings { coverage, quotas, ..selector() };
     assert_eq!(of_languages.sketched_numbers("m").as_deref(), Some("field loss by language"));
+}
+
+/// Documents of twenty strata, one of them without any.
+const UNEQUAL: [u64; 20] = [1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 8, 9, 10, 12, 14, 0, 17, 21, 30, 41];
+
+/// Also where a window selects fewer documents than it has strata. Rounded down the small ones would get nothing in any window.
+#[test]
+fn every_stratum_has_its_level_over_many_windows() {
+    const WINDOWS: i64 = 4_000;
+    let noise = Noise::new(5, &TopicPartition::new("t", 0));
+    assert_eq!(water_fill(10, &UNEQUAL).iter().filter(|budget| **budget > 0).count(), 10);
+    // By hand: 10 among 19; 60 without 1, 2, 2, 3 and 3, among 14.
+    for (count, level) in [(10u64, 10.0 / 19.0), (60, 49.0 / 14.0)] {
+        let due = |size: u64| (size as f64).min(level);
+        assert!((UNEQUAL.iter().map(|size| due(*size)).sum::<f64>() - count as f64).abs() < 1e-9, "no level: {level}");
+        let mut sums = [0u64; 20];
+        for from in 0..WINDOWS {
+            let rounding = BudgetRounding::Random { noise: &noise, from };
+            let (budgets, parts) = StrataRounding::Random.budgets(0, &[count], &UNEQUAL, rounding);
+            assert_eq!(budgets.iter().sum::<u64>(), count);
+            assert_eq!(parts.concat(), budgets);
+            for ((sum, budget), size) in sums.iter_mut().zip(&budgets).zip(UNEQUAL) {
+                assert!((*budget as f64 - due(size)).abs() < 1.0, "{budgets:?}");
+                *sum += *budget;
+            }
+        }
+        for (sum, size) in sums.into_iter().zip(UNEQUAL) {
+            let (mean, due) = (sum as f64 / WINDOWS as f64, due(size));
+            let standard_error = (due.fract() * (1.0 - due.fract()) / WINDOWS as f64).sqrt();
+            assert!((mean - due).abs() <= 4.0 * standard_error, "{mean} of {size} instead of {due}");
+        }
+    }
+}
+
+/// Each of two targets has half of every stratum, though a stratum has one document for both of them.
+#[test]
+fn no_target_always_gets_the_same_strata() {
+    const WINDOWS: i64 = 2_000;
+    let noise = Noise::new(6, &TopicPartition::new("t", 0));
+    let mut sums = [0u64; 8];
+    for from in 0..WINDOWS {
+        let rounding = BudgetRounding::Random { noise: &noise, from };
+        let (budgets, parts) = StrataRounding::Random.budgets(1, &[4, 4], &[9; 8], rounding);
+        assert_eq!(budgets, [1; 8]);
+        sums.iter_mut().zip(&parts).for_each(|(sum, parts)| *sum += parts[0]);
+    }
+    // Five standard errors of half of them.
+    assert!(sums.iter().all(|sum| (888..=1_112).contains(sum)), "{sums:?}");
+}
+
+/// By hand: one document is selected, or in one case of ten two; shares of pools are of that.
+#[test]
+fn chances_of_strata_are_those_of_their_budgets() {
+    let fraction: Fraction = "0.1".parse().unwrap();
+    let whole = Division::whole();
+    let chances = |rounding: StrataRounding, division: &Division, n, sizes: &[Vec<u64>]| {
+        rounding.chances(division, fraction, n, sizes)
+    };
+    let are_near = |found: Vec<Vec<f64>>, expected: &[&[f64]]| {
+        let expected = expected.concat();
+        let is_near = |(found, expected): (&f64, &f64)| (found - expected).abs() < 1e-12;
+        assert!(found.concat().len() == expected.len(), "{found:?}");
+        assert!(found.concat().iter().zip(&expected).all(is_near), "{found:?} instead of {expected:?}");
+    };
+    are_near(chances(StrataRounding::Random, &whole, 11, &[vec![5, 6]]), &[&[0.55, 0.55]]);
+    // As it was recorded before: that of the pool.
+    are_near(chances(StrataRounding::Down, &whole, 11, &[vec![5, 6]]), &[&[1.0, 1.0]]);
+    // A stratum without documents has no part in it, and those that are sure of one are sure of it to the last bit.
+    are_near(chances(StrataRounding::Random, &whole, 11, &[vec![5, 0, 6]]), &[&[0.55, 0.0, 0.55]]);
+    assert_eq!(chances(StrataRounding::Random, &whole, 37, &[vec![7, 20, 10]]), [[1.0; 3]]);
+    // Of 3 documents a quarter is the second pool's: none in one case of four, otherwise one, of three strata.
+    let window = Window {
+        documents: Vec::new(),
+        unit: 1.0,
+        count: 0,
+        pool_shares: vec![0.75, 0.25],
+        target_shares: vec![1.0],
+        settings: CoverageSettings { strata: 3, cutoff: None, within: Within::Uniform, clip: 0.0 },
+        seed: 0,
+    };
+    let sizes = [vec![5, 5], vec![10, 5, 5]];
+    let expected: [&[f64]; 2] = [&[1.0, 1.0], &[0.25; 3]];
+    are_near(chances(StrataRounding::Random, &window.division(), 30, &sizes), &expected);
+}
+
+/// What is recorded without a rounding decides as it did, to the last bit, and is recorded as it was.
+#[test]
+fn settings_that_were_recorded_before_decide_as_before() {
+    let old = r#"{"strata":8,"cutoff":{"rate":"0.1","tail":"high"},"within":"weighted","clip":0.0,"importance":{"field":"hard"},"cutoff_by":{"field":"hard"}}"#;
+    let selector: CoverageSelector = serde_json::from_str(old).unwrap();
+    assert_eq!(selector.strata_rounding, StrataRounding::Down);
+    assert_eq!(serde_json::to_string(&selector).unwrap(), old);
+    let now = CoverageSelector { strata_rounding: StrataRounding::Random, ..selector.clone() };
+    let json = serde_json::to_string(&now).unwrap();
+    assert!(json.ends_with(r#","strata_rounding":"random"}"#), "{json}");
+    assert_eq!(serde_json::from_str::<CoverageSelector>(&json).unwrap(), now);
+
+    let noise = Noise::new(5, &TopicPartition::new("t", 0));
+    let budgets = water_fill(10, &UNEQUAL);
+    let parts = split_among_targets(&budgets, &[6, 4]);
+    let expected = (budgets, parts);
+    for from in 0..100 {
+        let rounding = BudgetRounding::Random { noise: &noise, from };
+        assert_eq!(selector.strata_rounding.budgets(0, &[6, 4], &UNEQUAL, rounding), expected);
+    }
+    // Files have one selection, however windows are rounded.
+    assert_eq!(now.strata_rounding.budgets(0, &[6, 4], &UNEQUAL, BudgetRounding::Nearest), expected);
+    let chances = selector.strata_rounding.chances(&Division::whole(), "0.1".parse().unwrap(), 4, &[vec![1, 3]]);
+    assert_eq!(chances, [[0.4; 2]]);
 }

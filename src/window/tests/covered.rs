@@ -1,12 +1,14 @@
 //! Windows over strata, beside the selection of files.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use super::*;
 use crate::score::Target;
 use crate::select::{
-    BudgetRounding, CoverageRequest, CoverageSelector, CoverageSettings, Criterion, Cutoff, DocumentScores, EdgeTally,
-    Edges, EdgesFrom, FixedCutoff, FixedEdges, QuantileSketch, SketchVersion, Tail, Within, select_coverage,
+    BudgetRounding, CoverageRequest, CoverageSelector, CoverageSettings, CoveredPool, Criterion, Cutoff,
+    DocumentScores, EdgeTally, Edges, EdgesFrom, FixedCutoff, FixedEdges, QuantileSketch, SketchVersion,
+    StrataRounding, Tail, Within, select_coverage,
 };
 
 /// `cutoff`: by the weight, by the importance itself or by another field.
@@ -15,8 +17,19 @@ pub(super) fn covering(within: Within, cutoff: Option<Criterion>, strata: u32, f
     let cutoff = cutoff.map(|_| Cutoff { rate: "0.2".parse().unwrap(), tail });
     let settings = CoverageSettings { strata, cutoff, within, clip: 0.0 };
     let importance = Criterion::Field("hard".to_owned());
-    let coverage = Some(CoverageSelector { settings, importance, cutoff_by, edges_from: EdgesFrom::Window });
+    let coverage = Some(CoverageSelector {
+        settings,
+        importance,
+        cutoff_by,
+        edges_from: EdgesFrom::Window,
+        strata_rounding: StrataRounding::Random,
+    });
     SelectorSettings { coverage, ..selector(fraction) }
+}
+
+/// As it is, and as it was before it was recorded.
+fn strata_rounding() -> impl Strategy<Value = StrataRounding> {
+    prop_oneof![3 => Just(StrataRounding::Random), 1 => Just(StrataRounding::Down)]
 }
 
 fn criterion() -> impl Strategy<Value = Criterion> {
@@ -34,11 +47,13 @@ proptest! {
         has_pools in any::<bool>(),
         strata in 1u32..6,
         tenths in 1u32..=10,
+        strata_rounding in strata_rounding(),
     ) {
         let model = model();
         let weight = weight(&model);
         let within = if is_uniform { Within::Uniform } else { Within::Weighted };
-        let selector = covering(within, cutoff.clone(), strata, &format!("{}.{}", tenths / 10, tenths % 10));
+        let mut selector = covering(within, cutoff.clone(), strata, &format!("{}.{}", tenths / 10, tenths % 10));
+        selector.coverage.as_mut().unwrap().strata_rounding = strata_rounding;
         let shares = if has_pools { vec![("s1".to_owned(), 0.5)] } else { vec![] };
         let quotas = Quotas { sources: shares.into_iter().collect(), ..Quotas::default() };
         let division = Arc::new(Division::of(&quotas, &model));
@@ -93,6 +108,7 @@ proptest! {
             pool_shares: &pool_shares,
             target_shares: &[1.0],
             rounding: BudgetRounding::Random { noise: &noise, from: 100 },
+            strata_rounding,
         };
         let key = |i: u32, _| {
             let (offset, _, total, _) = candidates[i as usize];
@@ -108,12 +124,19 @@ proptest! {
             expected.selection.picks.iter().map(|pick| (candidates[pick.document as usize].0, pick.key)).collect();
         let picks: Vec<_> = selected.iter().map(|row| (row.offset, row.selection_key)).collect();
         prop_assert_eq!(picks, expected_picks);
-        let chances = division.chances(selector.fraction, hard.len() as u64, &expected.sizes());
+        let n_documents = hard.len() as u64;
+        let mut chances = expected.chances(strata_rounding, &division, selector.fraction, n_documents);
+        if strata_rounding == StrataRounding::Down {
+            let of_pool = |pool: &CoveredPool| pool.strata.iter().map(|stratum| stratum.documents).sum::<u64>();
+            let sizes: Vec<u64> = expected.pools.iter().map(of_pool).collect();
+            let of_pools = division.chances(selector.fraction, n_documents, &sizes);
+            chances = of_pools.into_iter().flat_map(|chance| vec![chance; strata as usize]).collect();
+        }
         for (row, pick) in selected.iter().zip(&expected.selection.picks) {
             let (offset, hard, total, _) = candidates[pick.document as usize];
             let cell = expected.cell(pool(offset), hard).unwrap();
             let probability = expected.inclusion_probability(&selector, within, cell, Some(pick.target), |_| total);
-            prop_assert_eq!(row.inclusion_probability, chances[pool(offset)] * probability);
+            prop_assert_eq!(row.inclusion_probability, chances[cell] * probability);
             prop_assert_eq!(&row.document.id, &offset.to_string());
         }
         let mut counts = NgramCounts::zero(BUCKETS as usize);
@@ -200,12 +223,14 @@ fn case() -> impl Strategy<Value = Case> {
     let cutoff = proptest::option::of(criterion());
     let shape = (any::<bool>(), any::<bool>(), 1usize..3, 1u32..6, 1u32..=10);
     let importance = prop_oneof![3 => Just(Criterion::Field("hard".to_owned())), 1 => Just(Criterion::Weight)];
-    (hard, cutoff, importance, shape, any::<bool>(), 0.0f64..0.4).prop_map(
-        |(hard, cutoff, importance, (is_uniform, has_pools, n_targets, strata, tenths), is_held_out, clip)| {
+    (hard, cutoff, importance, shape, any::<bool>(), 0.0f64..0.4, strata_rounding()).prop_map(
+        |(hard, cutoff, importance, shape, is_held_out, clip, strata_rounding)| {
+            let (is_uniform, has_pools, n_targets, strata, tenths) = shape;
             let within = if is_uniform { Within::Uniform } else { Within::Weighted };
             let mut selector = covering(within, cutoff, strata, &format!("{}.{}", tenths / 10, tenths % 10));
             let coverage = selector.coverage.as_mut().unwrap();
             (coverage.importance, coverage.settings.clip, coverage.edges_from) = (importance, clip, EdgesFrom::Stream);
+            coverage.strata_rounding = strata_rounding;
             // As the daemon refuses it.
             let n_targets = if coverage.problem_of_targets().is_some() { 1 } else { n_targets };
             selector.holdout = is_held_out.then(|| "0.3".parse().unwrap());
@@ -328,6 +353,56 @@ proptest! {
         prop_assert_eq!(selected, expected);
         let strata = |of: &ClosedWindow| of.summary.coverage.as_ref().unwrap().pools.iter().map(|pool| pool.strata.clone()).collect::<Vec<_>>();
         prop_assert_eq!(strata(&one_pass), strata(&exact));
+    }
+}
+
+/// What was selected of a stratum stands for all its documents, however small it is: also where a window selects fewer documents than
+/// it has strata, of which some go empty then.
+#[test]
+fn the_horvitz_thompson_total_of_every_stratum_is_its_size() {
+    const SEEDS: u64 = 3_000;
+    let cases = [
+        // Strata of 6 and 5 documents, one more is refused by the filter; one document is selected, or at times two.
+        (12, [0, 1, 1, 0, 1, 0, 1, 0, 1, 0, 1], Within::Uniform, false, 1),
+        (12, [0, 1, 1, 0, 1, 0, 1, 0, 1, 0, 1], Within::Weighted, false, 1),
+        (29, [0, 1, 1, 2, 1, 2, 3, 0, 1, 1, 1], Within::Uniform, false, 1),
+        (29, [0, 1, 1, 2, 1, 2, 3, 0, 1, 1, 1], Within::Uniform, true, 1),
+        (29, [0, 1, 1, 2, 1, 2, 3, 0, 1, 1, 1], Within::Weighted, true, 2),
+    ];
+    for (n, pattern, within, has_pools, n_targets) in cases {
+        let hard = |i: usize| pattern[i % 11];
+        let numbers = (0..n).map(|i| Some(f64::from(hard(i)))).collect();
+        let mut case = Case { hard: numbers, selector: covering(within, None, 4, "0.1"), has_pools, n_targets };
+        case.selector.temperature = 4.0;
+        let mut sizes: BTreeMap<(bool, i32), f64> = BTreeMap::new();
+        let cell = |offset: i64| (has_pools && offset % 3 == 1, hard((offset - 100) as usize));
+        let candidates = (100..100 + n as i64).filter(|offset| offset % 11 != 3);
+        candidates.for_each(|offset| *sizes.entry(cell(offset)).or_default() += 1.0);
+        let mut sums: BTreeMap<(bool, i32), (f64, f64)> = BTreeMap::new();
+        for seed in 0..SEEDS {
+            case.selector.seed = seed;
+            let mut totals: BTreeMap<(bool, i32), f64> = BTreeMap::new();
+            for row in case.decide(None).1 {
+                *totals.entry(cell(row.offset)).or_default() += row.inclusion_probability.recip();
+            }
+            for (cell, total) in totals {
+                let (sum, squares) = sums.entry(cell).or_default();
+                *sum += total;
+                *squares += total * total;
+            }
+        }
+        for (cell, size) in sizes {
+            let (sum, squares) = sums.get(&cell).copied().unwrap_or_default();
+            let mean = sum / SEEDS as f64;
+            let standard_error = ((squares / SEEDS as f64 - mean * mean).max(0.0) / SEEDS as f64).sqrt();
+            // Where one document is drawn by weight, 1 / p has no finite variance, and what is seen of it is too little.
+            let limit = match within {
+                Within::Uniform => 4.0 * standard_error + 1e-9,
+                Within::Weighted => 5.0 * standard_error + 0.05 * size,
+            };
+            let is_near = (mean - size).abs() <= limit;
+            assert!(is_near, "{cell:?} of {within:?}: {mean} of {size}, standard error {standard_error}");
+        }
     }
 }
 
