@@ -152,18 +152,19 @@ impl Oracle {
         let stratum = |c: &Candidate| ((above(c) * STRATA as f64 / (high - low)) as usize).min(STRATA - 1);
         let members = |j| left.iter().copied().filter(|c| stratum(c) == j).collect::<Vec<_>>();
         let mut strata: Vec<Vec<Candidate>> = (0..STRATA).map(members).collect();
-        let budgets = water_level(&strata.iter().map(|of| of.len() as u64).collect::<Vec<_>>(), n / 10);
+        let sizes: Vec<u64> = strata.iter().map(|of| of.len() as u64).collect();
+        let budgets = water_level(&sizes, n / 10, noise.stratum_rounding(interval.from, 0));
         let mut expected: BTreeMap<i64, (f64, f64)> = BTreeMap::new();
-        for (of, &budget) in strata.iter_mut().zip(&budgets) {
+        for (of, &(budget, due)) in strata.iter_mut().zip(&budgets) {
             of.sort_by(|a, b| b.key.total_cmp(&a.key).then(a.offset.cmp(&b.offset)));
             let threshold = of.get(budget as usize).map(|first_out| first_out.key);
             for c in &of[..budget as usize] {
-                let probability = match threshold {
+                let given_budget = match threshold {
                     _ if self.is_uniform => budget as f64 / of.len() as f64,
                     Some(threshold) => 1.0 - (-(c.weight - threshold).exp()).exp(),
                     None => 1.0,
                 };
-                expected.insert(c.offset, (c.key, probability));
+                expected.insert(c.offset, (c.key, due.min(1.0) * given_budget));
             }
         }
         let found: BTreeMap<i64, (f64, f64)> =
@@ -175,10 +176,12 @@ impl Oracle {
             assert!((found.1 - expected.1).abs() < 1e-9, "{} instead of {}", found.1, expected.1);
         }
         let [pool] = &coverage.pools[..] else { panic!("one pool: {coverage:?}") };
-        assert_eq!((pool.range, coverage.shortfall), (Some((low, high)), n / 10 - budgets.iter().sum::<u64>()));
+        let n_selected: u64 = budgets.iter().map(|(budget, _)| budget).sum();
+        assert_eq!((pool.range, coverage.shortfall), (Some((low, high)), n / 10 - n_selected));
         let occupied: Vec<_> = pool.strata.iter().map(|s| (s.stratum, s.n_documents, s.n_selected)).collect();
         let sizes = strata.iter().zip(&budgets).enumerate().filter(|(_, (of, _))| !of.is_empty());
-        assert_eq!(occupied, sizes.map(|(j, (of, budget))| (j as u32, of.len() as u64, *budget)).collect::<Vec<_>>());
+        let expected = sizes.map(|(j, (of, (budget, _)))| (j as u32, of.len() as u64, *budget));
+        assert_eq!(occupied, expected.collect::<Vec<_>>());
     }
 
     fn check_all(&self, published: &Published) {
@@ -190,15 +193,32 @@ impl Oracle {
     }
 }
 
-/// Budgets by the formula, strata taken away one by one.
-fn water_level(sizes: &[u64], mut total: u64) -> Vec<u64> {
-    let (mut budgets, mut open) = (vec![0; sizes.len()], (0..sizes.len()).collect::<Vec<_>>());
-    while let Some(&smallest) = open.iter().min_by_key(|&&j| (sizes[j], j)) {
-        budgets[smallest] = sizes[smallest].min(total / open.len() as u64);
-        total -= budgets[smallest];
-        open.retain(|&j| j != smallest);
+/// Budgets by the formula, and what they are on average: all that a stratum has, or the level of the others, which lie one after the
+/// other on a line, where a document is given out at every whole number beyond `1 - uniform`.
+fn water_level(sizes: &[u64], total: u64, uniform: f64) -> Vec<(u64, f64)> {
+    let mut ascending = sizes.to_vec();
+    ascending.sort_unstable();
+    let (mut left, mut open) = (total.min(sizes.iter().sum()), sizes.len() as u64);
+    for size in ascending {
+        if size * open > left {
+            break;
+        }
+        left -= size;
+        open -= 1;
     }
-    budgets
+    let level = if open == 0 { f64::INFINITY } else { left as f64 / open as f64 };
+    let given_up_to = |n: u64| (n as f64 * level + uniform) as u64;
+    let mut n_before = 0;
+    let budget = |&size: &u64| {
+        if size as f64 <= level {
+            return (size, size as f64);
+        }
+        n_before += 1;
+        // The last gets what is left, whatever the last bits say.
+        let up_to = if n_before == open { left } else { given_up_to(n_before) };
+        (up_to - given_up_to(n_before - 1), level)
+    };
+    sizes.iter().map(budget).collect()
 }
 
 /// A deployment whose documents wait in a folder of their own.
@@ -276,7 +296,7 @@ fn windows_over_strata_are_what_the_definition_says_whatever_dies() {
     for shard in shards(&deployment) {
         let selector = serde_json::to_value(&shard.selector).unwrap();
         let expected = serde_json::json!({ "strata": 8, "cutoff": { "rate": "0.1", "tail": "high" }, "within": "weighted",
-            "clip": 0.0, "importance": { "field": "hard" }, "cutoff_by": { "field": "hard" } });
+            "clip": 0.0, "importance": { "field": "hard" }, "cutoff_by": { "field": "hard" }, "strata_rounding": "random" });
         assert_eq!(selector["coverage"], expected);
     }
     let shown = deployment.winnowd(&["replay", "--window", &published.windows[0].id()]);

@@ -299,4 +299,20 @@ mod tests {
         assert_eq!([10, 11].map(|offset| taken.inclusion_probability(offset)), [Some(0.5), None]);
         assert_eq!((contenders.sizes(3), contenders.len()), (vec![4, 1, 0], 5));
     }
+
+    #[test]
+    fn the_best_key_is_that_of_those_that_are_meant() {
+        let importances = vec![1.0, 1.0, 5.0, 1.0];
+        let mut contenders = Contenders { n_targets: 2, importances, ..Contenders::default() };
+        for (offset, pool, keys) in
+            [(10, 0, [3.0, 9.0]), (11, 0, [2.0, 10.0]), (12, 0, [7.0, 12.0]), (13, 1, [8.0, 13.0])]
+        {
+            contenders.enter(offset, pool, keys.into_iter());
+        }
+        let is_meant =
+            |offset: i64, importance: f64, cutoff: Option<f64>| offset != 10 && importance < 2.0 && cutoff.is_none();
+        let best = |target| contenders.best_key(target, 0, is_meant);
+        assert_eq!([0, 1].map(best), [Some(2.0), Some(10.0)]);
+        assert_eq!(contenders.best_key(0, 2, is_meant), None);
+    }
 }
