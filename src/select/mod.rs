@@ -35,7 +35,8 @@ pub use coverage::{
     CoveragePlan, CoverageRequest, CoverageSelector, CoverageSettings, Covered, CoveredPool, CoveredWindow, Criterion,
     Cutoff, DEFAULT_CLIP, DEFAULT_STRATA, DocumentScores, EdgeSketches, EdgeTally, Edges, EdgesFrom, EdgesVersion,
     FixedCutoff, FixedEdges, MIN_SKETCHED, PlannedCell, QuantileSketch, QuantileSketchError, SketchVersion,
-    StrataRounding, Stratum, StratumReservoirs, Tail, Within, plan_coverage, select_coverage, warning_of_weight, water_fill,
+    StrataRounding, Stratum, StratumReservoirs, Tail, Within, plan_coverage, select_coverage, warning_of_weight,
+    water_fill,
 };
 pub use diagnostics::{
     Diagnostics, JudgedDraw, Quantiles, effective_sample_size, is_collapsed, temperature_for_effective_sample_size,
