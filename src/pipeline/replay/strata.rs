@@ -370,4 +370,43 @@ mod tests {
             }
         }
     }
+
+    /// Of a stratum whose budget came to 0 by chance, what chance its documents had; rounded down, as before that was recorded, none.
+    #[test]
+    fn a_stratum_that_went_empty_is_explained_with_its_chance() {
+        // Strata of 6 and 5 documents, of which one is selected, or in one window of ten two.
+        let documents: Vec<_> = (0..11).map(|i| (f64::from(i % 2), [0.0, 0.0])).collect();
+        for (strata_rounding, chance) in [(StrataRounding::Random, 0.55), (StrataRounding::Down, 0.0)] {
+            let mut n_empty = 0;
+            for seed in 0..20 {
+                let mut selector = SelectorSettings { seed, ..selector("0.1") };
+                let coverage = selector.coverage.as_mut().unwrap();
+                (coverage.settings.within, coverage.strata_rounding) = (Within::Uniform, strata_rounding);
+                let closed = close(&documents, &selector);
+                let division = Division::of(&selector.quotas, &of_two_targets());
+                let summary = closed.summary.coverage.as_ref();
+                let strata = Strata::of(&selector, summary, &division, 11).unwrap();
+                for (offset, hard, n) in [(0, 0.0, 6.0), (1, 1.0, 5.0)] {
+                    let seen = SeenDocument {
+                        score: score(0.0),
+                        log_importance_weights: vec![0.0; 2],
+                        numbers: [hard, f64::NAN],
+                        point: None,
+                        placed: None,
+                        refused_by: None,
+                    };
+                    let explained = strata.explain((offset, &seen, 0.0), 0, &Contenders::default());
+                    if explained.stratum.as_ref().unwrap().budget > 0 {
+                        continue;
+                    }
+                    n_empty += 1;
+                    let probability = explained.inclusion_probability(&selector, &[0.0; 2]);
+                    assert!((probability - chance / n).abs() < 1e-12, "{probability}: {explained:?}");
+                    let words = explained.in_words(&[0.0; 2], None);
+                    assert_eq!(words.contains("with probability 0.550000"), chance > 0.0, "{words}");
+                }
+            }
+            assert!(n_empty > 0, "no stratum went empty");
+        }
+    }
 }
