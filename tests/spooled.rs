@@ -193,8 +193,8 @@ impl Oracle {
     }
 }
 
-/// Budgets by the formula, and what they are on average: all that a stratum has, or the level of the others, which lie one after the
-/// other on a line, where a document is given out at every whole number beyond `1 - uniform`.
+/// Budgets by the formula, and what they are on average: all that a stratum has, or the level of the others, which lie
+/// one after the other on a line, where a document is given out at every whole number beyond `1 - uniform`.
 fn water_level(sizes: &[u64], total: u64, uniform: f64) -> Vec<(u64, f64)> {
     let mut ascending = sizes.to_vec();
     ascending.sort_unstable();
@@ -296,7 +296,8 @@ fn windows_over_strata_are_what_the_definition_says_whatever_dies() {
     for shard in shards(&deployment) {
         let selector = serde_json::to_value(&shard.selector).unwrap();
         let expected = serde_json::json!({ "strata": 8, "cutoff": { "rate": "0.1", "tail": "high" }, "within": "weighted",
-            "clip": 0.0, "importance": { "field": "hard" }, "cutoff_by": { "field": "hard" }, "strata_rounding": "random" });
+            "clip": 0.0, "importance": { "field": "hard" }, "cutoff_by": { "field": "hard" },
+            "strata_rounding": "random" });
         assert_eq!(selector["coverage"], expected);
     }
     let shown = deployment.winnowd(&["replay", "--window", &published.windows[0].id()]);

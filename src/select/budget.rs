@@ -107,8 +107,8 @@ pub(super) fn split_among_targets(budgets: &[u64], of_targets: &[u64]) -> Vec<Ve
     budgets.iter().map(of_budget).collect()
 }
 
-/// The same, begun at the budget that the document at this part (`uniform`, in (0, 1)) of all belongs to, and round to it: what begins
-/// at the first budget gives the same target the same budgets of a document in every selection.
+/// The same, begun at the budget that the document at this part (`uniform`, in (0, 1)) of all belongs to, and round to
+/// it: what begins at the first budget gives the same target the same budgets of a document in every selection.
 pub(super) fn split_among_targets_from(uniform: f64, budgets: &[u64], of_targets: &[u64]) -> Vec<Vec<u64>> {
     let total: u64 = budgets.iter().sum();
     let document = (uniform * total as f64) as u64;

@@ -9,8 +9,9 @@
 //! 2. *Quota.* The number wanted is divided among the sources, by their shares; what one cannot fill goes to the others.
 //! 3. *Strata.* The importance of each source's documents is cut into k bands of equal width ([`Edges`]).
 //! 4. *Budgets.* From the smallest stratum on, each gets an equal share of what is left, or all that it has
-//!    ([`water_fill`]). In windows, of which there are many, the water level is rounded at random ([`StrataRounding`]): a window that
-//!    selects fewer documents than it has strata would else give nothing to the small ones, always the same.
+//!    ([`water_fill`]). In windows, of which there are many, the water level is rounded at random ([`StrataRounding`]):
+//!    a window that selects fewer documents than it has strata would else give nothing to the small ones, always the
+//!    same.
 //! 5. *Noise.* Inside a stratum the best keys are selected: uniform noise, or Gumbel noise on the log weights.
 //!
 //! Edges are those of the documents at hand, or were taken from a stream before they came, as was the score of the cut-off: then each
@@ -186,9 +187,10 @@ impl Covered {
         self.pools.get(cell / n_strata)?.strata.get(cell % n_strata).copied()
     }
 
-    /// Chance of a document of this cell to be selected, given the budgets: b / n of a stratum that is drawn from uniformly,
-    /// otherwise by the turns of the stratum (see [`chance_in_turns`]). Where the budgets were left to chance it is to be multiplied
-    /// by that of [`Covered::chances`]. `selected_by`: the target that selected it. `total_log_weight` is that for a target.
+    /// Chance of a document of this cell to be selected, given the budgets: b / n of a stratum that is drawn from
+    /// uniformly, otherwise by the turns of the stratum (see [`chance_in_turns`]). Where the budgets were left to
+    /// chance it is to be multiplied by that of [`Covered::chances`]. `selected_by`: the target that selected it.
+    /// `total_log_weight` is that for a target.
     pub fn inclusion_probability(
         &self,
         settings: &SelectorSettings,

@@ -226,8 +226,8 @@ impl Division {
         self.mean_over_budgets(fraction, n_documents, available, |_, budget| vec![budget.min(1) as f64]).concat()
     }
 
-    /// Of each pool what numbers are on average, over how the count and the shares are rounded at random. `of`: what they are where a
-    /// pool has a budget.
+    /// Of each pool what numbers are on average, over how the count and the shares are rounded at random. `of`: what
+    /// they are where a pool has a budget.
     pub(super) fn mean_over_budgets(
         &self,
         fraction: Fraction,

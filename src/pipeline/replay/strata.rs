@@ -50,8 +50,8 @@ pub struct ExplainedStratum {
     pub chance: f64,
     /// For each target in turn the best key that it left; `null` when nothing was left, or nothing was to be chosen.
     pub thresholds: Vec<Option<f64>>,
-    /// For each target the best key of its other documents, where nothing was to be selected of it by chance: what one more would have
-    /// had to beat.
+    /// For each target the best key of its other documents, where nothing was to be selected of it by chance: what one
+    /// more would have had to beat.
     #[serde(skip)]
     best_others: Vec<Option<f64>>,
 }
@@ -170,9 +170,9 @@ impl ExplainedStrata {
         self.cutoff.as_ref().is_some_and(|cutoff| cutoff.is_cut)
     }
 
-    /// Chance of being selected by the thresholds, times that of the stratum to select anything; where it selected nothing by chance,
-    /// as if it had selected one. Of what several targets compete for, that of the selected documents is lower: see
-    /// [`crate::select::chance_in_turns`].
+    /// Chance of being selected by the thresholds, times that of the stratum to select anything; where it selected
+    /// nothing by chance, as if it had selected one. Of what several targets compete for, that of the selected
+    /// documents is lower: see [`crate::select::chance_in_turns`].
     pub fn inclusion_probability(&self, selector: &SelectorSettings, total_log_weights: &[f64]) -> f64 {
         let Some(stratum) = &self.stratum else { return 0.0 };
         let ExplainedStratum { within, n_documents, budget, chance, thresholds, best_others, .. } = stratum;
@@ -371,7 +371,8 @@ mod tests {
         }
     }
 
-    /// Of a stratum whose budget came to 0 by chance, what chance its documents had; rounded down, as before that was recorded, none.
+    /// Of a stratum whose budget came to 0 by chance, what chance its documents had; rounded down, as before that was
+    /// recorded, none.
     #[test]
     fn a_stratum_that_went_empty_is_explained_with_its_chance() {
         // Strata of 6 and 5 documents, of which one is selected, or in one window of ten two.

@@ -200,8 +200,8 @@ impl Contenders {
         self.cutoffs.iter().zip(&self.offsets).filter(|both| is_before(*both)).count() as u64
     }
 
-    /// The best key for a target in a pool of those of which `is_meant` is true by offset, importance, and what the cut-off looks at. It
-    /// is asked of as few as can be.
+    /// The best key for a target in a pool of those of which `is_meant` is true by offset, importance, and what the
+    /// cut-off looks at. It is asked of as few as can be.
     pub fn best_key(
         &self,
         target: usize,

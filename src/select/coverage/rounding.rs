@@ -7,13 +7,13 @@ use super::super::budget::{split_among_targets, split_among_targets_from};
 use super::super::{BudgetRounding, Division, Fraction, Rounding, apportion};
 use super::water_fill;
 
-/// How the water level of the strata of a window is rounded. Recorded with the settings: a window that was published before is
-/// decided again as it was.
+/// How the water level of the strata of a window is rounded. Recorded with the settings: a window that was published
+/// before is decided again as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StrataRounding {
-    /// By [`water_fill`], as in the paper: for one selection. Of many small ones the rare strata would go empty in each. What was
-    /// decided before this was recorded was decided so.
+    /// By [`water_fill`], as in the paper: for one selection. Of many small ones the rare strata would go empty in
+    /// each. What was decided before this was recorded was decided so.
     #[default]
     Down,
     /// At random: each stratum gets its level on average, and never a whole document more or less.
@@ -25,8 +25,8 @@ impl StrataRounding {
         *self == StrataRounding::Down
     }
 
-    /// Budgets of the strata of a pool, and of each the parts of the targets, which come to `of_targets` in all. Where those of pools
-    /// are not rounded at random, neither are these.
+    /// Budgets of the strata of a pool, and of each the parts of the targets, which come to `of_targets` in all. Where
+    /// those of pools are not rounded at random, neither are these.
     pub(super) fn budgets(
         self,
         pool: usize,
@@ -50,10 +50,12 @@ impl StrataRounding {
         }
     }
 
-    /// Chance that anything is selected of each stratum of each pool of a window, over all that is rounded at random: the count, the
-    /// shares of the pools, and the strata. `sizes`: documents of the strata, of which those without any may be left out.
+    /// Chance that anything is selected of each stratum of each pool of a window, over all that is rounded at random:
+    /// the count, the shares of the pools, and the strata. `sizes`: documents of the strata, of which those without any
+    /// may be left out.
     ///
-    /// With [`StrataRounding::Down`] it is that of the pool, whatever the stratum: nobody knew better when that was recorded.
+    /// With [`StrataRounding::Down`] it is that of the pool, whatever the stratum: nobody knew better when that was
+    /// recorded.
     pub fn chances(
         self,
         division: &Division,

@@ -169,8 +169,8 @@ impl<T> StratumReservoirs<T> {
         size_of_val(&self.sizes[..]) + size_of_val(&self.reservoirs[..])
     }
 
-    /// Selects so many, or all if there are fewer. `rounding`: of the shares of pools and targets; `strata_rounding`: of the budgets of
-    /// strata, as in [`CoverageRequest`](super::CoverageRequest).
+    /// Selects so many, or all if there are fewer. `rounding`: of the shares of pools and targets; `strata_rounding`:
+    /// of the budgets of strata, as in [`CoverageRequest`](super::CoverageRequest).
     ///
     /// # Panics
     /// If more than it was made for: documents that it would need are gone.
@@ -202,7 +202,8 @@ impl<T> StratumReservoirs<T> {
 }
 
 /// The most that a stratum with more documents than this can ever give, where `total` are selected of all: an equal share of what those
-/// with fewer leave, which is the less the more come to them, however it is rounded. `None`: each may still give all that it has.
+/// with fewer leave, which is the less the more come to them, however it is rounded. `None`: each may still give all
+/// that it has.
 fn level(total: u64, sizes: &[u64]) -> Option<u64> {
     let mut ascending = sizes.to_vec();
     ascending.sort_unstable();
@@ -210,7 +211,8 @@ fn level(total: u64, sizes: &[u64]) -> Option<u64> {
     for (n_before, size) in ascending.iter().enumerate() {
         let n = (ascending.len() - n_before) as u64;
         if size * n > left {
-            // Rounded at random a share can be one more than its whole part, also a whole one, by the last bits of a sum.
+            // Rounded at random a share can be one more than its whole part, also a whole one, by the last bits of a
+            // sum.
             return Some(left / n + 1);
         }
         left -= size;

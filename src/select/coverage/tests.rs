@@ -806,7 +806,8 @@ fn sketches_are_of_numbers_that_are_named() {
 /// Documents of twenty strata, one of them without any.
 const UNEQUAL: [u64; 20] = [1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 8, 9, 10, 12, 14, 0, 17, 21, 30, 41];
 
-/// Also where a window selects fewer documents than it has strata. Rounded down the small ones would get nothing in any window.
+/// Also where a window selects fewer documents than it has strata. Rounded down the small ones would get nothing in any
+/// window.
 #[test]
 fn every_stratum_has_its_level_over_many_windows() {
     const WINDOWS: i64 = 4_000;
@@ -889,7 +890,10 @@ fn chances_of_strata_are_those_of_their_budgets() {
 /// What is recorded without a rounding decides as it did, to the last bit, and is recorded as it was.
 #[test]
 fn settings_that_were_recorded_before_decide_as_before() {
-    let old = r#"{"strata":8,"cutoff":{"rate":"0.1","tail":"high"},"within":"weighted","clip":0.0,"importance":{"field":"hard"},"cutoff_by":{"field":"hard"}}"#;
+    let old = concat!(
+        r#"{"strata":8,"cutoff":{"rate":"0.1","tail":"high"},"within":"weighted","clip":0.0,"#,
+        r#""importance":{"field":"hard"},"cutoff_by":{"field":"hard"}}"#
+    );
     let selector: CoverageSelector = serde_json::from_str(old).unwrap();
     assert_eq!(selector.strata_rounding, StrataRounding::Down);
     assert_eq!(serde_json::to_string(&selector).unwrap(), old);

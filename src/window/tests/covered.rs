@@ -356,8 +356,8 @@ proptest! {
     }
 }
 
-/// What was selected of a stratum stands for all its documents, however small it is: also where a window selects fewer documents than
-/// it has strata, of which some go empty then.
+/// What was selected of a stratum stands for all its documents, however small it is: also where a window selects fewer
+/// documents than it has strata, of which some go empty then.
 #[test]
 fn the_horvitz_thompson_total_of_every_stratum_is_its_size() {
     const SEEDS: u64 = 3_000;
@@ -395,7 +395,8 @@ fn the_horvitz_thompson_total_of_every_stratum_is_its_size() {
             let (sum, squares) = sums.get(&cell).copied().unwrap_or_default();
             let mean = sum / SEEDS as f64;
             let standard_error = ((squares / SEEDS as f64 - mean * mean).max(0.0) / SEEDS as f64).sqrt();
-            // Where one document is drawn by weight, 1 / p has no finite variance, and what is seen of it is too little.
+            // Where one document is drawn by weight, 1 / p has no finite variance, and what is seen of it is too
+            // little.
             let limit = match within {
                 Within::Uniform => 4.0 * standard_error + 1e-9,
                 Within::Weighted => 5.0 * standard_error + 0.05 * size,
