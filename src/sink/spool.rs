@@ -7,32 +7,27 @@
 //!
 //! No Arrow IPC: rows come and go one by one and whole, columns would only be taken apart again.
 
+mod codec;
+mod file;
 mod rows;
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
-use super::patience::{Abandon, Patience};
 use super::{FullDisk, SinkError};
 use crate::score::Score;
 use crate::window::SpooledRow;
+use codec::{Borrowed, ChunkReader, PLAIN_LEVEL, Spare, ZSTD_LEVEL, compressor};
+use file::{Plan, SpoolFile};
 use rows::{Encoded, encode};
 
 /// Rows that are compressed together, at least, unless they are the last.
 const CHUNK_BYTES: usize = 128 << 10;
-/// Twice as fast as level 1, and what it writes is two fifths larger: every document passes here, and most never come back
-/// (benches/README.md, "Large windows").
-const ZSTD_LEVEL: i32 = -3;
-/// The lowest there is looks for nothing: what comes out is what goes in, with a checksum, at the speed of a copy.
-const PLAIN_LEVEL: i32 = -(128 << 10);
 /// Rows that are read together, at most, unless they are of one chunk. Beside more of them than that no others are held.
 const READ_BYTES: usize = 4 << 20;
 /// So many times that are asked for from the disk before they are read.
@@ -59,15 +54,6 @@ pub struct SpoolFolder {
     readers: Spare<ChunkReader>,
 }
 
-/// What is used again by whoever needs it next, and by one at a time.
-struct Spare<T>(Mutex<Vec<T>>);
-
-/// Goes back to the others.
-struct Borrowed<'a, T> {
-    one: Option<T>,
-    of: &'a Spare<T>,
-}
-
 /// The rows of one window.
 pub struct Spool {
     of: Arc<SpoolFolder>,
@@ -89,13 +75,6 @@ struct Pending {
     rows: Vec<u8>,
 }
 
-struct SpoolFile {
-    /// Dropped before the file.
-    _abandon: Abandon,
-    patience: Patience,
-    file: File,
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Chunk {
     /// Number of its first row.
@@ -110,13 +89,6 @@ struct Chunk {
 enum Again {
     Yes,
     No,
-}
-
-/// What will be done with a part of a file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Plan {
-    Soon,
-    Never,
 }
 
 /// Where rows are that are wanted.
@@ -379,7 +351,10 @@ impl Spool {
         read: &impl Fn(Encoded<'_>) -> io::Result<T>,
     ) -> io::Result<Vec<T>> {
         let bytes = match place {
-            Place::File(chunk) => from.read(self.file.as_ref(), chunk)?,
+            Place::File(chunk) => {
+                let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+                from.read(file, &chunk)?
+            }
             Place::Memory(pending) => &pending.rows,
         };
         let (mut encoded, mut next) = (Encoded(bytes), place.first());
@@ -406,7 +381,11 @@ impl Spool {
             let start = self.bytes;
             let file = match &mut self.file {
                 Some(file) => file,
-                none => none.insert(SpoolFile::create(&self.of)?),
+                none => {
+                    let created = SpoolFile::create(&self.of.folder, &self.of.full_disk)?;
+                    self.of.n_files.fetch_add(1, Ordering::Relaxed);
+                    none.insert(created)
+                }
             };
             file.write(compressed, start)?;
             let compressed_bytes = compressed.len() as u32;
@@ -440,108 +419,6 @@ impl Place<'_> {
             Place::File(chunk) => chunk.bytes,
             Place::Memory(pending) => pending.rows.len(),
         }
-    }
-}
-
-/// Reads chunks one after the other into the same memory: there are very many of them.
-struct ChunkReader {
-    decompressor: zstd::bulk::Decompressor<'static>,
-    compressed: Vec<u8>,
-    rows: Vec<u8>,
-}
-
-impl ChunkReader {
-    fn new() -> io::Result<Self> {
-        Ok(ChunkReader { decompressor: zstd::bulk::Decompressor::new()?, compressed: Vec::new(), rows: Vec::new() })
-    }
-
-    fn read(&mut self, file: Option<&SpoolFile>, chunk: Chunk) -> io::Result<&[u8]> {
-        let file = file.ok_or(io::ErrorKind::NotFound)?;
-        // One that was large is no measure of the next ones.
-        [&mut self.compressed, &mut self.rows].into_iter().for_each(|buffer| {
-            buffer.clear();
-            buffer.shrink_to(4 * CHUNK_BYTES);
-        });
-        self.compressed.resize(chunk.compressed_bytes as usize, 0);
-        file.file.read_exact_at(&mut self.compressed, chunk.start)?;
-        self.rows.reserve(chunk.bytes);
-        self.decompressor.decompress_to_buffer(&self.compressed[..], &mut self.rows)?;
-        Ok(&self.rows)
-    }
-}
-
-fn compressor(level: i32) -> io::Result<zstd::bulk::Compressor<'static>> {
-    let mut compressor = zstd::bulk::Compressor::new(level)?;
-    compressor.include_checksum(true)?;
-    Ok(compressor)
-}
-
-impl<T> Spare<T> {
-    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn borrow(&self) -> Borrowed<'_, T> {
-        Borrowed { one: self.lock().pop(), of: self }
-    }
-}
-
-impl<T> Default for Spare<T> {
-    fn default() -> Self {
-        Spare(Mutex::default())
-    }
-}
-
-impl<T> Borrowed<'_, T> {
-    /// The one that there is, or a new one.
-    fn get_or_try<E>(&mut self, make: impl FnOnce() -> Result<T, E>) -> Result<&mut T, E> {
-        Ok(match &mut self.one {
-            Some(one) => one,
-            none => none.insert(make()?),
-        })
-    }
-}
-
-impl<T> Drop for Borrowed<'_, T> {
-    fn drop(&mut self) {
-        self.of.lock().extend(self.one.take());
-    }
-}
-
-impl SpoolFile {
-    /// Tells the page cache what will be done with a part of the file; where that cannot be said, reading takes longer.
-    fn advise(&self, range: Range<u64>, plan: Plan) {
-        // No length would be all of it.
-        let Some(bytes) = std::num::NonZeroU64::new(range.end - range.start) else { return };
-        #[cfg(target_os = "linux")]
-        {
-            use rustix::fs::Advice::{DontNeed, WillNeed};
-            let advice = if plan == Plan::Soon { WillNeed } else { DontNeed };
-            let _ = rustix::fs::fadvise(&self.file, range.start, Some(bytes), advice);
-        }
-        #[cfg(not(target_os = "linux"))]
-        let _ = (&self.file, bytes, plan);
-    }
-
-    fn create(of: &SpoolFolder) -> io::Result<Self> {
-        let (patience, _abandon) = Patience::new(of.folder.clone(), of.full_disk.clone());
-        let file = patience.with(|| tempfile::tempfile_in(&of.folder))?;
-        of.n_files.fetch_add(1, Ordering::Relaxed);
-        Ok(SpoolFile { _abandon, patience, file })
-    }
-
-    fn write(&self, bytes: &[u8], start: u64) -> io::Result<()> {
-        let mut written = 0;
-        while written < bytes.len() {
-            let write = || self.file.write_at(&bytes[written..], start + written as u64);
-            match self.patience.with(write) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => written += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
     }
 }
 
