@@ -19,9 +19,9 @@ pub(super) enum Plan {
 
 pub(super) struct SpoolFile {
     /// Dropped before the file.
-    _abandon: Abandon,
-    patience: Patience,
-    file: File,
+    pub(super) _abandon: Abandon,
+    pub(super) patience: Patience,
+    pub(super) file: File,
 }
 
 impl SpoolFile {

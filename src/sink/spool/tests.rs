@@ -1,8 +1,12 @@
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::record::Document;
 use crate::sink::GiveUp;
+use crate::sink::patience::Patience;
 
 fn folder(is_compressed: bool) -> (tempfile::TempDir, Arc<SpoolFolder>) {
     folder_of_files(is_compressed, LARGE_BYTES)

@@ -373,7 +373,8 @@ fn the_horvitz_thompson_total_of_every_stratum_is_its_size() {
         let hard = |i: usize| pattern[i % 11];
         let numbers = (0..n).map(|i| Some(f64::from(hard(i)))).collect();
         let mut case = Case { hard: numbers, selector: covering(within, None, 4, "0.1"), has_pools, n_targets };
-        case.selector.temperature = 4.0;
+        // Weights are some hundred nats apart: by much less the heaviest would always be chosen, and 1 / p of the others never be seen.
+        case.selector.temperature = 400.0;
         let mut sizes: BTreeMap<(bool, i32), f64> = BTreeMap::new();
         let cell = |offset: i64| (has_pools && offset % 3 == 1, hard((offset - 100) as usize));
         let candidates = (100..100 + n as i64).filter(|offset| offset % 11 != 3);
